@@ -1,0 +1,79 @@
+"""Capture: from a prepared `Source` to a Program, through one of four front ends."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from ir_tools.frontends.errors import CaptureError, first_line
+from ir_tools.frontends.from_export import from_export
+from ir_tools.frontends.from_fx import from_fx
+from ir_tools.frontends.from_script import from_script
+from ir_tools.frontends.from_trace import from_trace
+from ir_tools.frontends.source import Source, undisturbed
+from ir_tools.ir import Program
+
+FRONTENDS = {"export": from_export, "trace": from_trace, "script": from_script, "fx": from_fx}
+ORDER = tuple(FRONTENDS)
+"""The order in which "auto" tries them."""
+
+
+@dataclass
+class Captured:
+    """A Program, and how it was come by."""
+
+    program: Program
+    frontend: str
+    reason: str
+    refusals: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def capture(
+    source: Source, frontend: str = "auto", accept: Callable[[Program], None] = lambda program: None
+) -> Captured:
+    """Capture by the front end named, or by the first of `ORDER` that can and whose Program `accept` does not reject.
+
+    Raises `CaptureError` with every front end's reason when none can.
+    """
+    if frontend == "auto":
+        scripted = isinstance(source.model, torch.jit.ScriptModule)
+        order: tuple[str, ...] = ("script",) if scripted else ("export",) if source.exported is not None else ORDER
+    elif frontend in FRONTENDS:
+        order = (frontend,)
+    else:
+        raise CaptureError(f"there is no front end {frontend!r}; there are auto, {', '.join(FRONTENDS)}")
+    refusals: dict[str, str] = {}
+    for name in order:
+        try:
+            with warnings.catch_warnings(record=True) as heard, undisturbed(source.model):
+                warnings.simplefilter("always")
+                program = FRONTENDS[name](source)
+            accept(program)
+        except Exception as error:  # a front end may fail in any way; its reason is kept
+            refusals[name] = f"{type(error).__name__}: {first_line(error)}"
+            if len(order) == 1:
+                prefix = f"the front end {name!r} cannot capture this model: "
+                raise CaptureError(prefix + (str(error) if isinstance(error, CaptureError) else refusals[name])) from error
+            continue
+        reason = _reason(name, frontend, source, refusals)
+        tracer = [str(w.message).splitlines()[0] for w in heard if issubclass(w.category, torch.jit.TracerWarning)]
+        return Captured(program, name, reason, refusals, list(dict.fromkeys(tracer)))
+    raise CaptureError(
+        "no front end can capture this model:\n" + "\n".join(f"  {name}: {why}" for name, why in refusals.items())
+    )
+
+
+def _reason(name: str, asked: str, source: Source, refusals: dict[str, str]) -> str:
+    if asked != "auto":
+        return "asked for"
+    if isinstance(source.model, torch.jit.ScriptModule):
+        return "the model is TorchScript"
+    if source.exported is not None:
+        return "the model is an ExportedProgram"
+    if not refusals:
+        return "first of the order export, trace, script, fx"
+    return f"after {', '.join(refusals)} refused"

@@ -1,0 +1,71 @@
+"""`torch.export` -> Program: placeholders of parameters become constants, wrapped bodies are inlined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind, OutputKind
+
+from ir_tools.frontends.source import FlatModel, Source, finish, start_draft
+from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.fx_graph import copy_graph
+from ir_tools.frontends.normalize import Normalizer
+from ir_tools.ir import Draft, Program
+
+aten = torch.ops.aten
+
+
+def from_export(source: Source) -> Program:
+    """Export the model (or take the ExportedProgram given) with the sizes of the first example."""
+    if source.exported is not None:
+        exported, prefix = source.exported, ""
+        _refuse_dynamic(exported)
+    else:
+        flat = FlatModel(source.model, source.signature).eval()
+        exported, prefix = torch.export.export(flat, tuple(source.tensors), strict=False), "model."
+    draft, inputs = start_draft(source, "export")
+    values: dict[fx.Node, Any] = {}
+    feed = iter(inputs)
+    constant_nodes: dict[str, fx.Node] = {}
+    placeholders = exported.graph.find_nodes(op="placeholder")
+    for node, spec in zip(placeholders, exported.graph_signature.input_specs, strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            # Inputs that are not tensors were baked in; only tensors have a placeholder of ours.
+            values[node] = next(feed) if isinstance(node.meta.get("val"), torch.Tensor) else node.meta.get("val")
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            tensor = _constant(exported, spec)
+            values[node] = draft.constant(str(spec.target).removeprefix(prefix), tensor)
+            constant_nodes[str(spec.target)] = values[node]
+        else:
+            raise CaptureError(f"torch.export gives an input of kind {spec.kind.name} ({node.name}), which is not supported")
+    normalizer = Normalizer(draft)
+    results = copy_graph(normalizer, exported.graph_module, values, prefix)
+    outputs = []
+    for spec, value in zip(exported.graph_signature.output_specs, results, strict=True):
+        if spec.kind is OutputKind.BUFFER_MUTATION:
+            draft.call(aten.copy_.default, constant_nodes[str(spec.target)], value)
+        elif spec.kind is OutputKind.USER_OUTPUT:
+            if isinstance(value, (fx.Node, torch.Tensor)):
+                outputs.append(value)
+        else:
+            raise CaptureError(f"torch.export gives an output of kind {spec.kind.name}, which is not supported")
+    return finish(draft, outputs)
+
+
+def _constant(exported: torch.export.ExportedProgram, spec: Any) -> torch.Tensor:
+    if spec.target in exported.state_dict:
+        return exported.state_dict[spec.target]
+    return exported.constants[spec.target]
+
+
+def _refuse_dynamic(exported: torch.export.ExportedProgram) -> None:
+    if exported.range_constraints:
+        symbols = ", ".join(map(str, exported.range_constraints))
+        raise CaptureError(
+            f"the ExportedProgram has dynamic sizes ({symbols}), which are not supported yet; export it without dynamic_shapes"
+        )
+
+
+__all__ = ["Draft", "from_export"]

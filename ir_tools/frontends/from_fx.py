@@ -1,0 +1,37 @@
+"""`torch.fx.symbolic_trace` -> Program: the traced module is traced again to ATen, parameter paths by tensor identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ir_tools.frontends.source import FlatModel, Source, finish, start_draft
+from ir_tools.frontends.fx_graph import copy_graph
+from ir_tools.frontends.normalize import Normalizer
+from ir_tools.ir import Program
+
+
+def from_fx(source: Source) -> Program:
+    """Trace symbolically (a GraphModule is taken as it is), then to pre-dispatch ATen under the first example's sizes."""
+    traced = source.model if isinstance(source.model, fx.GraphModule) else fx.symbolic_trace(source.model)
+    flat = FlatModel(traced, source.signature).eval()
+    graph_module = make_fx(
+        flat, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_module_stack=True
+    )(*source.tensors)
+
+    paths: dict[int, str] = {}
+    for name, tensor in (*source.model.named_parameters(remove_duplicate=False), *source.model.named_buffers(remove_duplicate=False)):
+        paths.setdefault(id(tensor), name)
+    draft, inputs = start_draft(source, "fx")
+    values: dict[fx.Node, Any] = dict(zip(graph_module.graph.find_nodes(op="placeholder"), inputs, strict=True))
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        value: Any = graph_module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        if isinstance(value, torch.Tensor):
+            values[node] = draft.constant(paths.get(id(value), "constant"), value)
+    outputs = copy_graph(Normalizer(draft), graph_module, values, prefix="model.")
+    return finish(draft, outputs)

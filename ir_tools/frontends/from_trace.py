@@ -1,0 +1,20 @@
+"""`torch.jit.trace` -> Program, by a walk over the traced graph."""
+
+from __future__ import annotations
+
+import torch
+
+from ir_tools.frontends.source import FlatModel, Source, finish, start_draft
+from ir_tools.frontends.torchscript_graph import GraphWalk, flat_values
+from ir_tools.ir import Program
+
+
+def from_trace(source: Source) -> Program:
+    """Trace the model on the first example. Loops and branches are those that this example took."""
+    flat = FlatModel(source.model, source.signature).eval()
+    copies = tuple(t.clone() for t in source.tensors)
+    traced = torch.jit.trace(flat, copies, check_trace=False, strict=False)
+    draft, inputs = start_draft(source, "trace")
+    walk = GraphWalk(draft, prefix="model.")
+    result = walk.run(traced, list(inputs))
+    return finish(draft, flat_values(result))

@@ -1,0 +1,108 @@
+"""Copy an ATen-level fx graph (of torch.export or make_fx) into a draft, op by op through the normalizer."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
+
+from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.normalize import Normalizer
+from ir_tools.ir import Origin
+from ir_tools.ir.dialect import map_argument
+
+_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+
+
+def copy_graph(normalizer: Normalizer, module: fx.GraphModule, values: dict[fx.Node, Any], prefix: str = "") -> list[Any]:
+    """Copy every op; `values` holds what placeholders (and `get_attr` nodes) stand for. Returns the flat outputs.
+
+    `prefix` is cut from module paths. Raises `CaptureError` naming the source line of an op that cannot be copied.
+    """
+
+    def look_up(leaf: Any) -> Any:
+        return values[leaf] if isinstance(leaf, fx.Node) else leaf
+
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or node in values:
+            continue
+        if node.op == "output":
+            results = map_argument(node.args[0], look_up)
+            return list(results) if isinstance(results, (list, tuple)) else [results]
+        if node.op == "get_attr":
+            values[node] = _attribute(module, str(node.target))
+            continue
+        if node.op != "call_function":
+            raise CaptureError(f"{node.op} of {node.target} is not an ATen operator{_where(node)}")
+        origin = Origin(_module_path(node, prefix), source_line(node.meta.get("stack_trace") or ""))
+        with normalizer.draft.origin(origin):
+            values[node] = _copy_call(normalizer, node, values, look_up, prefix)
+    raise CaptureError("the graph has no output")
+
+
+def _copy_call(normalizer: Normalizer, node: fx.Node, values: dict[fx.Node, Any], look_up: Any, prefix: str) -> Any:
+    target = node.target
+    args = [map_argument(a, look_up) for a in node.args]
+    kwargs = {k: map_argument(v, look_up) for k, v in node.kwargs.items()}
+    if isinstance(target, HigherOrderOperator):
+        return _inline(normalizer, node, args, prefix)
+    if target is operator.getitem:
+        container = args[0]
+        return container[args[1]] if isinstance(container, (list, tuple)) else normalizer.call(target, *args)
+    if isinstance(target, OpOverload):
+        try:
+            return normalizer.call(target, *args, **kwargs)
+        except TypeError as error:
+            raise CaptureError(f"{error}{_where(node)}") from error
+    if target in (torch._C._set_grad_enabled,):
+        return None
+    if not any(isinstance(a, fx.Node) for a in args):
+        return target(*args, **kwargs)  # type: ignore[operator]  # arithmetic on known numbers
+    raise CaptureError(f"{target} is not an ATen operator{_where(node)}")
+
+
+def _inline(normalizer: Normalizer, node: fx.Node, args: list[Any], prefix: str) -> Any:
+    name = str(node.target)
+    if name not in _INLINED:
+        raise CaptureError(f"control flow by {name} is not supported yet{_where(node)}")
+    if name == "wrap_with_autocast" and args[2]:
+        raise CaptureError(f"the model switches autocast on inside forward, which is not supported{_where(node)}")
+    at = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))
+    body, operands = args[at], args[at + 1 :]
+    inner = dict(zip(body.graph.find_nodes(op="placeholder"), operands, strict=True))
+    return copy_graph(normalizer, body, inner, prefix)
+
+
+def _attribute(module: fx.GraphModule, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _module_path(node: fx.Node, prefix: str) -> str:
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    path = re.sub(r"^L\['self'\]\.?", "", path)
+    return path.removeprefix(prefix) if path != prefix.rstrip(".") else ""
+
+
+def source_line(trace: str) -> str:
+    """ "file.py:12" of the innermost frame that is not torch's own, else of the innermost frame."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', trace) or re.findall(r"^\s*(\S[^\n(]*)\((\d+)\):", trace, re.M)
+    innermost_first = frames[::-1] if 'File "' in trace else frames
+    for file, line in innermost_first:
+        if "/torch/" not in file.replace("\\", "/"):
+            return f"{file.rsplit('/', 1)[-1]}:{line}"
+    return f"{innermost_first[0][0].rsplit('/', 1)[-1]}:{innermost_first[0][1]}" if frames else ""
+
+
+def _where(node: fx.Node) -> str:
+    line = source_line(node.meta.get("stack_trace") or "")
+    return f" (at {line})" if line else ""

@@ -1,0 +1,332 @@
+"""One spelling per op: every front end builds its Program through `Normalizer`, and ends with `purify`.
+
+    _convolution, convolution, conv2d.padding      ->  conv1d, conv2d, conv3d, conv_transpose*
+    relu6(x)                                       ->  hardtanh(x, 0, 6)
+    view, _unsafe_view                             ->  reshape          (where nobody writes into the value)
+    to, float, type_as, contiguous, detach, ...    ->  the value itself when nothing changes, else to.dtype or clone
+    add.Tensor(x, 2)                               ->  add.Scalar(x, 2)
+    relu_(x), add_(x, y), ...                      ->  relu(x), add(x, y)   (where nobody can tell)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from ir_tools.frontends.errors import CaptureError
+from ir_tools.ir import Draft, facts
+from ir_tools.ir.dialect import (
+    aliased_nodes,
+    argument_kind,
+    getitem,
+    op_name,
+    overload_name,
+    short_name,
+    spell_arguments,
+    written_arguments,
+    written_nodes,
+)
+
+aten = torch.ops.aten
+
+Spelling = Callable[..., Any]
+_SPELLINGS: dict[str, Spelling] = {}
+
+_CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+_CONV_TRANSPOSE = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
+
+
+class Normalizer:
+    """Adds ops to a draft in the dialect's one spelling. `call` returns a node, or an existing value for an identity."""
+
+    def __init__(self, draft: Draft):
+        self.draft = draft
+
+    def call(self, target: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(target, OpOverload):
+            return self.draft.call(target, *args, **kwargs)
+        if target.namespace not in ("aten", "torch_passes", "mkldnn", "torchvision", "quantized_decomposed"):
+            raise CaptureError(f"the operator {overload_name(target)} is not an ATen operator and cannot be captured")
+        target = _scalar_overload(target, args, kwargs)
+        args, kwargs = spell_arguments(target, args, kwargs)
+        spelling = _SPELLINGS.get(op_name(target))
+        if spelling is None:
+            return self.draft.call(target, *args, **kwargs)
+        named = dict(zip((a.name for a in target._schema.arguments if not a.kwarg_only), args, strict=True)) | kwargs
+        return spelling(self.draft, target, named)
+
+
+def _spells(*names: str) -> Callable[[Spelling], Spelling]:
+    def register(function: Spelling) -> Spelling:
+        for name in names:
+            _SPELLINGS[f"aten::{name}"] = function
+        return function
+
+    return register
+
+
+def _scalar_overload(target: OpOverload, args: tuple, kwargs: dict[str, Any]) -> OpOverload:
+    """`add.Scalar` for `add.Tensor` called with a plain number where a tensor is declared."""
+    positional = [a for a in target._schema.arguments if not a.kwarg_only]
+    for declared, value in zip(positional, args, strict=False):
+        if argument_kind(declared) == "Tensor" and isinstance(value, (bool, int, float, complex)):
+            wanted = target._schema.overload_name.replace("Tensor", "Scalar") or "Scalar"
+            packet = target.overloadpacket
+            for name in (wanted, f"Tensor_{wanted}", "ScalarOther", "Scalar"):
+                if name in packet.overloads():
+                    return getattr(packet, name)
+            raise CaptureError(f"{overload_name(target)} is given the number {value} where it declares a tensor")
+    return target
+
+
+# -- convolutions -------------------------------------------------------------------------------------------------------
+
+
+@_spells("_convolution", "convolution")
+def _convolution(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    weight_rank = facts.rank(a["weight"])
+    if weight_rank is None:
+        raise CaptureError("a convolution whose weight has no known rank")
+    dims = weight_rank - 2
+    stride, padding, dilation, output_padding = (
+        list(v) * dims if len(v) == 1 else list(v)
+        for v in (a["stride"], a["padding"], a["dilation"], a["output_padding"])
+    )
+    x, w, b, groups = a["input"], a["weight"], a["bias"], a["groups"]
+    if a["transposed"]:
+        return draft.call(_CONV_TRANSPOSE[dims], x, w, b, stride, padding, output_padding, groups, dilation)
+    return draft.call(_CONV[dims], x, w, b, stride, padding, dilation, groups)
+
+
+@_spells("conv1d", "conv2d", "conv3d", "_convolution_mode")
+def _conv_with_padding_mode(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    mode = a["padding"]
+    if not isinstance(mode, str):
+        return draft.call(target, *a.values())
+    x, w = a.get("input"), a["weight"]
+    kernel = facts.shape(w)
+    if kernel is None:
+        raise CaptureError("a convolution whose weight has no known shape")
+    dims = len(kernel) - 2
+    dilation = list(a["dilation"]) if len(a["dilation"]) == dims else list(a["dilation"]) * dims
+    stride = list(a["stride"]) if len(a["stride"]) == dims else list(a["stride"]) * dims
+    total = [0] * dims if mode == "valid" else [d * (k - 1) for d, k in zip(dilation, kernel[2:], strict=True)]
+    if any(t % 2 for t in total):
+        # torch pads the odd element on the right: pad explicitly, last dimension first.
+        pads = [p for t in reversed(total) for p in (t // 2, t - t // 2)]
+        x = draft.call(aten.constant_pad_nd.default, x, pads, 0)
+        total = [0] * dims
+    return draft.call(_CONV[dims], x, w, a["bias"], stride, [t // 2 for t in total], dilation, a["groups"])
+
+
+# -- norms, activations, pools ------------------------------------------------------------------------------------------
+
+
+@_spells("batch_norm", "layer_norm", "instance_norm", "group_norm")
+def _norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    # The switch for cuDNN is torch's to set where the model runs; front ends record it differently.
+    for switch in ("cudnn_enabled", "cudnn_enable"):
+        if switch in a:
+            a[switch] = True
+    return draft.call(target, **a)
+
+
+@_spells("relu6")
+def _relu6(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    return draft.call(aten.hardtanh.default, a["self"], 0.0, 6.0)
+
+
+@_spells("relu6_")
+def _relu6_(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    return draft.call(aten.hardtanh_.default, a["self"], 0.0, 6.0)
+
+
+@_spells("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
+def _pool(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    if a["stride"] == []:
+        a["stride"] = list(a["kernel_size"])
+    return draft.call(target, **a)
+
+
+@_spells("dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_")
+def _dropout_in_place(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    # In eval an in-place dropout is the identity; nothing is written.
+    if not a["train"] or a["p"] == 0:
+        return draft.call(getattr(aten, short_name(target).rstrip("_")).default, *a.values())
+    return draft.call(target, *a.values())
+
+
+# -- identities ---------------------------------------------------------------------------------------------------------
+
+
+@_spells("detach", "detach_", "alias", "lift_fresh", "lift_fresh_copy", "positive", "data", "resolve_conj", "resolve_neg")
+def _identity(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    return a["self"]
+
+
+@_spells("_assert_tensor_metadata")
+def _dropped(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    # Made by exporters about facts that the emitted module checks at its inputs.
+    return None
+
+
+@_spells("contiguous")
+def _contiguous(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    known = facts.fact(a["self"])
+    if known is not None and known.is_contiguous(memory_format=a["memory_format"]):
+        return a["self"]
+    return draft.call(target, **a)
+
+
+@_spells("to", "type_as", "_to_copy", "float", "double", "half", "bfloat16", "int", "long")
+def _to(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    x = a["self"]
+    before = facts.fact(x)
+    result = facts.compute_fact(draft.program.mode, target, tuple(_positional(target, a)), _keyword_only(target, a))
+    if before is None or result is None:
+        return draft.call(target, **a)
+    if result.device != before.device:
+        raise CaptureError(
+            f"the model moves a value from {before.device} to {result.device}; models over several devices cannot be captured"
+        )
+    same_layout = a.get("memory_format") in (None, torch.preserve_format) or result.stride() == before.stride()
+    copies = bool(a.get("copy", False)) or op_name(target) == "aten::_to_copy"
+    if not same_layout:
+        x = draft.call(aten.contiguous.default, x, memory_format=a["memory_format"])
+    if result.dtype != before.dtype:
+        return draft.call(aten.to.dtype, x, result.dtype)
+    if copies and same_layout:
+        return draft.call(aten.clone.default, x)
+    return x
+
+
+@_spells("slice")
+def _slice(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    size = facts.shape(a["self"])
+    if size is not None and a["step"] == 1 and a["start"] in (None, 0):
+        length = size[a["dim"]]
+        if a["end"] is None or a["end"] >= length:
+            return a["self"]
+    return draft.call(target, **a)
+
+
+@_spells("expand")
+def _expand(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    size = facts.shape(a["self"])
+    if size is not None and len(size) == len(a["size"]) and all(w in (-1, s) for s, w in zip(size, a["size"], strict=True)):
+        return a["self"]
+    return draft.call(target, **a)
+
+
+@_spells("as_strided", "as_strided_")
+def _as_strided(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    raise CaptureError("as_strided reads memory by address; a compiler that may change layouts cannot keep its meaning")
+
+
+def _positional(target: OpOverload, a: dict[str, Any]) -> list[Any]:
+    return [a[s.name] for s in target._schema.arguments if not s.kwarg_only]
+
+
+def _keyword_only(target: OpOverload, a: dict[str, Any]) -> dict[str, Any]:
+    return {s.name: a[s.name] for s in target._schema.arguments if s.kwarg_only}
+
+
+# -- in-place ops -------------------------------------------------------------------------------------------------------
+
+
+def purify(draft: Draft) -> None:
+    """Replace in-place ops by pure ones where nobody can tell, views by reshapes, and register what stays as state.
+
+    `op_(t, ...)` may become `t' = op(t, ...)` when t's storage belongs to the graph (no input, no constant), and no other
+    value that may share it and was made before is read afterwards. Later readers of `t` read `t'`.
+    """
+    graph = draft.graph
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    sharing: dict[fx.Node, list[fx.Node]] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and written_nodes(node):
+            node = _purified(draft, node, sharing, order) or node
+        group = [node]
+        for other in aliased_nodes(node):
+            known = sharing[other]
+            if known is group:
+                continue
+            small, group = sorted((group, known), key=len)
+            group.extend(small)
+            for member in small:
+                sharing[member] = group
+        sharing[node] = group
+    mutated = facts.mutated_values(graph)
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node in mutated:
+            name = str(node.target)
+            if name not in draft.program.state:
+                draft.program.state |= {name}
+                draft.program.constants[name] = draft.program.constants[name].clone()
+        elif node.op == "call_function" and op_name(node.target) in ("aten::view", "aten::_unsafe_view"):
+            if node in mutated or (known := facts.shape(node)) is None or len(node.args) != 2:
+                continue
+            if not isinstance(node.args[1], list):  # view.dtype reads the bits anew
+                continue
+            with draft.before(node):
+                draft.redirect(node, draft.call(aten.reshape.default, node.args[0], list(known)))
+
+
+def _purified(
+    draft: Draft, writer: fx.Node, sharing: dict[fx.Node, list[fx.Node]], order: dict[fx.Node, int]
+) -> fx.Node | None:
+    """The pure node that took the place of `writer`, None when it must stay."""
+    pure = pure_overload(writer.target)
+    target = writer.args[0]
+    if pure is None or not isinstance(target, fx.Node) or facts.dtype(target) is None:
+        return None
+    now = order[writer]
+    for member in sharing[target]:
+        if member.op in ("placeholder", "get_attr"):
+            return None
+        if member is not target and any(order[reader] > now for reader in member.users):
+            return None
+    with draft.before(writer):
+        new = draft.call(pure, *writer.args, **writer.kwargs)
+        if facts.shape(new) != facts.shape(target):
+            new = draft.call(aten.expand.default, new, list(facts.shape(target) or ()))
+        if facts.dtype(new) != facts.dtype(target):
+            new = draft.call(aten.to.dtype, new, facts.dtype(target))
+    for n in reversed(list(_back_to(writer, new))):
+        order[n] = now
+        sharing[n] = [n]
+    for reader in list(target.users):
+        if order[reader] > now:
+            draft.redirect_in(reader, target, new)
+    draft.redirect(writer, new)
+    draft.remove(writer)
+    return new
+
+
+def _back_to(writer: fx.Node, new: fx.Node) -> list[fx.Node]:
+    """The nodes just inserted in front of `writer`, up to `new` (at most an op, an expand and a cast)."""
+    inserted, node = [new], new.prev
+    while node in new.all_input_nodes and node.op == "call_function" and node.next is inserted[-1] and len(inserted) < 3:
+        inserted.append(node)
+        node = node.prev
+    return inserted
+
+
+def pure_overload(target: Any) -> OpOverload | None:
+    """`relu` for `relu_`, `add.Tensor` for `add_.Tensor`; None when there is no pure twin with the same arguments."""
+    if target is getitem or not isinstance(target, OpOverload):
+        return None
+    name = short_name(target)
+    if not name.endswith("_") or name.endswith("__") or written_arguments(target) != (target._schema.arguments[0].name,):
+        return None
+    packet = getattr(aten, name[:-1], None)
+    overload = target._schema.overload_name or "default"
+    if packet is None or overload not in packet.overloads():
+        return None
+    pure = getattr(packet, overload)
+    same = [a.name for a in pure._schema.arguments] == [a.name for a in target._schema.arguments]
+    return pure if same else None

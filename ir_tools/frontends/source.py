@@ -1,0 +1,204 @@
+"""What every front end starts from and ends with: the bound example calls, the signature, the draft, the finished Program.
+
+Whatever runs the user's model runs it inside `undisturbed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from ir_tools.frontends.errors import CaptureError, first_line
+from ir_tools.frontends.normalize import purify
+from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
+from ir_tools.ir.signature import binder, leaf_names, split_leaves
+
+Model = nn.Module | torch.export.ExportedProgram
+
+
+@dataclass
+class Example:
+    """One call of the model: its bound arguments, the tensors in it, and what the user's model answered."""
+
+    arguments: dict[str, Any]
+    tensors: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+
+
+@dataclass
+class Source:
+    """A model ready for capture: how it is called, and example calls with the user's own answers."""
+
+    model: nn.Module
+    exported: torch.export.ExportedProgram | None
+    signature: Signature
+    examples: list[Example]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return self.examples[0].tensors
+
+
+class FlatModel(nn.Module):
+    """The user's model as a function from flat tensors to a list of tensors, for front ends that know only those."""
+
+    def __init__(self, model: nn.Module, signature: Signature):
+        super().__init__()
+        self.model = model
+        self.signature = signature
+
+    def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        result = call_model(self.model, self.signature.arguments(tensors))
+        return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def call_model(model: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """Call with bound arguments, positional-only ones and `*args` included."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    kinds = {p.name: p.kind for p in forward_parameters(model)}
+    for name, value in arguments.items():
+        kind = kinds.get(name, inspect.Parameter.KEYWORD_ONLY)
+        if kind is inspect.Parameter.POSITIONAL_ONLY:
+            args.append(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            args.extend(value)
+        else:
+            kwargs[name] = value
+    if any(kinds.get(n) is inspect.Parameter.VAR_POSITIONAL for n in arguments):
+        # What stands before *args must go by position too.
+        before = [n for n in arguments if kinds.get(n) is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        args = [kwargs.pop(n) for n in before] + args
+    return model(*args, **kwargs)
+
+
+def forward_parameters(model: Any) -> list[inspect.Parameter]:
+    """The parameters of `forward`, without self."""
+    if isinstance(model, torch.jit.ScriptModule):
+        parameters = []
+        for a in model.forward.schema.arguments[1:]:
+            default = a.default_value if a.has_default_value() else inspect.Parameter.empty
+            kind = inspect.Parameter.KEYWORD_ONLY if a.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+            parameters.append(inspect.Parameter(a.name, kind, default=default))
+        return parameters
+    return list(inspect.signature(model.forward).parameters.values())
+
+
+# -- leaving things as found --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run something on the user's model and put buffers, attributes, random generators and switches back afterwards."""
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    attributes = [] if scripted else [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules()]
+    plain = [
+        (v, v.detach().clone()) for _, saved, _ in attributes for v in saved.values() if type(v) is torch.Tensor and not v.requires_grad
+    ]
+    python_state = random.getstate()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        random.setstate(python_state)
+        for module, saved, saved_buffers in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(saved)
+            module._buffers.clear()
+            module._buffers.update(saved_buffers)
+        with torch.no_grad():
+            for tensor, value in (*buffers, *plain):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def answer(model: nn.Module, arguments: dict[str, Any]) -> Any:
+    """What the user's model gives on one call, run eagerly, leaving no trace. Inputs written by the model are copies."""
+    with undisturbed(model):
+        torch.manual_seed(0)
+        return call_model(model, pytree.tree_map_only(torch.Tensor, torch.clone, arguments))
+
+
+# -- preparing ----------------------------------------------------------------------------------------------------------
+
+
+def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> Source:
+    """Bind the example calls, run the user's model on them, and write down its signature.
+
+    Raises `CaptureError` when the model itself fails on an example, or the examples disagree in structure.
+    """
+    exported = model if isinstance(model, torch.export.ExportedProgram) else None
+    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    bind = binder(forward_parameters(module))
+    examples: list[Example] = []
+    signature: Signature | None = None
+    for args, kwargs in calls:
+        arguments = bind(*args, **kwargs)
+        leaves, in_tree = pytree.tree_flatten(arguments)
+        in_leaves, tensors = split_leaves(leaves)
+        try:
+            result = answer(module, arguments)
+        except Exception as error:
+            raise CaptureError(
+                f"the model itself fails on the example inputs: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        out_leaves, outputs = split_leaves(pytree.tree_leaves(result))
+        if not outputs:
+            raise CaptureError("the model returns no tensor on the example inputs; there is nothing to compute")
+        names = [n for n, leaf in zip(leaf_names(in_tree), in_leaves, strict=True) if isinstance(leaf, int)]
+        specs = tuple(InputSpec(n, tuple(t.shape), t.dtype) for n, t in zip(names, tensors, strict=True))
+        this = Signature(
+            bind, tuple(arguments), specs, in_tree, in_leaves, pytree.tree_structure(result), out_leaves
+        )
+        if signature is None:
+            signature = this
+        elif (this.inputs, this.in_tree, this.in_leaves, this.out_tree) != (
+            signature.inputs, signature.in_tree, signature.in_leaves, signature.out_tree,
+        ):  # fmt: skip
+            raise CaptureError(
+                "the example inputs differ in structure, shape or dtype: "
+                f"first {signature.describe()}; another {this.describe()}"
+            )
+        examples.append(Example(arguments, [t.detach() for t in tensors], [t.detach().clone() for t in outputs]))
+    if signature is None:
+        raise CaptureError("no example inputs were given")
+    return Source(module, exported, signature, examples)
+
+
+def start_draft(source: Source, frontend: str) -> tuple[Draft, list[fx.Node]]:
+    """An empty draft with the placeholders of the source's signature."""
+    program = Program(fx.Graph(), source.signature, mode=FakeTensorMode(allow_non_fake_inputs=False), frontend=frontend)
+    draft = Draft(program)
+    nodes = [
+        draft.placeholder("".join(c if c.isalnum() else "_" for c in spec.name), tensor)
+        for spec, tensor in zip(source.signature.inputs, source.tensors, strict=True)
+    ]
+    return draft, nodes
+
+
+def finish(draft: Draft, outputs: Sequence[Any]) -> Program:
+    """Close a draft that a front end filled: outputs, purification, sweeping, the contract."""
+    values = [draft.constant("constant", v) if isinstance(v, torch.Tensor) else v for v in outputs]
+    if len(values) != draft.program.signature.output_count:
+        raise CaptureError(
+            f"the captured graph gives {len(values)} tensors, the model {draft.program.signature.output_count}"
+        )
+    draft.output(values)
+    purify(draft)
+    program = draft.finish()
+    check_wellformed(program)
+    return program

@@ -1,0 +1,20 @@
+"""The IR: one `Program` for every front end. Imports none of its sibling folders."""
+
+from ir_tools.ir.edit import Draft
+from ir_tools.ir.facts import FactError
+from ir_tools.ir.origin import Origin
+from ir_tools.ir.program import Packing, Program
+from ir_tools.ir.signature import InputSpec, Signature
+from ir_tools.ir.wellformed import IllFormedError, check_wellformed
+
+__all__ = [
+    "Draft",
+    "FactError",
+    "IllFormedError",
+    "InputSpec",
+    "Origin",
+    "Packing",
+    "Program",
+    "Signature",
+    "check_wellformed",
+]

@@ -1,0 +1,112 @@
+"""Facts about values: shape and dtype (as fake tensors), and which values share storage.
+
+Facts are three-valued: a question about a value without a fact is answered None, "unknown", and a rule that needs the
+answer refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from networkx.utils import UnionFind
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ir_tools.errors import PassesError
+from ir_tools.ir.dialect import aliased_nodes, has_effect, map_argument, overload_name, written_nodes
+
+
+class FactError(PassesError, RuntimeError):
+    """An op rejects the shapes or dtypes of its arguments."""
+
+
+def fact(value: Any) -> Any:
+    """The fake tensor (or tuple/list of them) of a node, None when unknown; anything else stands for itself."""
+    return value.meta.get("val") if isinstance(value, fx.Node) else value
+
+
+def set_fact(node: fx.Node, value: Any) -> None:
+    node.meta["val"] = value
+
+
+def shape(value: Any) -> tuple[int, ...] | None:
+    known = fact(value)
+    return tuple(known.shape) if isinstance(known, torch.Tensor) else None
+
+
+def rank(value: Any) -> int | None:
+    known = fact(value)
+    return known.dim() if isinstance(known, torch.Tensor) else None
+
+
+def dtype(value: Any) -> torch.dtype | None:
+    known = fact(value)
+    return known.dtype if isinstance(known, torch.Tensor) else None
+
+
+def device(value: Any) -> torch.device | None:
+    known = fact(value)
+    return known.device if isinstance(known, torch.Tensor) else None
+
+
+def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What `target` gives on the facts of its arguments; None when one of them is unknown.
+
+    Raises `FactError` when the op itself rejects them.
+    """
+    unknown = False
+
+    def known(value: Any) -> Any:
+        nonlocal unknown
+        out = fact(value)
+        unknown = unknown or (isinstance(value, fx.Node) and out is None)
+        return out
+
+    fake_args = tuple(map_argument(a, known) for a in args)
+    fake_kwargs = {k: map_argument(v, known) for k, v in kwargs.items()}
+    if unknown:
+        return None
+    try:
+        with torch.no_grad(), mode:
+            return target(*fake_args, **fake_kwargs)
+    except Exception as error:
+        shapes = ", ".join(_describe(a) for a in fake_args)
+        raise FactError(f"{overload_name(target)}({shapes}) fails: {str(error).splitlines()[0]}") from error
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return repr(value)
+
+
+def storage_classes(nodes: Iterable[fx.Node]) -> UnionFind:
+    """Values grouped by "may share storage"."""
+    classes = UnionFind()
+    for node in nodes:
+        classes[node]  # noqa: B018 - registers the node
+        for other in aliased_nodes(node):
+            classes.union(node, other)
+    return classes
+
+
+def mutated_values(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Every value whose storage some node of the graph may write into: passes leave these alone."""
+    writers = [n for n in graph.nodes if n.op == "call_function" and written_nodes(n)]
+    if not writers:
+        return frozenset()
+    classes = storage_classes(graph.nodes)
+    roots = {classes[target] for writer in writers for target in written_nodes(writer)}
+    return frozenset(n for n in graph.nodes if classes[n] in roots)
+
+
+def live_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that the outputs, or an effect, need."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in live or has_effect(node):
+            live.add(node)
+            live.update(node.all_input_nodes)
+    return live

@@ -1,0 +1,165 @@
+"""How a model is called: names, structure and sizes of what goes in, structure of what comes out.
+
+A call is bound to the parameter names of `forward`, so that `model(x, mask=m)` and `model(x, m)` are one call. The bound
+arguments are flattened with `torch.utils._pytree`; tensor leaves are the Program's inputs, every other leaf (a flag, a
+number, None) was baked in at capture and is compared at later calls.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ir_tools.errors import PassesError
+
+
+class SignatureError(PassesError, TypeError):
+    """A call that does not fit the signature that was captured."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor input. `name` is the path in the call ("x", "batch['mask']"); sizes in `shape` are baked in."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.name}: {str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class _Baked:
+    """A leaf of a call or result that is not a tensor."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The call signature of a captured model.
+
+    `parameters`: names of the arguments given at capture, in order. `in_tree`: structure of `{name: value}`.
+    `in_leaves`/`out_leaves`: per leaf an index into the flat tensors, or the baked value. `bind` turns any call into
+    `{name: value}`.
+    """
+
+    bind: Callable[..., dict[str, Any]]
+    parameters: tuple[str, ...]
+    inputs: tuple[InputSpec, ...]
+    in_tree: pytree.TreeSpec
+    in_leaves: tuple[int | _Baked, ...]
+    out_tree: pytree.TreeSpec
+    out_leaves: tuple[int | _Baked, ...]
+
+    @property
+    def output_count(self) -> int:
+        return sum(isinstance(leaf, int) for leaf in self.out_leaves)
+
+    def flatten(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """The tensors of a call, in the order of `inputs`. Raises `SignatureError` when the call has another shape."""
+        leaves, tree = pytree.tree_flatten(self.bind(*args, **kwargs))
+        if tree != self.in_tree:
+            raise SignatureError(
+                f"the call has another structure than the one captured: expected {self.describe()}, "
+                f"got {describe_tree(tree, leaves)}"
+            )
+        tensors: list[torch.Tensor] = []
+        for name, leaf, wanted in zip(leaf_names(self.in_tree), leaves, self.in_leaves, strict=True):
+            if isinstance(wanted, int):
+                if not isinstance(leaf, torch.Tensor):
+                    raise SignatureError(f"input '{name}' must be a tensor, got {type(leaf).__name__}")
+                tensors.append(leaf)
+            elif isinstance(leaf, torch.Tensor) or leaf != wanted.value:
+                raise SignatureError(
+                    f"input '{name}' was {wanted.value!r} when the model was captured and is baked in; got "
+                    f"{'a tensor' if isinstance(leaf, torch.Tensor) else repr(leaf)}. Capture again with the new value."
+                )
+        return tensors
+
+    def check(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Raise `SignatureError`, naming the input, when a rank, size or dtype differs from what was captured."""
+        for spec, t in zip(self.inputs, tensors, strict=True):
+            if t.dtype != spec.dtype:
+                raise SignatureError(f"input '{spec.name}' must have dtype {spec.dtype}, got {t.dtype}")
+            if tuple(t.shape) != spec.shape:
+                raise SignatureError(
+                    f"input '{spec.name}' must have shape {list(spec.shape)} (sizes were baked in at capture), "
+                    f"got {list(t.shape)}"
+                )
+
+    def arguments(self, tensors: Sequence[Any]) -> dict[str, Any]:
+        """The bound arguments of a call from flat tensors: the inverse of `flatten`."""
+        return pytree.tree_unflatten(_fill(self.in_leaves, tensors), self.in_tree)
+
+    def unflatten_outputs(self, tensors: Sequence[Any]) -> Any:
+        """The user's output structure from the Program's flat outputs."""
+        return pytree.tree_unflatten(_fill(self.out_leaves, tensors), self.out_tree)
+
+    def describe(self) -> str:
+        return ", ".join(map(str, self.inputs)) or "no tensors"
+
+
+def _fill(leaves: Sequence[int | _Baked], tensors: Sequence[Any]) -> list[Any]:
+    return [tensors[leaf] if isinstance(leaf, int) else leaf.value for leaf in leaves]
+
+
+def leaf_names(tree: pytree.TreeSpec) -> list[str]:
+    """A readable path per leaf of `{name: value}`: `x`, `batch['mask']`, `pair[0]`."""
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten([0] * tree.num_leaves, tree))
+    return [_path_name(path) for path, _ in paths]
+
+
+def _path_name(path: tuple) -> str:
+    first, *rest = path
+    name = str(first.key) if hasattr(first, "key") else str(first)
+    return name + "".join(pytree.keystr((p,)) for p in rest)
+
+
+def describe_tree(tree: pytree.TreeSpec, leaves: Sequence[Any]) -> str:
+    parts = []
+    for name, leaf in zip(leaf_names(tree), leaves, strict=True):
+        if isinstance(leaf, torch.Tensor):
+            parts.append(f"{name}: {str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}")
+        else:
+            parts.append(f"{name}={leaf!r}")
+    return ", ".join(parts) or "no arguments"
+
+
+def binder(parameters: Sequence[inspect.Parameter]) -> Callable[..., dict[str, Any]]:
+    """A function that binds any legal call of `forward` to `{parameter: value}`, leaving defaults out."""
+    signature = inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters])
+
+    def bind(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise SignatureError(f"the call does not fit forward{signature}: {error}") from None
+        out: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                out.update(value)
+            elif value is not signature.parameters[name].default:
+                out[name] = value
+        return out
+
+    return bind
+
+
+def split_leaves(leaves: Sequence[Any]) -> tuple[tuple[int | _Baked, ...], list[torch.Tensor]]:
+    """Leaves as indices into the list of tensors, or baked values; and that list."""
+    tensors: list[torch.Tensor] = []
+    out: list[int | _Baked] = []
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            out.append(len(tensors))
+            tensors.append(leaf)
+        else:
+            out.append(_Baked(leaf))
+    return tuple(out), tensors

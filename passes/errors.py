@@ -1,0 +1,44 @@
+"""The errors that users meet, one tree. Each message says what was given, what was expected, and what to do."""
+
+from ir_tools.emit.errors import EmitError, ModelFileError
+from ir_tools.errors import PassesError
+from ir_tools.frontends.errors import CaptureError
+from ir_tools.ir.signature import SignatureError
+
+__all__ = [
+    "CaptureError",
+    "EmitError",
+    "InputError",
+    "ModelFileError",
+    "ModelInTrainingError",
+    "NumericsError",
+    "OptionError",
+    "PassOrderError",
+    "PassesError",
+    "SignatureError",
+    "UnknownPassError",
+]
+
+
+class UnknownPassError(PassesError, ValueError):
+    """A name that is no pass; the nearest names are listed."""
+
+
+class OptionError(PassesError, ValueError):
+    """A pass or `optimize` got an option, or a value of one, that it does not have."""
+
+
+class PassOrderError(PassesError, ValueError):
+    """The passes are in an order that would give wrong or worse results."""
+
+
+class InputError(PassesError, ValueError):
+    """The example inputs are missing or do not fit the model."""
+
+
+class ModelInTrainingError(PassesError, ValueError):
+    """The model, or a module in it, is in training mode."""
+
+
+class NumericsError(PassesError, ArithmeticError):
+    """The numbers moved further than the pass may move them."""
