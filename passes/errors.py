@@ -4,6 +4,7 @@ from ir_tools.emit.errors import EmitError, ModelFileError
 from ir_tools.errors import PassesError
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.ir.signature import SignatureError
+from ir_tools.rewrite import OptionError
 
 __all__ = [
     "CaptureError",
@@ -22,10 +23,6 @@ __all__ = [
 
 class UnknownPassError(PassesError, ValueError):
     """A name that is no pass; the nearest names are listed."""
-
-
-class OptionError(PassesError, ValueError):
-    """A pass or `optimize` got an option, or a value of one, that it does not have."""
 
 
 class PassOrderError(PassesError, ValueError):

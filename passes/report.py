@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from ir_tools.rewrite.journal import Refusal, Rewrite
+
+REASONS_SHOWN = 12
+MODULES_SHOWN = 3
 
 
 @dataclass
@@ -22,6 +35,10 @@ class StepReport:
     max_abs_error: float | None = None
     sqnr_db: float | None = None
     tolerance: str = ""
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.rewrites) or self.nodes_before != self.nodes_after
 
 
 @dataclass
@@ -45,3 +62,186 @@ class Report:
     notes: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     ops_left: dict[str, int] = field(default_factory=dict)
+    dry_run: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Some pass rewrote something."""
+        return any(step.changed for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists, strings and finite numbers: what `json.dumps` takes.
+
+        A number that JSON cannot hold (the SQNR of equal tensors is infinite) becomes the string "inf" or "nan".
+        """
+        return {**_plain(asdict(self)), "changed": self.changed}
+
+    def __str__(self) -> str:
+        """The report as text, 80 columns wide, without colour."""
+        console = Console(file=StringIO(), width=80, color_system=None, force_terminal=False, legacy_windows=False)
+        console.print(self)
+        assert isinstance(console.file, StringIO)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.header()
+        yield Text("")
+        yield self.table()
+        yield from self.verdict()
+        yield from self.refused()
+        yield from self.noted()
+
+    # -- the parts of the printed report ------------------------------------------------------------------------------
+
+    def header(self) -> Table:
+        """Front end and why, inputs, engine: a two-column grid."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold", no_wrap=True)
+        grid.add_column(overflow="fold")
+        reason = f" ({self.frontend_reason})" if self.frontend_reason else ""
+        grid.add_row("front end", Text(f"{self.frontend or '-'}{reason}"))
+        for name, why in self.frontend_refusals.items():
+            grid.add_row("", Text(f"not {name}: {_first_line(why)}", style="yellow"))
+        captured = f"{self.captured_nodes} ops"
+        if self.capture_seconds:
+            captured += f" in {_seconds(self.capture_seconds)} s"
+        if self.captured_sqnr_db is not None:
+            captured += f", {_agreement(self.captured_sqnr_db, self.captured_max_abs_error)}"
+        grid.add_row("captured", Text(captured))
+        if self.inputs:
+            grid.add_row("inputs", Text("; ".join(self.inputs)))
+        if self.engine:
+            grid.add_row("engine", Text(self.engine))
+        return grid
+
+    def table(self) -> Table:
+        """One row per pass."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("pass", overflow="fold")
+        for heading in ("rewrites", "refused", "nodes", "max error", "SQNR dB", "seconds"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for step in self.steps:
+            nodes = f"{step.nodes_before}→{step.nodes_after}" if step.changed else str(step.nodes_after)
+            table.add_row(
+                Text(step.name + "".join(f"\n  {k}={_option(v)}" for k, v in step.options.items())),
+                Text(str(len(step.rewrites)), style="bold green" if step.rewrites else "dim"),
+                Text(str(len(step.refusals)), style="yellow" if step.refusals else "dim"),
+                nodes,
+                _error(step.max_abs_error),
+                _decibel(step.sqnr_db, unit=""),
+                _seconds(step.seconds),
+                style="" if step.changed else "dim",
+            )
+        return table
+
+    def verdict(self) -> Iterable[Text]:
+        """Whether anything changed, and whether the numbers were checked."""
+        yield Text("")
+        if not self.changed:
+            what = "nothing would change" if self.dry_run else "nothing changed"
+            yield Text(f"{what}: no pass found anything to rewrite", style="bold yellow")
+        if self.dry_run:
+            yield Text("dry run: nothing was emitted", style="bold")
+            return
+        if self.verified:
+            agreement = f": {_agreement(self.sqnr_db, self.max_abs_error)}" if self.sqnr_db is not None else ""
+            yield Text(f"verified{agreement}", style="bold green")
+        else:
+            yield Text("not verified: no numbers were compared with the eager model", style="bold yellow")
+        if self.seconds:
+            emitted = f", of which emission {_seconds(self.emit_seconds)} s" if self.emit_seconds else ""
+            yield Text(f"took {_seconds(self.seconds)} s{emitted}")
+        if self.ops_left:
+            most = sorted(self.ops_left.items(), key=lambda item: (-item[1], item[0]))
+            shown = ", ".join(f"{name} ×{count}" for name, count in most[:8])
+            yield Text(f"ops: {shown}" + (f", {len(most) - 8} other kinds" if len(most) > 8 else ""))
+
+    def refused(self, limit: int = REASONS_SHOWN) -> Iterable[Text | Padding]:
+        """Refusals grouped by pass and reason, the most frequent first."""
+        groups: dict[tuple[str, str], list[Refusal]] = {}
+        for step in self.steps:
+            for refusal in step.refusals:
+                groups.setdefault((step.name, refusal.reason), []).append(refusal)
+        if not groups:
+            return
+        yield Text("\nrefused", style="bold")
+        ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+        for (name, reason), refusals in ordered[:limit]:
+            yield Padding(Text(f"{name}: {reason} ×{len(refusals)}", style="yellow"), (0, 0, 0, 2))
+            yield Padding(Text(places([r.module for r in refusals])), (0, 0, 0, 4))
+        if len(ordered) > limit:
+            more = sum(len(refusals) for _, refusals in ordered[limit:])
+            yield Padding(Text(f"… {len(ordered) - limit} more reasons, {more} places"), (0, 0, 0, 2))
+
+    def rewritten(self) -> Iterable[Text | Padding]:
+        """Rewrites grouped by pass and rule. Not part of the printed report; the CLI's `explain` shows it."""
+        groups: dict[tuple[str, str], list[Rewrite]] = {}
+        for step in self.steps:
+            for rewrite in step.rewrites:
+                groups.setdefault((step.name, rewrite.rule), []).append(rewrite)
+        if not groups:
+            return
+        yield Text("\nwould fire" if self.dry_run else "\nfired", style="bold")
+        for (name, rule), rewrites in groups.items():
+            label = name if rule in ("", name) else f"{name}: {rule}"
+            yield Padding(Text(f"{label} ×{len(rewrites)}", style="green"), (0, 0, 0, 2))
+            yield Padding(Text(places([r.module for r in rewrites])), (0, 0, 0, 4))
+
+    def noted(self) -> Iterable[Text | Padding]:
+        if self.notes:
+            yield Text("\nnotes", style="bold")
+        for note in self.notes:
+            yield Padding(Text(note), (0, 0, 0, 2))
+
+
+def places(modules: Sequence[str], limit: int = MODULES_SHOWN) -> str:
+    """`layer1.0.bn1, layer1.0.bn2, layer1.1.bn1, … 20 more`: each module once, the first few."""
+    distinct = list(dict.fromkeys(modules))
+    more = len(distinct) - limit
+    return ", ".join(distinct[:limit]) + (f", … {more} more" if more > 0 else "")
+
+
+# -- numbers for people -----------------------------------------------------------------------------------------------
+
+
+def _decibel(value: float | None, unit: str = " dB") -> str:
+    if value is None:
+        return "-"
+    if math.isinf(value) and value > 0:
+        return "equal"  # no noise at all: the outputs are bitwise those of the eager model
+    return f"{value:.1f}{unit}"
+
+
+def _agreement(sqnr_db: float, max_abs_error: float | None) -> str:
+    if math.isinf(sqnr_db) and sqnr_db > 0:
+        return "bitwise equal to the eager model"
+    error = f", max error {_error(max_abs_error)}" if max_abs_error is not None else ""
+    return f"SQNR {_decibel(sqnr_db)}{error} against the eager model"
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def _option(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return _option(value)

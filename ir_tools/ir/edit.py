@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import getitem, has_effect, map_argument, short_name, spell_arguments
-from ir_tools.ir.origin import Origin, origin, set_origin
+from ir_tools.ir.origin import Origin, origin, place, set_origin
 from ir_tools.ir.program import Packing, Program, public_name
 
 
@@ -56,6 +56,13 @@ class Draft:
             return self._original
         self.sweep()
         return self.program
+
+    @property
+    def head(self) -> fx.Node:
+        """The last placeholder or constant: what is inserted behind it may read all of them."""
+        if self._head is None:
+            raise ValueError("the Program has neither inputs nor constants")
+        return self._head
 
     # -- adding -------------------------------------------------------------------------------------------------------
 
@@ -122,8 +129,16 @@ class Draft:
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._name_hint(target, args))
         facts.set_fact(node, value)
         set_origin(node, self._origin)
-        self._edited = True
         return node
+
+    def insert_after(self, value: fx.Node, readers: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
+        """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `readers`."""
+        after = value if value.op == "call_function" else self.head
+        with self.graph.inserting_after(after), self.origin(origin(value).made_by(made_by)):
+            new = self.call(target, value, *args)
+        for reader in readers:
+            self.redirect_in(reader, value, new)
+        return new
 
     def output(self, values: Sequence[Any]) -> fx.Node:
         return self.graph.output(tuple(values))
@@ -145,19 +160,23 @@ class Draft:
         self.graph.erase_node(node)
         self._edited = True
 
-    def sweep(self) -> int:
-        """Remove nodes without readers or effect, and constants that nothing reads. Returns how many nodes went."""
-        removed = 0
+    def sweep(self) -> list[tuple[str, str]]:
+        """Remove nodes without readers or effect, and constants that nothing reads.
+
+        Returns (name, place) of the ops that went.
+        """
+        removed: list[tuple[str, str]] = []
         for node in reversed(list(self.graph.nodes)):
-            if not node.users and not has_effect(node):
-                if node.op == "get_attr":
-                    self._constant_nodes.pop(str(node.target), None)
-                else:
-                    removed += 1
-                if self._head is node:
-                    self._head = node.prev if node.prev.op != "root" else None
-                self.graph.erase_node(node)
-                self._edited = True
+            if node.users or has_effect(node):
+                continue
+            if node.op == "get_attr":
+                self._constant_nodes.pop(str(node.target), None)
+            else:
+                removed.append((node.name, place(node)))
+            if self._head is node:
+                self._head = node.prev if node.prev.op != "root" else None
+            self.graph.erase_node(node)
+            self._edited = True
         program = self.program
         for name in set(program.constants) - set(self._constant_nodes):
             del program.constants[name]

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from networkx.utils import UnionFind
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
 
 from ir_tools.errors import PassesError
-from ir_tools.ir.dialect import aliased_nodes, has_effect, map_argument, overload_name, written_nodes
+from ir_tools.ir.dialect import aliased_nodes, has_effect, map_argument, nodes_in, overload_name, written_nodes
 
 
 class FactError(PassesError, RuntimeError):
@@ -51,6 +51,14 @@ def device(value: Any) -> torch.device | None:
     return known.device if isinstance(known, torch.Tensor) else None
 
 
+# Ops without a fake kernel in torch: the position of the argument that has the shape and dtype of the result.
+SAME_FACT_AS = {
+    "mkldnn::_convolution_pointwise.binary": 1,
+    "mkldnn::_convolution_pointwise_.binary": 0,
+    "mkldnn::_linear_pointwise.binary": 1,
+}
+
+
 def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What `target` gives on the facts of its arguments; None when one of them is unknown.
 
@@ -71,6 +79,11 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
     try:
         with torch.no_grad(), mode:
             return target(*fake_args, **fake_kwargs)
+    except UnsupportedOperatorException as error:
+        like = SAME_FACT_AS.get(overload_name(target))
+        if like is None:
+            raise FactError(f"{overload_name(target)} has no fake kernel, so its result's shape cannot be known") from error
+        return fake_args[like]
     except Exception as error:
         shapes = ", ".join(_describe(a) for a in fake_args)
         raise FactError(f"{overload_name(target)}({shapes}) fails: {str(error).splitlines()[0]}") from error
@@ -100,6 +113,24 @@ def mutated_values(graph: fx.Graph) -> frozenset[fx.Node]:
     classes = storage_classes(graph.nodes)
     roots = {classes[target] for writer in writers for target in written_nodes(writer)}
     return frozenset(n for n in graph.nodes if classes[n] in roots)
+
+
+def dies_at(node: fx.Node, reader: fx.Node) -> bool:
+    """`reader` reads `node` once and last, and no other value that is read from here on shares its memory."""
+    if sum(n is node for n in nodes_in([*reader.args, *reader.kwargs.values()])) != 1:
+        return False
+    last = reader
+    while node.op == "call_function":
+        if any(user is not last and (user > last or node in aliased_nodes(user)) for user in node.users):
+            return False
+        sources = aliased_nodes(node)
+        if not sources:
+            return True
+        if len(sources) > 1:
+            return False
+        # The memory is that of an earlier value (written in place, or viewed): that one must be dead by now too.
+        last, node = node, sources[0]
+    return False
 
 
 def live_nodes(graph: fx.Graph) -> set[fx.Node]:

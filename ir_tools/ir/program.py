@@ -34,7 +34,7 @@ class Packing:
         """The packed, opaque copy of a plain `weight`."""
         ops = torch.ops.mkldnn
         if self.kind == "linear":
-            return ops._reorder_linear_weight(weight.to_mkldnn(), self.batch)
+            return ops._reorder_linear_weight(weight, self.batch)
         return ops._reorder_convolution_weight(
             weight, self.padding, self.stride, self.dilation, self.groups, self.input_size
         )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import networkx as nx
+from torch import fx
 
 from ir_tools.ir.program import Program
 
@@ -16,3 +20,31 @@ def dataflow(program: Program) -> nx.DiGraph:
         graph.add_node(node)
         graph.add_edges_from((n, node) for n in node.all_input_nodes if n.op != "get_attr")
     return graph
+
+
+@dataclass
+class Region:
+    """A connected set of ops. `entries`: values read from outside; `exits`: values that are read outside."""
+
+    nodes: set[fx.Node]
+    entries: list[fx.Node]
+    exits: list[fx.Node]
+
+    def readers(self, value: fx.Node) -> list[fx.Node]:
+        """Who reads a stub on `value`: readers inside for an entry, readers outside for an exit."""
+        inside = value not in self.nodes
+        return [reader for reader in value.users if (reader in self.nodes) is inside]
+
+
+def regions(program: Program, belongs: Callable[[fx.Node], bool]) -> list[Region]:
+    """The connected regions of the ops for which `belongs` holds, in order of execution."""
+    graph = dataflow(program)
+    order = {node: i for i, node in enumerate(program.nodes)}
+    members = graph.subgraph([n for n in graph if n.op == "call_function" and belongs(n)])
+    found = []
+    for component in nx.weakly_connected_components(members):
+        nodes = sorted(component, key=order.__getitem__)
+        entries = dict.fromkeys(n for node in nodes for n in graph.predecessors(node) if n not in component)
+        exits = [n for n in nodes if any(r not in component for r in graph.successors(n))]
+        found.append(Region(set(component), list(entries), exits))
+    return sorted(found, key=lambda region: min(order[n] for n in region.nodes))

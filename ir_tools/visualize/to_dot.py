@@ -1,8 +1,8 @@
 """A Program as a drawing: DOT text, and SVG where the graphviz program `dot` is installed.
 
-Reading a drawing: one box per op with its name, its result's dtype and shape, and the constants that it reads; boxes are
-framed by module; the fill says what kind of op it is (the legend lists the kinds present); a thick red border marks the
-nodes that the last pass made. Hovering over a box in the SVG shows the whole call.
+Reading a drawing: one box per op with its name, its result's dtype and shape, and the constants that it reads; boxes
+are framed by module; the fill says what kind of op it is (the legend lists the kinds present); a thick red border marks
+the nodes that the last pass made. Hovering over a box in the SVG shows the whole call.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _NEW = "#e03131"
 _INPUT = "#ffffff"
 
 _OPS_BY_KIND = {
-    "compute": """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm addmm baddbmm
-        einsum scaled_dot_product_attention embedding lstm gru""",
+    "compute": """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm addmm
+        baddbmm einsum scaled_dot_product_attention embedding lstm gru""",
     "norm": "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm softmax log_softmax",
-    "activation": """relu relu6 hardtanh leaky_relu prelu hardswish hardsigmoid silu sigmoid tanh gelu elu selu mish clamp
-        clamp_min clamp_max softplus""",
+    "activation": """relu relu6 hardtanh leaky_relu prelu hardswish hardsigmoid silu sigmoid tanh gelu elu selu mish
+        clamp clamp_min clamp_max softplus""",
     "cast": "to to_mkldnn to_dense contiguous type_as _to_copy",
 }
 _KIND_OF_OP = {op: kind for kind, ops in _OPS_BY_KIND.items() for op in ops.split()}
@@ -203,7 +203,8 @@ class _Writer:
         if self.new_seen:
             rows.append(_legend_row(f'BORDER="2" COLOR="{_NEW}"', "made by this pass"))
         table = f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="3">{"".join(rows)}</TABLE>'
-        dot.node("legend ", f"<{table}>", shape="plain", style="", tooltip="legend")  # no fx node has a space in its name
+        # No fx node has a space in its name.
+        dot.node("legend ", f"<{table}>", shape="plain", style="", tooltip="legend")
 
 
 def _legend_row(swatch: str, text: str) -> str:

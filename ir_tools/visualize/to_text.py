@@ -66,10 +66,10 @@ def stated_arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def _same(value: Any, default: Any) -> bool:
-    # A node compares by identity, but `True == 1` and `1 == 1.0` would hide a difference that the schema makes.
-    return type(value) is type(default) and value == default or (
-        isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)) and list(value) == list(default)
-    )
+    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
+        return list(value) == list(default)
+    # `True == 1` and `1 == 1.0`, but the schema tells them apart.
+    return type(value) is type(default) and value == default
 
 
 def argument_text(value: Any) -> str:
@@ -106,8 +106,8 @@ def _lines(program: Program) -> Iterator[str]:
         elif node.op == "output":
             yield f"return {node_text(node)}"
         else:
-            module = origin(node).module
-            yield f"{node.name} = {node_text(node)} : {describe_value(fact(node))}" + (f"  # {module}" if module else "")
+            module = f"  # {origin(node).module}" if origin(node).module else ""
+            yield f"{node.name} = {node_text(node)} : {describe_value(fact(node))}{module}"
 
 
 def to_text(program: Program) -> str:

@@ -1,0 +1,462 @@
+"""Emission: a Program as a ScriptModule.
+
+    _chunk_0 ... _chunk_n   the calls, `chunk_size` of them in each (one huge function compiles in quadratic time)
+    forward                 checks the inputs, runs the chunks, builds the outputs
+    <user's paths>          the constants, as parameters and buffers
+    packed                  weights laid out for oneDNN, packed again whenever the file is loaded
+
+The text names ops without their overloads, so after compiling every call is compared with the Program's overload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch.jit import ScriptModule
+
+from ir_tools.emit.calling import Structure, emitted_arguments, output_structure
+from ir_tools.emit.constants import build_tree, describe, free_name, path_text, place_constants
+from ir_tools.emit.errors import EmitError
+from ir_tools.emit.literals import spell, spell_string
+from ir_tools.emit.local_names import LocalNames
+from ir_tools.emit.packed_weights import add_packed_weights, attach_packing, packing_text
+from ir_tools.emit.torch_jit import define, script_tree
+from ir_tools.ir.dialect import DIALECT_ONLY, argument_names, getitem, overload_name
+from ir_tools.ir.facts import FactError, compute_fact, dtype
+from ir_tools.ir.origin import place
+from ir_tools.ir.program import Program
+
+# Namespaces whose ops stock libtorch does not know: they have to be lowered first.
+_NOT_IN_LIBTORCH = frozenset({"torch_passes", "quantized_decomposed"})
+
+_DTYPE_NAMES = [
+    *("float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+    *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool"),
+    *("complex32", "complex64", "complex128"),
+]
+
+_CHECK_INPUT = """\
+def _check_input(self, value: Tensor, name: str, dtype: int, shape: List[int]) -> None:
+    if value.dtype != dtype:
+        raise RuntimeError("input '{}' must have dtype {}, got {}".format(
+            name, self._dtype_name(dtype), self._dtype_name(value.dtype)))
+    if value.dim() != len(shape):
+        raise RuntimeError("input '{}' must have rank {} (shape {}), got rank {} (shape {})".format(
+            name, len(shape), shape, value.dim(), value.size()))
+    if value.size() != shape:
+        raise RuntimeError("input '{}' must have shape {} (sizes were baked in at capture), got {}".format(
+            name, shape, value.size()))
+"""
+
+_CHECK_LENGTH = """\
+def _check_length(self, name: str, expected: int, given: int) -> None:
+    if given != expected:
+        raise RuntimeError("input '{}' must have {} elements, got {}".format(name, expected, given))
+"""
+
+_CHECK_KEYS = """\
+def _check_keys(self, name: str, expected: List[str], given: List[str]) -> None:
+    if sorted(given) != expected:
+        raise RuntimeError("input '{}' must have the keys {}, got {}".format(name, expected, sorted(given)))
+"""
+
+
+def emit(program: Program, chunk_size: int = 250) -> ScriptModule:
+    """A ScriptModule in eval mode that computes `program`.
+
+    Parameters and buffers are the Program's own tensors until the module is saved or `round_trip`ped; state is a copy.
+    Raises EmitError, naming the node, for what TorchScript cannot hold or reads differently.
+    """
+    text = _write(program, chunk_size)
+    root = build_tree(program, text.paths)
+    for name, value in text.floats.items():
+        setattr(root, name, torch.jit.Attribute(value, float))
+    if text.packed:
+        add_packed_weights(root, text.packed_name)
+    scripted = script_tree(root)
+    if text.packed:
+        attach_packing(getattr(scripted, text.packed_name), program, text.packed, chunk_size)
+    for name, method in text.methods.items():
+        _compile(scripted, name, method)
+    for name, statements in text.chunks.items():
+        _check_overloads(scripted, name, statements)
+    return scripted
+
+
+def torchscript_source(program: Program, chunk_size: int = 250) -> str:
+    """The TorchScript text of `program`, for people to read: the constants as comments, then the methods."""
+    text = _write(program, chunk_size)
+    lines = [f"# {path_text(path)}: {describe(program.constants[name])}" for name, path in text.paths.items()]
+    lines += [f"# self.{name}: {value!r}" for name, value in text.floats.items()]
+    lines += [
+        f"# self.{text.packed_name}.weights[{i}]: {describe(program.constants[name])} of {name}, packed"
+        for i, name in enumerate(text.packed)
+    ]
+    methods = list(text.methods.values())
+    if text.packed:
+        methods.insert(0, f"# methods of self.{text.packed_name}\n" + packing_text(program, text.packed, chunk_size))
+    return "\n".join(["\n".join(lines) + "\n", *methods])
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """One line of a chunk. `expected` is the full name of the overload that it must resolve to."""
+
+    node: fx.Node
+    text: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    expected: str
+
+
+@dataclass
+class _Text:
+    """Everything that emission writes. `methods` and `chunks` go by method name, `paths` by constant."""
+
+    paths: dict[str, tuple[str, ...]]
+    packed: list[str]
+    packed_name: str
+    floats: dict[str, float] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+    chunks: dict[str, list[_Statement]] = field(default_factory=dict)
+
+
+def _write(program: Program, chunk_size: int) -> _Text:
+    if chunk_size < 1:
+        raise EmitError(f"chunk_size must be at least 1, got {chunk_size}")
+    _refuse_what_libtorch_lacks(program)
+    used = program.used_constants()
+    paths = place_constants(name for name in used if name not in program.packings)
+    packed = [name for name in used if name in program.packings]
+    text = _Text(paths, packed, free_name("packed", paths.values()))
+    _Writer(program, text).write(chunk_size)
+    return text
+
+
+def _refuse_what_libtorch_lacks(program: Program) -> None:
+    left = [
+        n for n in program.calls if n.target in DIALECT_ONLY or getattr(n.target, "namespace", "") in _NOT_IN_LIBTORCH
+    ]
+    if left:
+        ops = ", ".join(sorted({overload_name(n.target) for n in left}))
+        raise EmitError(
+            f"the Program still holds {ops} (first at {place(left[0])}), which stock torch does not know; "
+            "run a lowering pass such as lower_aten first"
+        )
+
+
+class _Writer:
+    """Writes the methods of one Program into `text`."""
+
+    def __init__(self, program: Program, text: _Text):
+        self.program = program
+        self.text = text
+        self.names = LocalNames()
+        # What each node is called in the text; several names for an op with several results.
+        self.variables: dict[fx.Node, str | tuple[str, ...]] = {}
+        self.types: dict[str, str] = {}
+        self.packed_index = {name: i for i, name in enumerate(text.packed)}
+        self._reads: dict[str, None] = {}
+
+    def write(self, chunk_size: int) -> None:
+        # forward's arguments come first, so that they keep the user's names.
+        arguments = emitted_arguments(self.program.signature)
+        argument_locals = [self.names.fresh(a.name) for a in arguments]
+        unpack: list[str] = []
+        input_locals: dict[int, str] = {}
+        for argument, local in zip(arguments, argument_locals, strict=True):
+            self._unpack(argument.structure, local, argument.path, unpack, input_locals)
+        for i, placeholder in enumerate(self.program.placeholders):
+            self._name(placeholder, input_locals[i], "Tensor")
+
+        statements = [s for node in self.program.calls if (s := self._statement(node)) is not None]
+        result_type, result, result_reads = self._result()
+        calls = self._chunks(statements, chunk_size, result_reads)
+
+        checks = [
+            f"self._check_input({input_locals[i]}, {spell_string(spec.name)}, {spec.dtype}, {list(spec.shape)})"
+            for i, spec in enumerate(self.program.signature.inputs)
+        ]
+        declared = [f"{local}: {a.structure.annotation}" for a, local in zip(arguments, argument_locals, strict=True)]
+        forward = _method("forward", declared, result_type, [*unpack, *checks, *calls, f"return {result}"])
+
+        methods = self.text.methods
+        if checks:
+            methods["_dtype_name"] = _dtype_name_method()
+            methods["_check_input"] = _CHECK_INPUT
+        if "self._check_length(" in forward:
+            methods["_check_length"] = _CHECK_LENGTH
+        if "self._check_keys(" in forward:
+            methods["_check_keys"] = _CHECK_KEYS
+        methods.update(self._chunk_methods)
+        methods["forward"] = forward
+
+    # -- inputs and outputs --------------------------------------------------------------------------------------------
+
+    def _unpack(self, structure: Structure, text: str, path: str, lines: list[str], locals_: dict[int, str]) -> None:
+        """Lines that take a container apart, checking what its type does not say; `locals_` gets each tensor's name."""
+        if structure.kind == "tensor":
+            if text not in self.names:
+                local = self.names.fresh(path)
+                lines.append(f"{local} = {text}")
+                text = local
+            locals_[structure.index] = text
+            return
+        name = spell_string(path)
+        if structure.kind == "list":
+            lines.append(f"self._check_length({name}, {len(structure.parts)}, len({text}))")
+        if structure.kind == "dict":
+            keys = ", ".join(map(spell_string, sorted(structure.keys)))
+            lines.append(f"self._check_keys({name}, [{keys}], {text}.keys())")
+        for i, part in enumerate(structure.parts):
+            if structure.kind == "dict":
+                key = structure.keys[i]
+                self._unpack(part, f"{text}[{spell_string(key)}]", f"{path}[{key!r}]", lines, locals_)
+            else:
+                self._unpack(part, f"{text}[{i}]", f"{path}[{i}]", lines, locals_)
+
+    def _result(self) -> tuple[str, str, set[str]]:
+        """Type and text of what forward returns, and the names it reads."""
+        self._reads = {}
+        values = [self._output(i, v) for i, v in enumerate(self.program.output.args[0])]  # type: ignore[union-attr,arg-type]
+        reads = set(self._reads)
+        structure = output_structure(self.program.signature)
+        if structure is not None:
+            return structure.annotation, _container_text(structure, values), reads
+        if not values:
+            return "None", "None", reads
+        return f"Tuple[{', '.join(['Tensor'] * len(values))}]", f"({', '.join(values)},)", reads
+
+    def _output(self, index: int, value: Any) -> str:
+        if not isinstance(value, fx.Node):
+            raise EmitError(f"output {index} is {value!r}, not a tensor")
+        text = self._variable(value)
+        if self.types.get(text, "Tensor") != "Tensor":
+            raise EmitError(f"output {index} ({value.name}) is a {self.types[text]}, not a tensor")
+        return text
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def _name(self, node: fx.Node, name: str, type_: str) -> None:
+        self.variables[node] = name
+        self.types[name] = type_
+
+    def _variable(self, node: fx.Node) -> str:
+        """The text of a node's value."""
+        if node.op == "get_attr":
+            constant = str(node.target)
+            if constant in self.packed_index:
+                return f"self.{self.text.packed_name}.weights[{self.packed_index[constant]}]"
+            return path_text(self.text.paths[constant])
+        name = self.variables.get(node)
+        if name is None:
+            raise EmitError(f"{node.name} has no value that could be read")
+        if isinstance(name, tuple):
+            raise EmitError(f"{node.name} has {len(name)} results and is read as one; read them with getitem")
+        self._reads[name] = None
+        return name
+
+    def _statement(self, node: fx.Node) -> _Statement | None:
+        """The line that computes `node`; None for a getitem that only names one of several results."""
+        self._reads = {}
+        if node.target is getitem:
+            return self._getitem(node)
+        if not isinstance(node.target, OpOverload):
+            raise EmitError(f"{node.name} calls {node.target!r}, which is not an op")
+        try:
+            call = self._call(node, node.target)
+        except EmitError as error:
+            raise EmitError(f"{place(node)}: {overload_name(node.target)}: {error}") from None
+        reads = tuple(self._reads)
+        results = [r.type.annotation_str for r in node.target._schema.returns]
+        names = [self.names.fresh(node.name if len(results) == 1 else f"{node.name}_{i}") for i in range(len(results))]
+        self.types.update(zip(names, results, strict=True))
+        if results:
+            self.variables[node] = names[0] if len(names) == 1 else tuple(names)
+            call = f"{', '.join(names)} = {call}"
+        return _Statement(node, call, reads, tuple(names), overload_name(node.target))
+
+    def _getitem(self, node: fx.Node) -> _Statement | None:
+        container, index = node.args
+        if not isinstance(container, fx.Node) or not isinstance(index, int):
+            raise EmitError(f"{node.name}: getitem takes an op's results and a number, got {node.args}")
+        results = self.variables.get(container)
+        if isinstance(results, tuple):
+            name = results[index]
+            self._name(node, name, self.types[name])
+            return None
+        text = self._variable(container)
+        type_ = self.types[text]
+        if not type_.startswith("List["):
+            raise EmitError(f"{node.name} reads an element of {container.name}, which is a {type_}")
+        name = self.names.fresh(node.name)
+        self._name(node, name, type_.removeprefix("List[").removesuffix("]"))
+        return _Statement(node, f"{name} = {text}[{index}]", (text,), (name,), "aten::__getitem__.t")
+
+    def _call(self, node: fx.Node, target: OpOverload) -> str:
+        positional, keyword_only = argument_names(target)
+        if len(node.args) != len(positional) or set(node.kwargs) != set(keyword_only):
+            raise EmitError("the arguments are not spelled out in full")
+        kwargs = _with_bool_dtype(self.program, node, target)
+        declared = {a.name: a for a in target._schema.arguments}
+        arguments = []
+        for position, (name, value) in enumerate(zip(positional, node.args, strict=True)):
+            if value is None and _is_ambiguous_none(target, position):
+                arguments.append(f"torch.jit.annotate({declared[name].type.annotation_str}, None)")
+            else:
+                arguments.append(spell(value, declared[name].type, self._variable, self._held_float))
+        for name in keyword_only:
+            arguments.append(f"{name}={spell(kwargs[name], declared[name].type, self._variable, self._held_float)}")
+        namespace, packet = target._schema.name.split("::")
+        return f"torch.ops.{namespace}.{packet}({', '.join(arguments)})"
+
+    def _held_float(self, value: float) -> str:
+        for name, known in self.text.floats.items():
+            if known == value:
+                return f"self.{name}"
+        name = f"_float_{len(self.text.floats)}"
+        self.text.floats[name] = value
+        return f"self.{name}"
+
+    # -- chunks --------------------------------------------------------------------------------------------------------
+
+    def _chunks(self, statements: list[_Statement], chunk_size: int, result_reads: set[str]) -> list[str]:
+        """Write the chunk methods; the lines of forward that call them."""
+        groups = [statements[at : at + chunk_size] for at in range(0, len(statements), chunk_size)]
+        last_chunk_reading = {name: i for i, group in enumerate(groups) for s in group for name in s.reads}
+        last_chunk_reading.update(dict.fromkeys(result_reads, len(groups)))
+        self._chunk_methods: dict[str, str] = {}
+        calls = []
+        for i, group in enumerate(groups):
+            written = [name for s in group for name in s.writes]
+            inside = set(written)
+            live_in = list(dict.fromkeys(name for s in group for name in s.reads if name not in inside))
+            live_out = [name for name in written if last_chunk_reading.get(name, -1) > i]
+            method = f"_chunk_{i}"
+            self._chunk_methods[method] = self._chunk_method(method, group, live_in, live_out)
+            self.text.chunks[method] = group
+            call = f"self.{method}({', '.join(live_in)})"
+            calls.append(f"{', '.join(live_out)} = {call}" if live_out else call)
+        return calls
+
+    def _chunk_method(self, name: str, group: list[_Statement], live_in: list[str], live_out: list[str]) -> str:
+        types = [self.types[v] for v in live_out]
+        returned = types[0] if len(types) == 1 else f"Tuple[{', '.join(types)}]" if types else "None"
+        lines = [f"{s.text}{_comment(s.node)}" for s in group]
+        lines.append(f"return {', '.join(live_out) or 'None'}")
+        return _method(name, [f"{v}: {self.types[v]}" for v in live_in], returned, lines)
+
+
+def _method(name: str, arguments: list[str], result: str, lines: list[str]) -> str:
+    return f"def {name}({', '.join(['self', *arguments])}) -> {result}:\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def _dtype_name_method() -> str:
+    names = ", ".join(f"torch.{name}: {spell_string('torch.' + name)}" for name in _DTYPE_NAMES)
+    lines = [f"names = {{{names}}}", 'return names[dtype] if dtype in names else "dtype " + str(dtype)']
+    return _method("_dtype_name", ["dtype: int"], "str", lines)
+
+
+def _comment(node: fx.Node) -> str:
+    path = place(node)
+    return f"  # {path}" if path != node.name and path.isprintable() else ""
+
+
+def _container_text(structure: Structure, values: list[str]) -> str:
+    if structure.kind == "tensor":
+        return values[structure.index]
+    parts = [_container_text(p, values) for p in structure.parts]
+    if structure.kind == "tuple":
+        return f"({', '.join(parts)},)"
+    if structure.kind == "list":
+        return f"[{', '.join(parts)}]"
+    return "{" + ", ".join(f"{spell_string(k)}: {v}" for k, v in zip(structure.keys, parts, strict=True)) + "}"
+
+
+# -- overloads ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _is_ambiguous_none(target: OpOverload, position: int) -> bool:
+    """Another overload declares another optional type at this position, so that a bare None could mean that one."""
+    packet = target.overloadpacket
+    own = target._schema.arguments[position].type.annotation_str
+    for overload in packet.overloads():
+        arguments = getattr(packet, overload)._schema.arguments
+        if position < len(arguments):
+            other = arguments[position].type
+            if other.kind() == "OptionalType" and other.annotation_str != own:
+                return True
+    return False
+
+
+def _with_bool_dtype(program: Program, node: fx.Node, target: OpOverload) -> dict[str, Any]:
+    """The keyword arguments, with the dtype filled in where a bool number would otherwise decide it.
+
+    TorchScript has no bool numbers: `full([2], True)` is read as `full([2], 1)` and gives integers.
+    Raises EmitError where that cannot be said with a dtype.
+    """
+    kwargs = dict(node.kwargs)
+    declared = {a.name: a.type for a in target._schema.arguments}
+    given = dict(zip(argument_names(target)[0], node.args, strict=True)) | kwargs
+    if not any(isinstance(v, bool) and "number" in declared[k].annotation_str for k, v in given.items()):
+        return kwargs
+    wanted = dtype(node)
+
+    def as_number(name: str, value: Any) -> Any:
+        return int(value) if isinstance(value, bool) and "number" in declared[name].annotation_str else value
+
+    args = tuple(as_number(k, given[k]) for k in argument_names(target)[0])
+    try:
+        read = compute_fact(program.mode, target, args, {k: as_number(k, v) for k, v in kwargs.items()})
+    except FactError as error:
+        raise EmitError(f"a bool given as a number is an int in TorchScript: {error}") from None
+    if wanted is None or not isinstance(read, torch.Tensor) or read.dtype == wanted:
+        return kwargs
+    if "dtype" in kwargs and kwargs["dtype"] is None:
+        return kwargs | {"dtype": wanted}
+    raise EmitError(
+        f"a bool given as a number is an int in TorchScript and makes the result {read.dtype}, not {wanted}"
+    )
+
+
+def _compile(scripted: ScriptModule, name: str, text: str) -> None:
+    try:
+        define(scripted, text)
+    except RuntimeError as error:
+        raise EmitError(f"TorchScript does not accept the text of {name}:\n{str(error).strip()}") from error
+
+
+def _check_overloads(scripted: ScriptModule, method: str, statements: list[_Statement]) -> None:
+    """Raise EmitError unless every call of a compiled chunk means the Program's overload."""
+    schemas = _resolved_schemas(getattr(scripted, method).graph)
+    for statement in statements:
+        schema = next(schemas, "nothing (the call is gone)")
+        if schema.split("(", 1)[0] != statement.expected:
+            wanted = getattr(statement.node.target, "_schema", statement.expected)
+            raise EmitError(
+                f"TorchScript reads {statement.node.name} (at {place(statement.node)}) differently than it is meant\n"
+                f"  meant: {wanted}\n  read:  {schema}\n  text:  {statement.text}"
+            )
+    extra = next(schemas, None)
+    if extra is not None:
+        raise EmitError(f"{method} holds a call that the Program does not have: {extra}")
+
+
+def _resolved_schemas(graph: torch._C.Graph) -> Iterator[str]:
+    """The schemas of a chunk's calls in order; reads of packed weights are no calls of the Program."""
+    for node in graph.nodes():
+        if node.kind().startswith("prim::"):
+            continue
+        if node.kind() == "aten::__getitem__" and next(node.inputs()).node().kind() == "prim::GetAttr":
+            continue
+        yield node.schema()

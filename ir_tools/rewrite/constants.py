@@ -1,0 +1,33 @@
+"""Which nodes depend on constants only, and what they evaluate to."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from ir_tools.ir import Program, facts
+from ir_tools.ir.dialect import DIALECT_ONLY, has_effect, map_argument
+
+
+def is_foldable(program: Program, node: fx.Node) -> bool:
+    """The node gives one tensor, has no effect, and all its tensor operands are constants that nobody writes into."""
+    if not isinstance(node.target, OpOverload) or node.target in DIALECT_ONLY or has_effect(node):
+        return False
+    if not isinstance(facts.fact(node), torch.Tensor):
+        return False
+    return all(program.constant(n) is not None and n.target not in program.packings for n in node.all_input_nodes)
+
+
+def evaluate(program: Program, node: fx.Node) -> tuple[torch.Tensor, int]:
+    """The tensor that a foldable node gives (a copy that shares nothing), and the bytes of its operands together."""
+
+    def look_up(leaf: object) -> object:
+        return program.constant(leaf) if isinstance(leaf, fx.Node) else leaf
+
+    args = [map_argument(a, look_up) for a in node.args]
+    kwargs = {k: map_argument(v, look_up) for k, v in node.kwargs.items()}
+    with torch.no_grad():
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+    operands = {str(n.target): n for n in node.all_input_nodes}
+    return value.clone(), sum(program.constants[name].nbytes for name in operands)

@@ -1,0 +1,223 @@
+"""Rules: an equation as three plain functions.
+
+    match(op, x, w, ...)    the left side, written with `op.<name>(...)`; `...` stands for arguments that do not matter
+    requires                named one-sentence functions; their docstring is the reason printed on refusal
+    replace(op, x, w, ...)  the right side, built with the same `op.<name>(...)`
+
+Parameters of `match` are the unknowns; their annotation says what they may be:
+
+    Value           a tensor known only at run time (or a constant: it does not matter)
+    Tensor          a constant, known now; handed to `requires` and `replace` as a `torch.Tensor`
+    Tensor | None   an optional operand
+    Literal types   (int, float, bool, str, list) a plain argument
+
+`requires` and `replace` ask for what they need by parameter name: unknowns, named ops (`name="conv"`), and `op`.
+A requirement answers True, False, or None for "unknown", which refuses too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+from ir_tools.ir import facts
+from ir_tools.ir.dialect import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, argument, short_name
+from ir_tools.ir.origin import place
+
+Requirement = Callable[..., "bool | None"]
+
+FAMILIES: dict[str, frozenset[OpOverload]] = {
+    "conv": CONVOLUTIONS,
+    "conv_transpose": TRANSPOSED_CONVOLUTIONS,
+}
+"""Names that stand for several ops in a pattern; every other name stands for all overloads of that op."""
+
+
+class Value:
+    """A value of the graph as rules see it: its facts, each None when unknown."""
+
+    def __init__(self, node: fx.Node):
+        self._node = node
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return facts.shape(self._node)
+
+    @property
+    def rank(self) -> int | None:
+        return facts.rank(self._node)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        return facts.dtype(self._node)
+
+    @property
+    def device(self) -> torch.device | None:
+        return facts.device(self._node)
+
+    @property
+    def is_constant(self) -> bool:
+        """Known now: an entry of the Program's table."""
+        return self._node.op == "get_attr"
+
+    def dies_at(self, reader: Value) -> bool:
+        """`reader` is the last to read this value, whose memory is the graph's own and shared with no other value."""
+        return facts.dies_at(self._node, reader._node)
+
+    @property
+    def place(self) -> str:
+        """The module path, or the node's name."""
+        return place(self._node)
+
+    def __repr__(self) -> str:
+        return f"{short_name(self._node.target)} {self.place}" if self._node.op == "call_function" else self._node.name
+
+
+class Call(Value):
+    """A value made by an op; the op's arguments are attributes by their schema names (`conv.groups`, `bn.eps`)."""
+
+    @property
+    def target(self) -> Any:
+        return self._node.target
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return wrap(argument(self._node, name))
+
+
+def wrap(value: Any) -> Any:
+    """A node as a `Value`; lists element by element; literals as they are."""
+    if isinstance(value, fx.Node):
+        return Call(value) if value.op == "call_function" else Value(value)
+    return [wrap(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def unwrap(value: Any) -> Any:
+    if isinstance(value, Value):
+        return value._node
+    return [unwrap(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+# -- the left side as data ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A parameter of `match`."""
+
+    name: str
+    kind: str  # "value", "constant" or "literal"
+    optional: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """An op of the left side: any of `targets`, with sub-patterns as arguments; `rest` when `...` closed the list."""
+
+    targets: frozenset[OpOverload]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rest: bool
+    name: str | None
+
+    def inner(self) -> list[Pattern]:
+        """This pattern and the patterns inside it, root first."""
+        return [self, *(p for a in (*self.args, *self.kwargs.values()) if isinstance(a, Pattern) for p in a.inner())]
+
+
+class _PatternOps:
+    """The `op` that `match` is called with: `op.relu(x)` gives a `Pattern`."""
+
+    def __getattr__(self, op: str) -> Callable[..., Pattern]:
+        targets = targets_called(op)
+
+        def pattern(*args: Any, name: str | None = None, **kwargs: Any) -> Pattern:
+            rest = bool(args) and args[-1] is ...
+            args = args[:-1] if rest else args
+            return Pattern(targets, args, kwargs, rest, name)
+
+        return pattern
+
+
+def targets_called(name: str) -> frozenset[OpOverload]:
+    """The overloads that a name in a rule stands for. Raises `AttributeError` for a name that is no op."""
+    if name in FAMILIES:
+        return FAMILIES[name]
+    for namespace in (torch.ops.aten, torch.ops.torch_passes):
+        packet = getattr(namespace, name, None)
+        if packet is not None:
+            return frozenset(getattr(packet, overload) for overload in packet.overloads())
+    raise AttributeError(f"there is no op {name!r} in ATen or in the dialect")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rewrite, as an equation. See the module's docstring.
+
+    >>> def twice(op, x: Value):
+    ...     return op.relu(op.relu(x))
+    >>> def once(op, x):
+    ...     return op.relu(x)
+    >>> Rule("relu(relu(x)) -> relu(x)", match=twice, replace=once).slug
+    'twice'
+    """
+
+    name: str
+    match: Callable[..., Any]
+    replace: Callable[..., Any]
+    requires: Sequence[Requirement] = ()
+    pattern: Pattern = field(init=False, compare=False, repr=False)
+    unknowns: dict[str, Unknown] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        unknowns = _unknowns(self.match)
+        pattern = self.match(_PatternOps(), **unknowns)
+        if not isinstance(pattern, Pattern):
+            raise TypeError(f"{self.match.__name__} must return an op, got {type(pattern).__name__}")
+        for requirement in self.requires:
+            if not inspect.getdoc(requirement):
+                raise TypeError(f"{requirement.__name__} needs a docstring: it is the reason printed on refusal")
+        object.__setattr__(self, "unknowns", unknowns)
+        object.__setattr__(self, "pattern", pattern)
+
+    @property
+    def slug(self) -> str:
+        """The name of the match function: short, and stable from run to run."""
+        return self.match.__name__
+
+
+def reason(requirement: Requirement) -> str:
+    """The sentence of a requirement: the first line of its docstring."""
+    return (inspect.getdoc(requirement) or requirement.__name__).splitlines()[0]
+
+
+def call_with(function: Callable[..., Any], available: dict[str, Any]) -> Any:
+    """Call `function` with the parameters it names."""
+    wanted = inspect.signature(function).parameters
+    missing = [name for name in wanted if name not in available]
+    if missing:
+        raise TypeError(f"{function.__name__} asks for {missing[0]!r}; the rule has {', '.join(sorted(available))}")
+    return function(**{name: available[name] for name in wanted})
+
+
+def _unknowns(match: Callable[..., Any]) -> dict[str, Unknown]:
+    hints = typing.get_type_hints(match)
+    names = list(inspect.signature(match).parameters)[1:]
+    return {name: _unknown(name, hints.get(name, Value)) for name in names}
+
+
+def _unknown(name: str, hint: Any) -> Unknown:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    optional = type(None) in options
+    (main,) = (o for o in options if o is not type(None))
+    kind = "value" if main is Value else "constant" if main is Tensor else "literal"
+    return Unknown(name, kind, optional)

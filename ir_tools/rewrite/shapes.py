@@ -1,0 +1,160 @@
+"""The three shapes of a pass. A pass file's first import shows which one it is.
+
+    rule_pass    many nodes to one: a tuple of `Rule`s
+    table_pass   one node to few: a table from op to function, everything else left alone
+    graph_pass   a function of the whole graph
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import fx
+
+from ir_tools.errors import PassesError
+from ir_tools.ir import Draft, Program, facts
+from ir_tools.ir.origin import place
+from ir_tools.rewrite.apply import apply_rules
+from ir_tools.rewrite.build import Ops
+from ir_tools.rewrite.journal import Journal
+from ir_tools.rewrite.rule import Call, Rule
+
+Declares = Literal["exact", "reassociates", "lower_precision", "quantizes"]
+"""What a pass may do to numbers, mildest first."""
+
+DECLARATIONS: tuple[str, ...] = typing.get_args(Declares)
+
+
+class OptionError(PassesError, ValueError):
+    """A pass got an option, or a value of one, that it does not have."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A function `Program -> Program`. Unchanged means the very object comes back.
+
+    `name` equals its file and its test; `declares` says what it may do to numbers; `given` are options set by the user.
+    """
+
+    name: str
+    function: Callable[..., Program]
+    declares: Declares
+    doc: str = ""
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, program: Program, *, skip: Iterable[str] = (), journal: Journal | None = None) -> Program:
+        """Run the pass; sites whose id is in `skip` are left alone; what was done is written into `journal`."""
+        if journal is None:
+            journal = Journal.skipping(skip)
+        return self.function(program, journal, **self.given)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options and their defaults."""
+        return {name: p.default for name, p in _option_parameters(self.function).items()}
+
+    @property
+    def summary(self) -> str:
+        """The first line of the pass's docstring."""
+        return self.doc.strip().splitlines()[0] if self.doc.strip() else ""
+
+    @property
+    def equation(self) -> str:
+        """The equation or table that opens the docstring."""
+        lines = self.doc.strip().splitlines()[1:]
+        block: list[str] = []
+        for line in lines:
+            if line.startswith("    "):
+                block.append(line[4:])
+            elif block and line.strip():
+                break
+            elif block:
+                block.append("")
+        return "\n".join(block).strip()
+
+    def with_options(self, **options: Any) -> Pass:
+        """The pass with options set. Raises `OptionError` naming the option and what it may be."""
+        parameters = _option_parameters(self.function)
+        hints = typing.get_type_hints(self.function)
+        for name, value in options.items():
+            if name not in parameters:
+                have = ", ".join(parameters) or "none"
+                raise OptionError(f"the pass {self.name} has no option {name!r}; it has: {have}")
+            choices = typing.get_args(hints.get(name)) if typing.get_origin(hints.get(name)) is Literal else ()
+            if choices and value not in choices:
+                raise OptionError(
+                    f"{self.name}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
+                )
+        return replace(self, given={**self.given, **options})
+
+    def __str__(self) -> str:
+        return ":".join([self.name, *(f"{k}={v}" for k, v in self.given.items())])
+
+
+def _option_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def rule_pass(name: str, rules: Sequence[Rule], *, declares: Declares, doc: str | None) -> Pass:
+    """A pass that applies `rules`."""
+
+    def run(program: Program, journal: Journal) -> Program:
+        return apply_rules(program, rules, journal, name)
+
+    return Pass(name, run, declares, doc or "")
+
+
+TableEntry = Callable[[Ops, Call], Any]
+
+
+def table_pass(name: str, table: Mapping[Any, TableEntry], *, declares: Declares, doc: str | None) -> Pass:
+    """A pass that replaces each op of `table` by what its entry builds.
+
+    An entry takes `(op, call)` and returns the new Value, or None to leave the op alone; `op.decline(why)` says why not.
+    """
+
+    def run(program: Program, journal: Journal) -> Program:
+        if not any(node.target in table for node in program.calls):
+            return program
+        draft = Draft.of(program)
+        mutated = facts.mutated_values(draft.graph)
+        for node in draft.program.calls:
+            entry = table.get(node.target)
+            site = f"{name}@{node.name}"
+            if entry is not None and journal.allows(site):
+                _replace_by_table(draft, node, entry, site, name, mutated, journal)
+        return draft.finish()
+
+    return Pass(name, run, declares, doc or "")
+
+
+def _replace_by_table(
+    draft: Draft, node: fx.Node, entry: TableEntry, site: str, name: str, mutated: frozenset[fx.Node], journal: Journal
+) -> None:
+    if any(n in mutated for n in (node, *node.all_input_nodes)):
+        journal.refused(site, name, place(node), "its operands or result are written in place")
+        return
+    with draft.before(node):
+        ops = Ops(draft, name, node)
+        result = entry(ops, Call(node))
+    if ops.declined:
+        journal.refused(site, name, place(node), ops.declined)
+    if result is None:
+        return
+    draft.redirect(node, result._node)
+    journal.rewrote(site, name, place(node))
+
+
+def graph_pass(*, declares: Declares) -> Callable[[Callable[..., Program]], Pass]:
+    """Decorator: a function `(program, journal, *, options) -> program` as a pass of the same name."""
+
+    def decorate(function: Callable[..., Program]) -> Pass:
+        doc = inspect.getmodule(function).__doc__  # type: ignore[union-attr]
+        return Pass(function.__name__, function, declares, doc or "")
+
+    return decorate

@@ -1,0 +1,99 @@
+"""Comparing outputs with a reference: maximum absolute error, and SQNR in decibels.
+
+    SQNR = 10 log10( sum(reference^2) / sum((reference - value)^2) )        per output; the worst one counts
+
+Source of SQNR (signal to quantisation noise ratio): Bennett, "Spectra of Quantized Signals", 1948; 6 dB are one bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far outputs are from the reference. `sqnr_db` is infinite when they are equal; `problem` names a hard failure."""
+
+    max_abs_error: float
+    sqnr_db: float
+    problem: str = ""
+
+    @property
+    def equal(self) -> bool:
+        return self.max_abs_error == 0 and not self.problem
+
+    def worse(self, other: Comparison) -> Comparison:
+        """The worse of two in each figure."""
+        return Comparison(
+            max(self.max_abs_error, other.max_abs_error), min(self.sqnr_db, other.sqnr_db), self.problem or other.problem
+        )
+
+
+PERFECT = Comparison(0.0, math.inf)
+
+
+def compare(reference: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> Comparison:
+    """Compare flat outputs. Shapes and dtypes must agree, NaN and Inf must stand where the reference has them."""
+    if len(reference) != len(values):
+        return Comparison(math.inf, -math.inf, f"{len(values)} outputs instead of {len(reference)}")
+    result = PERFECT
+    for i, (expected, value) in enumerate(zip(reference, values, strict=True)):
+        result = result.worse(_compare_one(f"output {i}", expected, value))
+    return result
+
+
+def _compare_one(name: str, expected: torch.Tensor, value: torch.Tensor) -> Comparison:
+    def failed(problem: str) -> Comparison:
+        return Comparison(math.inf, -math.inf, f"{name} {problem}")
+
+    if expected.shape != value.shape:
+        return failed(f"has shape {list(value.shape)} instead of {list(expected.shape)}")
+    if expected.dtype != value.dtype:
+        return failed(f"has dtype {value.dtype} instead of {expected.dtype}")
+    if expected.is_complex():
+        expected, value = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(value.resolve_conj())
+    reference, other = expected.detach().double(), value.detach().double()
+    finite = reference.isfinite()
+    if not torch.equal(reference[~finite], other[~finite]) and not _same_nans(reference[~finite], other[~finite]):
+        return failed("differs where the reference is NaN or Inf")
+    if not other[finite].isfinite().all():
+        return failed("holds NaN or Inf where the reference is finite")
+    error = reference[finite] - other[finite]
+    if error.numel() == 0:
+        return PERFECT
+    noise, signal = error.square().sum().item(), reference[finite].square().sum().item()
+    if noise == 0:
+        return PERFECT
+    sqnr = 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return Comparison(error.abs().max().item(), sqnr)
+
+
+def _same_nans(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(torch.equal(a.isnan(), b.isnan()) and torch.equal(a[~a.isnan()], b[~b.isnan()]))
+
+
+# -- tolerances ---------------------------------------------------------------------------------------------------------
+
+SMALLEST_SQNR_DB: dict[str, dict[torch.dtype, float]] = {
+    # Float rounding, summed over the depth of a network: float32 has 24 bits (144 dB), float64 53 bits (319 dB).
+    "reassociates": {
+        torch.float64: 200.0,
+        torch.float32: 80.0,
+        torch.bfloat16: 20.0,
+        torch.float16: 35.0,
+    },
+    # bfloat16 has 8 bits (48 dB), float16 11 (66 dB). A deep net with random weights loses 20 dB more than a trained one.
+    "lower_precision": {torch.bfloat16: 8.0, torch.float16: 20.0},
+    "quantizes": {torch.int8: 5.0, torch.uint8: 5.0},
+}
+"""The smallest SQNR, in dB, that a pass's declaration allows, by the narrowest float dtype the graph computes in."""
+
+
+def smallest_sqnr(declares: str, dtype: torch.dtype) -> float:
+    """The table's figure for a declaration and a dtype, in dB."""
+    row = SMALLEST_SQNR_DB[declares]
+    return row.get(dtype, min(row.values()))

@@ -1,0 +1,36 @@
+"""torch-passes: a graph compiler for PyTorch inference.
+
+>>> import torch
+>>> from passes import optimize
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
+>>> fast = optimize(model, example_inputs=torch.randn(2, 4))
+>>> fast(torch.randn(2, 4)).shape
+torch.Size([2, 8])
+"""
+
+from ir_tools.rewrite import Pass, Rule, Value, graph_pass, rule_pass, table_pass
+from passes.api import optimize
+from passes.catalogue import CATALOGUE, GROUPS
+from passes.errors import (
+    CaptureError,
+    EmitError,
+    InputError,
+    ModelFileError,
+    ModelInTrainingError,
+    NumericsError,
+    OptionError,
+    PassesError,
+    PassOrderError,
+    SignatureError,
+    UnknownPassError,
+)
+from passes.optimized import LoadedModel, OptimizedModel, load
+from passes.pipeline import DEFAULT
+from passes.report import Report, StepReport
+
+__all__ = [
+    "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "EmitError", "InputError", "LoadedModel", "ModelFileError",
+    "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass", "PassOrderError", "PassesError",
+    "Report", "Rule", "SignatureError", "StepReport", "UnknownPassError", "Value", "graph_pass", "load", "optimize",
+    "rule_pass", "table_pass",
+]  # fmt: skip

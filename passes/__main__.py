@@ -1,0 +1,5 @@
+"""`python -m passes`."""
+
+from passes.cli import main
+
+main()

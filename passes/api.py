@@ -1,0 +1,250 @@
+"""`optimize`: capture, passes, verification, lowering, emission."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ir_tools.emit import package
+from ir_tools.emit.calling import arguments_for
+from ir_tools.emit.to_torchscript import emit
+from ir_tools.frontends.capture import FRONTENDS, capture
+from ir_tools.frontends.source import Source, prepare
+from ir_tools.ir import Program
+from ir_tools.ir.dialect import short_name
+from ir_tools.rewrite import Pass
+from passes.catalogue import CATALOGUE, find_passes
+from passes.errors import InputError, ModelInTrainingError, OptionError
+from passes.hooks import Hook, Numerics, announced, dump, dumped, timed, wellformed
+from passes.optimized import OptimizedModel, build_manifest, call_flat
+from passes.pipeline import DEFAULT, LOWERINGS, check_order, run_pipeline
+from passes.report import Report
+
+ENGINES = ("auto", "aten", "onednn_ops")
+VERIFY = ("each", "ends", "off")
+
+
+def optimize(
+    model: Any,
+    passes: str | Pass | Iterable[str | Pass] = DEFAULT,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    frontend: str = "auto",
+    dynamic_shapes: Any = None,
+    engine: str = "auto",
+    calibration_data: Any = None,
+    tolerance: float | None = None,
+    verify: str = "each",
+    on_failure: str = "raise",
+    dump_dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+    dry_run: bool = False,
+) -> Any:
+    """Compile a model for inference: capture it, apply `passes`, prove the numbers, emit TorchScript.
+
+    Args:
+        model: an `nn.Module` in eval mode, a `ScriptModule`, an `fx.GraphModule`, an `ExportedProgram`, or the path of a
+            TorchScript `.pt` file. It is left exactly as it was.
+        passes: names, groups and `Pass` objects, in order; options as in `"cast_half:dtype=float16"`. The default
+            changes no precision.
+        example_inputs: a tensor, a tuple of arguments, or a list of such tuples (all are verified; the first one is
+            captured, and its sizes are baked in).
+        example_kwargs: keyword arguments that go with them.
+        frontend: "auto" (export, trace, script, fx, in this order), or one of these.
+        engine: "auto", "aten" (files that move between devices) or "onednn_ops" (packed oneDNN kernels, CPU only).
+        tolerance: the smallest SQNR allowed, in dB; None takes it from a table by pass and dtype.
+        verify: "each" pass, only the "ends", or "off".
+        dump_dir: a directory for numbered drawings of the graph after each step.
+        progress: called with a line at the start of each step.
+        dry_run: capture and run the passes, emit nothing, and return the `Report` alone.
+
+    Returns:
+        An `OptimizedModel` (called like `model`), or a `Report` when `dry_run`.
+
+    Raises:
+        PassesError: one of its subclasses, with what was given, what was expected, and what to do.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+    >>> x = torch.randn(1, 3, 16, 16)
+    >>> fast = optimize(model, example_inputs=x)
+    >>> torch.allclose(fast(x), model(x), atol=1e-5)
+    True
+    """
+    start = time.perf_counter()
+    tell = progress or (lambda line: None)
+    pipeline = plan(passes, engine)
+    _check_options(frontend, verify, on_failure, dynamic_shapes, calibration_data, tolerance)
+    module = _open_model(model)
+    _check_mode(module)
+    calls = _example_calls(example_inputs, example_kwargs)
+    directory = _dump_directory(dump_dir)
+
+    tell("running the model on the example inputs")
+    source = prepare(module, calls)
+    numerics = Numerics(source.examples, tolerance)
+    report = Report(inputs=[str(i) for i in source.signature.inputs], verified=verify != "off")
+
+    tell("capturing")
+    clock = time.perf_counter()
+    captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
+    program = captured.program
+    report.capture_seconds = time.perf_counter() - clock
+    report.frontend, report.frontend_reason = captured.frontend, captured.reason
+    report.frontend_refusals, report.captured_nodes = captured.refusals, len(program)
+    report.notes += [f"torch.jit.trace warned: {line}" for line in captured.warnings]
+    if numerics.captured is not None:
+        report.captured_sqnr_db = numerics.captured.sqnr_db
+        report.captured_max_abs_error = numerics.captured.max_abs_error
+
+    dumps: list[Path] = []
+    pipeline = [*pipeline, *([] if _lowering(pipeline) else [CATALOGUE[_lowering_for(engine, source)]])]
+    report.engine = LOWERINGS[_lowering(pipeline)]
+    hooks: list[Hook] = [announced(progress), dumped(directory, dumps, report.notes)]
+    hooks += [numerics.hook] if verify == "each" else []
+    hooks += [wellformed, timed]
+    if directory is not None:
+        dump(program, directory, 0, "captured", None, dumps, report.notes)
+    program, report.steps = run_pipeline(program, pipeline, hooks)
+    report.ops_left = dict(Counter(short_name(node.target) for node in program.calls))
+    numerics.declare(pipeline)
+    if dry_run:
+        report.seconds = time.perf_counter() - start
+        return report
+
+    tell("emitting TorchScript")
+    clock = time.perf_counter()
+    scripted = package.round_trip(emit(program))
+    arguments = [arguments_for(source.signature, example.tensors) for example in source.examples]
+    with torch.no_grad():
+        if verify != "off":
+            comparison = numerics.check_emitted(program, lambda i: call_flat(scripted, arguments[i]))
+            report.sqnr_db, report.max_abs_error = comparison.sqnr_db, comparison.max_abs_error
+        golden = call_flat(scripted, arguments[0])
+    report.emit_seconds = time.perf_counter() - clock
+    report.seconds = time.perf_counter() - start
+    manifest = build_manifest(program, report, numerics.golden_sqnr_db(program))
+    independent = _independent(program, source)
+    return OptimizedModel(scripted, independent, report, dumps, manifest, (arguments[0], golden))
+
+
+def plan(passes: str | Pass | Iterable[str | Pass], engine: str) -> list[Pass]:
+    """The passes that will run, checked for order, with dead-code removal before any lowering."""
+    if engine not in ENGINES:
+        raise OptionError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+    found = find_passes(passes)
+    check_order(found)
+    lowering = _lowering(found)
+    if lowering and engine not in ("auto", LOWERINGS[lowering]):
+        raise OptionError(f"the pass {lowering} stands for engine={LOWERINGS[lowering]!r}, but engine={engine!r} was given")
+    if CATALOGUE["remove_dead_code"] not in found:
+        at = [p.name for p in found].index(lowering) if lowering else len(found)
+        found.insert(at, CATALOGUE["remove_dead_code"])
+    return found
+
+
+def _lowering(passes: Sequence[Pass]) -> str:
+    return next((p.name for p in passes if p.name in LOWERINGS), "")
+
+
+def _lowering_for(engine: str, source: Source) -> str:
+    """The lowering pass of an engine; "auto" is oneDNN where it is built in and the inputs are on the CPU."""
+    on_cpu = all(t.device.type == "cpu" for t in source.tensors)
+    if engine == "auto":
+        engine = "onednn_ops" if torch.backends.mkldnn.is_available() and on_cpu else "aten"
+    if engine == "onednn_ops" and not torch.backends.mkldnn.is_available():
+        raise OptionError("engine='onednn_ops' needs a torch built with oneDNN, which this one is not; use engine='aten'")
+    return next(name for name, stands_for in LOWERINGS.items() if stands_for == engine)
+
+
+def _check_options(
+    frontend: str, verify: str, on_failure: str, dynamic_shapes: Any, calibration_data: Any, tolerance: float | None
+) -> None:
+    if frontend not in ("auto", *FRONTENDS):
+        raise OptionError(f"frontend must be one of 'auto', {', '.join(map(repr, FRONTENDS))}, got {frontend!r}")
+    if verify not in VERIFY:
+        raise OptionError(f"verify must be one of {', '.join(map(repr, VERIFY))}, got {verify!r}")
+    if on_failure != "raise":
+        raise OptionError(f"on_failure must be 'raise' (rolling back is not built yet), got {on_failure!r}")
+    if dynamic_shapes is not None:
+        raise OptionError("dynamic_shapes is not built yet: sizes are baked in; optimise once per size")
+    if calibration_data is not None:
+        raise OptionError("calibration_data is not used by any pass yet; leave it out")
+    if tolerance is not None and not isinstance(tolerance, (int, float)):
+        raise OptionError(f"tolerance is the smallest SQNR allowed, a number of dB, got {tolerance!r}")
+
+
+def _open_model(model: Any) -> Any:
+    if isinstance(model, (str, os.PathLike)):
+        return package.read_torchscript(model)[0]
+    if isinstance(model, (nn.Module, torch.export.ExportedProgram)):
+        return model
+    raise InputError(
+        f"model must be an nn.Module, ScriptModule, GraphModule, ExportedProgram or the path of a TorchScript file, "
+        f"got {type(model).__name__}"
+    )
+
+
+def _check_mode(model: Any) -> None:
+    if isinstance(model, torch.export.ExportedProgram):
+        return
+    training = [name or "the model itself" for name, module in model.named_modules() if getattr(module, "training", False)]
+    if training:
+        more = f" and {len(training) - 5} more" if len(training) > 5 else ""
+        raise ModelInTrainingError(
+            f"the model is in training mode ({', '.join(training[:5])}{more}); call model.eval() before optimize"
+        )
+
+
+def _example_calls(example_inputs: Any, example_kwargs: dict[str, Any] | None) -> list[tuple[tuple, dict[str, Any]]]:
+    if example_inputs is None and not example_kwargs:
+        raise InputError(
+            "example_inputs are missing: sizes and dtypes are taken from them, and the numbers are verified on them. "
+            "Give a tensor, a tuple of arguments, or a list of such tuples"
+        )
+    kwargs = dict(example_kwargs or {})
+    if isinstance(example_inputs, list):
+        if not example_inputs:
+            raise InputError("example_inputs is an empty list; give at least one tuple of arguments")
+        return [(_arguments(item), kwargs) for item in example_inputs]
+    return [(() if example_inputs is None else _arguments(example_inputs), kwargs)]
+
+
+def _arguments(item: Any) -> tuple:
+    if isinstance(item, tuple):
+        return item
+    if isinstance(item, (torch.Tensor, dict)):
+        return (item,)
+    raise InputError(f"example_inputs must be a tensor, a tuple of arguments or a list of such tuples, got {type(item).__name__}")
+
+
+def _dump_directory(dump_dir: str | os.PathLike[str] | None) -> Path | None:
+    """The directory, made and known to be writable before any work is done."""
+    if dump_dir is None:
+        return None
+    directory = Path(dump_dir)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OptionError(f"dump_dir {str(directory)!r} cannot be written: {error.strerror or error}") from error
+    return directory
+
+
+def _independent(program: Program, source: Source) -> Program:
+    """The Program with copies of those constants that still share memory with the user's model."""
+    theirs = {t.untyped_storage().data_ptr() for t in (*source.model.parameters(), *source.model.buffers())}
+    for name, tensor in program.constants.items():
+        if tensor.untyped_storage().data_ptr() in theirs:
+            program.constants[name] = tensor.clone()
+    return program

@@ -1,0 +1,100 @@
+"""Compute in half precision where it pays and is safe; the model's inputs and outputs keep their dtypes.
+
+    level   matrix ops   pointwise, shape and pool ops        norms, softmax, exp, long sums     ops in no table
+    O1      half         half when all float operands are     float                              float
+    O2      half         half                                 float                              float
+    O3      half         half                                 half                               float
+
+Constants (weights, biases) are cast once, ahead of time; a value is cast once per dtype; a cast that would undo another one
+reads its source instead. Levels are named after NVIDIA Apex's. An op with a float64 operand, an op that writes in place, and
+an explicit cast in the model stay as they are.
+"""
+
+from typing import Literal
+
+import torch
+
+from ir_tools.ir import Draft, Program
+from ir_tools.ir.facts import dtype as dtype_of
+from ir_tools.ir.facts import mutated_values
+from ir_tools.ir.dialect import nodes_in, short_name
+from ir_tools.ir.origin import place
+from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.rewrite.cast import Caster, is_float
+
+MATRIX = frozenset(
+    """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_act linear linear_act matmul mm bmm
+    addmm baddbmm addbmm mv scaled_dot_product_attention""".split()
+)
+FOLLOWS = frozenset(
+    """add sub mul div rsub neg abs relu relu6 hardtanh leaky_relu hardswish hardsigmoid silu sigmoid tanh gelu elu mish
+    clamp clamp_min clamp_max maximum minimum where masked_fill embedding
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool2d
+    upsample_nearest2d upsample_bilinear2d pad constant_pad_nd reflection_pad2d replication_pad2d
+    reshape view flatten unflatten transpose permute t squeeze unsqueeze expand slice select narrow index gather cat stack
+    split split_with_sizes chunk unbind roll flip repeat tile contiguous clone pixel_shuffle pixel_unshuffle movedim
+    channel_shuffle prelu dropout feature_dropout alpha_dropout quant_stub getitem""".split()
+)
+FRAGILE = frozenset(
+    """softmax log_softmax layer_norm batch_norm group_norm instance_norm rms_norm exp expm1 log log1p log2 log10 pow
+    rsqrt sqrt reciprocal sum mean var std norm linalg_vector_norm cumsum cumprod prod logsumexp softplus erf
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cosine_similarity cdist normalize""".split()
+)
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@graph_pass(declares="lower_precision")
+def cast_half(
+    program: Program,
+    journal: Journal,
+    *,
+    dtype: Literal["bfloat16", "float16"] = "bfloat16",
+    level: Literal["O1", "O2", "O3"] = "O2",
+) -> Program:
+    half = DTYPES[dtype]
+    draft = Draft.of(program)
+    caster = Caster(draft, "cast_half")
+    mutated = mutated_values(draft.graph)
+    original = {node: dtype_of(node) for node in draft.program.nodes}
+    outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
+
+    def was_cast(operand):
+        return dtype_of(operand) is half and original.get(operand) is not half
+
+    for node in draft.program.calls:
+        site = f"cast_half@{node.name}"
+        why_float = reason_for_float(node, original, mutated, level, half)
+        if why_float is None and journal.allows(site):
+            if caster.recompute(node, half, is_float) is not node:
+                journal.rewrote(site, short_name(node.target), place(node))
+        elif caster.recompute(node, torch.float32, was_cast) is not node and why_float not in (None, *EXPECTED):
+            journal.refused(site, "cast_half", place(node), why_float)
+    caster.restore_outputs(outputs)
+    return draft.finish()
+
+
+FOLLOWS_FLOAT = "an operand is float, and at O1 the op follows its operands"
+IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half precision"
+IS_A_CAST = "the model casts explicitly"
+EXPECTED = (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST)
+
+
+def reason_for_float(node, original, mutated, level, half):
+    """Why an op is computed in float, None when it may be computed in half."""
+    name = short_name(node.target)
+    operands = [n for n in nodes_in(node.args) if dtype_of(n) is not None and dtype_of(n).is_floating_point]
+    if node in mutated or any(n in mutated for n in nodes_in(node.args)):
+        return "its operands or result are written in place"
+    if any(dtype_of(n) is torch.float64 for n in operands) or original.get(node) is torch.float64:
+        return "an operand is float64"
+    if name == "to":
+        return IS_A_CAST
+    if name in MATRIX:
+        return None
+    if name in FOLLOWS:
+        all_half = all(dtype_of(n) is half for n in operands if n.op != "get_attr")
+        return None if level != "O1" or all_half else FOLLOWS_FLOAT
+    if name in FRAGILE:
+        return None if level == "O3" else IS_FRAGILE
+    return f"{name} is in no table of cast_half"
+

@@ -1,0 +1,85 @@
+"""Every pass by name, the groups, and finding them from what a user writes.
+
+    "fuse_conv_bn"                          a pass
+    "fuse_conv_bn_relu"                     a group, expanded in its order
+    "cast_half:dtype=float16:level=O1"      a pass with options
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from ir_tools.rewrite import OptionError, Pass
+from passes.cast_half import cast_half
+from passes.errors import UnknownPassError
+from passes.fold_constants import fold_constants
+from passes.fuse_conv_bn import fuse_conv_bn
+from passes.fuse_conv_relu import fuse_conv_relu
+from passes.insert_quant_stubs import insert_quant_stubs
+from passes.lower_aten import lower_aten
+from passes.lower_onednn import lower_onednn
+from passes.remove_dead_code import remove_dead_code
+from passes.remove_dropout import remove_dropout
+
+CATALOGUE: dict[str, Pass] = {
+    p.name: p
+    for p in (
+        fold_constants,
+        remove_dropout,
+        fuse_conv_bn,
+        fuse_conv_relu,
+        cast_half,
+        insert_quant_stubs,
+        remove_dead_code,
+        lower_aten,
+        lower_onednn,
+    )
+}
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    # All that it takes from conv-bn-relu to one fused op: weights that are computed, and dropouts in between, go first.
+    "fuse_conv_bn_relu": ("fold_constants", "remove_dropout", "fuse_conv_bn", "fuse_conv_relu"),
+}
+
+
+def find_passes(wanted: str | Pass | Iterable[str | Pass]) -> list[Pass]:
+    """The passes meant by names, groups and pass objects, in order; a pass that comes twice in a row of groups runs once.
+
+    Raises `UnknownPassError` listing the nearest names, `OptionError` for options that a pass does not have.
+    """
+    if isinstance(wanted, (str, Pass)):
+        wanted = [wanted]
+    found: list[Pass] = []
+    for item in wanted:
+        for pass_ in _expand(item):
+            if pass_ not in found:
+                found.append(pass_)
+    return found
+
+
+def _expand(item: str | Pass) -> Sequence[Pass]:
+    if isinstance(item, Pass):
+        return [item]
+    if not isinstance(item, str):
+        raise UnknownPassError(f"a pass is a name or a Pass object, got {type(item).__name__}: {item!r}")
+    name, *options = item.strip().split(":")
+    if name in GROUPS:
+        if options:
+            raise OptionError(f"the group {name!r} has no options; give them to one of its passes: {', '.join(GROUPS[name])}")
+        return [CATALOGUE[n] for n in GROUPS[name]]
+    if name not in CATALOGUE:
+        known = [*CATALOGUE, *GROUPS]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+        raise UnknownPassError(f"there is no pass {name!r}; {hint}")
+    pass_ = CATALOGUE[name]
+    if not options:
+        return [pass_]
+    given = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise OptionError(f"an option is written name=value, got {option!r} in {item!r}")
+        given[key] = value
+    return [pass_.with_options(**given)]

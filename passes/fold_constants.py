@@ -1,0 +1,33 @@
+"""Compute now what depends on constants only.
+
+    op(c1, c2, ...)  ->  c        c1, c2, ... constants; op pure, not random, not writing
+
+A result much larger than what it is made from (an `expand` or a wide `arange`) stays an op: it would swell the file.
+"""
+
+from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.rewrite.constants import evaluate, is_foldable
+from ir_tools.ir import Draft, Program
+from ir_tools.ir.origin import place
+
+LARGEST = 1 << 20
+"""Bytes up to which any result is kept; beyond, only one no larger than its operands together."""
+
+
+@graph_pass(declares="exact")
+def fold_constants(program: Program, journal: Journal) -> Program:
+    foldable = [node for node in program.calls if node.users]
+    if not any(is_foldable(program, node) for node in foldable):
+        return program
+    draft = Draft.of(program)
+    for node in draft.program.calls:
+        site = f"fold_constants@{node.name}"
+        if not is_foldable(draft.program, node) or not journal.allows(site):
+            continue
+        value, operand_bytes = evaluate(draft.program, node)
+        if value.nbytes > max(LARGEST, operand_bytes):
+            journal.refused(site, "fold_constants", place(node), "the result is much larger than its operands")
+            continue
+        draft.redirect(node, draft.constant(f"{node.name}@fold_constants", value))
+        journal.rewrote(site, "fold_constants", place(node))
+    return draft.finish()

@@ -1,0 +1,232 @@
+"""Hooks wrap a step: timing, journal, contract, numerics, dumps. No pass times, prints or verifies anything itself.
+
+    hook(run) -> run        with        run(step, program) -> program
+
+`wrap(run, hooks)` puts the first hook outermost.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ir_tools.frontends.source import Example
+from ir_tools.ir import Program, check_wellformed, facts
+from ir_tools.ir.dialect import nodes_in, short_name
+from ir_tools.rewrite import Journal, Pass
+from ir_tools.rewrite.shapes import DECLARATIONS
+from ir_tools.verify.numerics import PERFECT, Comparison, compare, smallest_sqnr
+from ir_tools.visualize.to_dot import write_dump
+from passes.errors import NumericsError
+from passes.report import StepReport
+
+Run = Callable[["Step", Program], Program]
+Hook = Callable[[Run], Run]
+
+
+class Step:
+    """One pass about to run, its place in the pipeline, and the report it fills."""
+
+    def __init__(self, index: int, pass_: Pass):
+        self.index = index
+        self.pass_ = pass_
+        self.journal = Journal()
+        self.report = StepReport(pass_.name, dict(pass_.given), pass_.declares)
+
+
+def run_pass(step: Step, program: Program) -> Program:
+    """The innermost run: the pass itself."""
+    return step.pass_(program, journal=step.journal)
+
+
+def wrap(run: Run, hooks: Sequence[Hook]) -> Run:
+    """`run` inside all hooks, the first one outermost."""
+    return functools.reduce(lambda inner, hook: hook(inner), reversed(hooks), run)
+
+
+def timed(run: Run) -> Run:
+    """Seconds, nodes before and after, and what the journal holds."""
+
+    def timed_run(step: Step, program: Program) -> Program:
+        step.report.nodes_before = len(program)
+        start = time.perf_counter()
+        after = run(step, program)
+        step.report.seconds = time.perf_counter() - start
+        step.report.nodes_after = len(after)
+        step.report.rewrites = step.journal.rewrites
+        step.report.refusals = step.journal.refusals
+        return after
+
+    return timed_run
+
+
+def wellformed(run: Run) -> Run:
+    """The result keeps the contract of the IR."""
+
+    def checked_run(step: Step, program: Program) -> Program:
+        after = run(step, program)
+        if after is not program:
+            check_wellformed(after)
+        return after
+
+    return checked_run
+
+
+def announced(progress: Callable[[str], None] | None) -> Hook:
+    """Tell `progress` which pass runs."""
+
+    def hook(run: Run) -> Run:
+        def announced_run(step: Step, program: Program) -> Program:
+            if progress is not None:
+                progress(str(step.pass_))
+            return run(step, program)
+
+        return announced_run
+
+    return hook
+
+
+def dumped(directory: Path | None, record: list[Path], notes: list[str]) -> Hook:
+    """A numbered drawing after each step, new nodes coloured; drawing problems become notes, once each."""
+
+    def hook(run: Run) -> Run:
+        def dumped_run(step: Step, program: Program) -> Program:
+            after = run(step, program)
+            if directory is not None:
+                dump(after, directory, step.index, step.pass_.name, program, record, notes)
+            return after
+
+        return dumped_run
+
+    return hook
+
+
+def dump(
+    program: Program, directory: Path, index: int, name: str, previous: Program | None, record: list[Path], notes: list[str]
+) -> None:
+    def tell(line: str) -> None:
+        if line not in notes:
+            notes.append(line)
+
+    record.extend(write_dump(program, directory, index, name, previous, tell=tell))
+
+
+class Numerics:
+    """Compares Programs, and at last the emitted module, with the user's own answers."""
+
+    def __init__(self, examples: Sequence[Example], tolerance: float | None):
+        self.examples = examples
+        self.tolerance = tolerance
+        self.declared = "reassociates"
+        self.captured: Comparison | None = None
+        self.largest = 0.0
+        self.last: list[list[torch.Tensor]] = []
+
+    def check_capture(self, program: Program) -> None:
+        """The captured Program against the model; raises `NumericsError`."""
+        self.largest = max(largest_product(program, example.tensors) for example in self.examples)
+        self.last = self._run(program)
+        self.captured = self._judge(program, self.last, "the captured graph does not give the model's numbers")
+
+    def hook(self, run: Run) -> Run:
+        def verified_run(step: Step, program: Program) -> Program:
+            after = run(step, program)
+            if after is program:
+                return after
+            self.declare([step.pass_])
+            outputs = self._run(after)
+            if step.pass_.declares == "exact":
+                self._check_exact(program, outputs, _blame(step))
+                step.report.tolerance = "bitwise"
+            else:
+                step.report.tolerance = f"SQNR >= {self._smallest(after):g} dB"
+            comparison = self._judge(after, outputs, _blame(step))
+            step.report.max_abs_error, step.report.sqnr_db = comparison.max_abs_error, comparison.sqnr_db
+            self.last = outputs
+            return after
+
+        return verified_run
+
+    def declare(self, passes: Sequence[Pass]) -> None:
+        """From here on, what the passes declare may have happened to the numbers."""
+        self.declared = max((self.declared, *(p.declares for p in passes)), key=DECLARATIONS.index)
+
+    def check_emitted(self, program: Program, call: Callable[[int], list[torch.Tensor]], times: int = 3) -> Comparison:
+        """The emitted module on every example, several times over: what executes may specialise as it warms up."""
+        worst = PERFECT
+        for _ in range(times):
+            outputs = [call(i) for i in range(len(self.examples))]
+            worst = worst.worse(self._judge(program, outputs, "the emitted module does not give the model's numbers"))
+        return worst
+
+    def golden_sqnr_db(self, program: Program) -> float:
+        """How near a saved file must come to its golden outputs on another machine, in dB."""
+        return self._smallest(program)
+
+    def _run(self, program: Program) -> list[list[torch.Tensor]]:
+        return [program.run(*example.tensors) for example in self.examples]
+
+    def _check_exact(self, before: Program, outputs: list[list[torch.Tensor]], blame: str) -> None:
+        """Bitwise equal to the step before, unless that step is not even equal to itself from run to run."""
+        for example, expected, got in zip(self.examples, self.last, outputs, strict=True):
+            comparison = compare(expected, got)
+            if comparison.equal or not compare(expected, before.run(*example.tensors)).equal:
+                continue
+            moved = comparison.problem or f"outputs moved by up to {comparison.max_abs_error:.3g}"
+            raise NumericsError(f"{blame}: it declares 'exact', but {moved}")
+
+    def _judge(self, program: Program, outputs: list[list[torch.Tensor]], what: str) -> Comparison:
+        """Compare with the model's answers; raises `NumericsError`."""
+        worst = PERFECT
+        for example, got in zip(self.examples, outputs, strict=True):
+            worst = worst.worse(compare(example.outputs, got))
+        if worst.problem:
+            raise NumericsError(f"{what}: {worst.problem}")
+        # Outputs that cancel to almost nothing have no SQNR to speak of: rounding of the largest product is no failure.
+        rounding = torch.finfo(narrowest_float(program)).eps * self.largest
+        if worst.sqnr_db < self._smallest(program) and (self.tolerance is not None or worst.max_abs_error > rounding):
+            raise NumericsError(
+                f"{what}: SQNR {worst.sqnr_db:.1f} dB, allowed {self._smallest(program):g} dB; "
+                f"maximum absolute error {worst.max_abs_error:.3g}. Set tolerance= (dB) to allow more."
+            )
+        return worst
+
+    def _smallest(self, program: Program) -> float:
+        """The smallest SQNR allowed now, in dB."""
+        return self.tolerance if self.tolerance is not None else smallest_sqnr(self.declared, narrowest_float(program))
+
+
+def _blame(step: Step) -> str:
+    text = f"the pass {step.pass_} changed the numbers too much"
+    if step.journal.rewrites:
+        first = step.journal.rewrites[0]
+        text += f" (its first rewrite: {first.rule} at {first.module})"
+    return text
+
+
+def largest_product(program: Program, inputs: Sequence[torch.Tensor]) -> float:
+    """The largest magnitude that a convolution, linear or matrix product of the Program gives."""
+    largest = 0.0
+    for node, value in program.trace_values(*inputs):
+        if node.op == "call_function" and short_name(node.target) in PRODUCTS and value.numel():
+            largest = max(largest, value.abs().max().item())
+    return largest if math.isfinite(largest) else 0.0
+
+
+PRODUCTS = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm bmm addmm".split()
+)
+WIDTH = {torch.float64: 4, torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
+
+
+def narrowest_float(program: Program) -> torch.dtype:
+    """The narrowest floating dtype that the graph computes in."""
+    found: set[Any] = {facts.dtype(n) for node in program.calls for n in (node, *nodes_in(node.args))}
+    floats = [d for d in found if d in WIDTH]
+    return min(floats, key=WIDTH.__getitem__, default=torch.float32)

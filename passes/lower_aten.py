@@ -1,0 +1,47 @@
+"""Replace the dialect's own ops by the plain ATen ops they stand for.
+
+    conv_act(x, w, b, residual, act)      ->  act(conv(x, w, b) + residual)
+    linear_act(x, w, b, residual, act)    ->  act(linear(x, w, b) + residual)
+    quant_stub(x)                         ->  x
+"""
+
+from ir_tools.ir.dialect import ACTIVATIONS, aten, conv_act, linear_act, quant_stub
+from ir_tools.rewrite import table_pass
+
+CONV = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
+
+
+def plain_conv(op, fused):
+    conv = CONV[fused.w.rank]
+    y = op.call(conv, fused.x, fused.w, fused.b, fused.stride, fused.padding, fused.dilation, fused.groups)
+    return finished(op, fused, y)
+
+
+def plain_linear(op, fused):
+    return finished(op, fused, op.linear(fused.x, fused.w, fused.b))
+
+
+def finished(op, fused, y):
+    """`act(y + residual)`."""
+    if fused.residual is not None:
+        y = op.add(y, fused.residual)
+    return activated(op, y, fused.act, fused.act_args)
+
+
+def activated(op, y, act, act_args):
+    """`act(y)`; the empty name is the identity."""
+    if act == "":
+        return y
+    if act == "gelu_tanh":
+        return op.gelu(y, approximate="tanh")
+    activation, _ = ACTIVATIONS[act]
+    return op.call(activation, y, *act_args)
+
+
+def without_stub(op, stub):
+    return stub.x
+
+
+PLAIN = {conv_act: plain_conv, linear_act: plain_linear, quant_stub: without_stub}
+
+lower_aten = table_pass("lower_aten", PLAIN, declares="exact", doc=__doc__)

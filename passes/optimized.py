@@ -1,0 +1,181 @@
+"""What `optimize` gives back, and what `load` reads: a model that is called like the user's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ir_tools.emit import package
+from ir_tools.emit.calling import arguments_for, flat_outputs, typed_outputs
+from ir_tools.ir import Program
+from ir_tools.visualize.to_dot import draw_svg, to_dot, write_whole
+from ir_tools.verify.numerics import compare
+from passes.errors import ModelFileError, NumericsError, PassesError
+from passes.report import Report
+
+
+class OptimizedModel(nn.Module):
+    """A compiled model with the call signature and output structure of the one given; inference only.
+
+    - `scripted`: the TorchScript module, independent of the user's model (it has its own copy of every weight).
+    - `program`: the final graph. `graph_module`: the same as an ordinary `fx.GraphModule` over flat tensors.
+    - `report`: what was done. `dumps`: the drawings written.
+
+    Calls are thread-safe as far as the model itself keeps no state.
+    """
+
+    def __init__(self, scripted: torch.jit.ScriptModule, program: Program, report: Report, dumps: Sequence[Path],
+                 manifest: dict[str, Any], golden: tuple[list[torch.Tensor], list[torch.Tensor]]):  # fmt: skip
+        super().__init__()
+        self.scripted = scripted
+        self.program = program
+        self.report = report
+        self.dumps = list(dumps)
+        self.manifest = manifest
+        self._golden = golden
+        super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        signature = self.program.signature
+        tensors = signature.flatten(args, kwargs)
+        signature.check(tensors)
+        result = self.scripted(*arguments_for(signature, tensors))
+        return signature.unflatten_outputs(flat_outputs(signature, result))
+
+    @property
+    def graph_module(self) -> torch.fx.GraphModule:
+        return self.program.graph_module()
+
+    def train(self, mode: bool = True) -> OptimizedModel:
+        if mode:
+            raise PassesError("an optimised model is for inference: train the model you gave and optimise it again")
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a TorchScript file, atomically, with the manifest and golden inputs and outputs inside.
+
+        Raises `ModelFileError` when the path cannot be written.
+        """
+        package.save(self.scripted, path, self.manifest, *self._golden)
+
+    def draw(self, path: str | os.PathLike[str]) -> str | None:
+        """Draw the final graph: DOT text for `.dot`, else SVG. Returns None, or a line that says why there is no SVG."""
+        text = to_dot(self.program, title="optimised")
+        if str(path).endswith(".dot"):
+            write_whole(Path(path), text.encode())
+            return None
+        return draw_svg(text, Path(path))
+
+
+class LoadedModel(nn.Module):
+    """A saved model, called like the emitted TorchScript module; the user's output structure is restored."""
+
+    def __init__(self, scripted: torch.jit.ScriptModule, manifest: dict[str, Any]):
+        super().__init__()
+        self.scripted = scripted
+        self.manifest = manifest
+        self._out_tree = _read_tree(manifest.get("out_tree"))
+        super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.scripted(*args, **kwargs)
+        if self.manifest["typed_outputs"] or self._out_tree is None:
+            return result
+        tensors = iter([result] if isinstance(result, torch.Tensor) else result)
+        leaves = [next(tensors) if leaf == "tensor" else leaf["baked"] for leaf in self.manifest["out_leaves"]]
+        return pytree.tree_unflatten(leaves, self._out_tree)
+
+    def train(self, mode: bool = True) -> LoadedModel:
+        if mode:
+            raise PassesError("an optimised model is for inference")
+        return self
+
+
+def load(path: str | os.PathLike[str]) -> LoadedModel:
+    """Read a file that `OptimizedModel.save` wrote and check that it still gives its golden outputs.
+
+    Raises `ModelFileError` for a file that is not one of ours, `NumericsError` when the numbers differ on this machine.
+
+    >>> model = load("model.pt")                                # doctest: +SKIP
+    >>> y = model(torch.randn(1, 3, 224, 224))                  # doctest: +SKIP
+    """
+    scripted, manifest, inputs, expected = package.load(path)
+    if "golden_sqnr_db" not in manifest:
+        raise ModelFileError(f"{path} has no torch-passes manifest; load it with torch.jit.load")
+    with torch.no_grad():
+        outputs = call_flat(scripted, inputs)
+    comparison = compare(expected, outputs)
+    if comparison.problem or comparison.sqnr_db < manifest["golden_sqnr_db"]:
+        raise NumericsError(
+            f"{path} does not give its golden outputs on this machine: SQNR {comparison.sqnr_db:.1f} dB, expected at least "
+            f"{manifest['golden_sqnr_db']:g} dB. {comparison.problem}".rstrip()
+        )
+    return LoadedModel(scripted, manifest)
+
+
+def call_flat(scripted: torch.jit.ScriptModule, arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors that an emitted module returns on its own arguments; its state is put back afterwards."""
+    state = [(b, b.clone()) for b in scripted.buffers()]
+    result = scripted(*arguments)
+    tensors = [t.clone() for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+    for buffer, value in state:
+        buffer.copy_(value)
+    return tensors
+
+
+def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> dict[str, Any]:
+    """What a file says about itself: versions, passes, signature, baked sizes, numbers."""
+    signature = program.signature
+    return {
+        "format": 1,
+        "torch": torch.__version__,
+        "torch_passes": version(),
+        "frontend": report.frontend,
+        "engine": report.engine,
+        "passes": [step.name for step in report.steps],
+        "inputs": [
+            {"name": i.name, "shape": list(i.shape), "dtype": str(i.dtype).removeprefix("torch.")} for i in signature.inputs
+        ],
+        "typed_outputs": typed_outputs(signature),
+        "out_tree": _write_tree(signature.out_tree),
+        "out_leaves": ["tensor" if isinstance(leaf, int) else {"baked": _plain(leaf.value)} for leaf in signature.out_leaves],
+        "verified": report.verified,
+        "sqnr_db": report.to_dict()["sqnr_db"],
+        "max_abs_error": report.max_abs_error,
+        "golden_sqnr_db": golden_sqnr_db,
+    }
+
+
+def version() -> str:
+    """The version of the installed distribution, "unknown" when run from a bare checkout."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("torch-passes")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+
+
+def _write_tree(tree: pytree.TreeSpec) -> str | None:
+    try:
+        return pytree.treespec_dumps(tree)
+    except Exception:  # an output class that registers no serialisation: the file gives flat tensors then
+        return None
+
+
+def _read_tree(text: str | None) -> pytree.TreeSpec | None:
+    try:
+        return pytree.treespec_loads(text) if text is not None else None
+    except Exception:  # the output class is not importable here: give flat tensors
+        return None

@@ -1,0 +1,60 @@
+"""The default pipeline, the order rules, and running steps under hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ir_tools.ir import Program
+from ir_tools.rewrite import Pass
+from passes.catalogue import CATALOGUE
+from passes.errors import PassOrderError
+from passes.hooks import Hook, Step, run_pass, wrap
+from passes.report import StepReport
+
+DEFAULT = (
+    "fold_constants",  # first: rules ask for constants, and computed weights become ones here
+    "remove_dropout",  # it stands between ops that fuse
+    "fuse_conv_bn",  # before activations fuse: a batch norm stands between convolution and activation
+    "fuse_conv_relu",  # last: what is left behind a convolution now is its residual and activation
+)
+"""Changes no precision: clean-up, folding, fusing. `optimize` adds dead-code removal and the engine's lowering."""
+
+ORDER_RULES: tuple[tuple[str, str, str], ...] = (
+    ("fuse_conv_bn", "cast_half", "weights are folded in full precision"),
+    ("fuse_conv_bn", "fuse_conv_relu", "a batch norm between convolution and activation must be gone before they fuse"),
+    ("fuse_conv_bn", "insert_quant_stubs", "a stub between convolution and batch norm would keep them apart"),
+    ("fuse_conv_relu", "insert_quant_stubs", "a stub between convolution and activation would keep them apart"),
+    ("insert_quant_stubs", "cast_half", "quantisable regions are found on float32 values"),
+    *(
+        (name, lowering, "lowering replaces the ops that the pass looks for")
+        for lowering in ("lower_aten", "lower_onednn")
+        for name in ("remove_dropout", "fuse_conv_bn", "fuse_conv_relu", "insert_quant_stubs", "cast_half")
+    ),
+    ("lower_onednn", "lower_aten", "lower_aten would undo the fusions that oneDNN's kernels take"),
+)
+"""(first, second, why): where a pipeline has both, `first` comes first."""
+
+LOWERINGS = {"lower_aten": "aten", "lower_onednn": "onednn_ops"}
+"""Lowering passes and the engine each one stands for."""
+
+
+def check_order(passes: Sequence[Pass]) -> None:
+    """Raise `PassOrderError` with the reason when a hard order rule is broken."""
+    names = [p.name for p in passes]
+    for first, second, why in ORDER_RULES:
+        if first in names and second in names and names.index(first) > names.index(second):
+            fixed = sorted(names, key=lambda n: list(CATALOGUE).index(n) if n in CATALOGUE else 0)
+            raise PassOrderError(
+                f"{first} must come before {second}: {why}. Given: {', '.join(names)}. An order that works: {', '.join(fixed)}"
+            )
+
+
+def run_pipeline(program: Program, passes: Sequence[Pass], hooks: Sequence[Hook]) -> tuple[Program, list[StepReport]]:
+    """Run the passes in order, each inside all hooks (the first hook outermost)."""
+    run = wrap(run_pass, hooks)
+    reports = []
+    for index, pass_ in enumerate(passes, start=1):
+        step = Step(index, pass_)
+        reports.append(step.report)
+        program = run(step, program)
+    return program, reports

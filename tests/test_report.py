@@ -1,0 +1,191 @@
+"""The printed report, read as a stranger would, and its dict."""
+
+import json
+import math
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+
+from ir_tools.rewrite.journal import Refusal, Rewrite
+from passes.report import Report, StepReport, places
+
+
+def rewrites(count: int) -> list[Rewrite]:
+    return [Rewrite(f"fold@bn{i}", "batch_norm(conv(x)) -> conv(x)", f"layer1.{i}.bn1") for i in range(count)]
+
+
+def refusals(count: int, reason: str, module: str = "head") -> list[Refusal]:
+    return [Refusal(f"fold@{module}{i}", "rule", f"{module}.{i}", reason) for i in range(count)]
+
+
+def full() -> Report:
+    return Report(
+        frontend="trace",
+        frontend_reason="after export refused",
+        frontend_refusals={"export": "CaptureError: data-dependent branch\nand a second line"},
+        engine="onednn_ops",
+        capture_seconds=1.2,
+        captured_nodes=175,
+        captured_sqnr_db=math.inf,
+        captured_max_abs_error=0.0,
+        steps=[
+            StepReport("remove_dropout", nodes_before=175, nodes_after=175, sqnr_db=math.inf, max_abs_error=0.0),
+            StepReport(
+                "fuse_conv_bn",
+                declares="reassociates",
+                seconds=0.21,
+                nodes_before=175,
+                nodes_after=122,
+                rewrites=rewrites(53),
+                refusals=refusals(2, "the batch norm uses the statistics of the batch") + refusals(5, "rank unknown"),
+                max_abs_error=1.2e-6,
+                sqnr_db=120.31,
+            ),
+            StepReport(
+                "cast_half",
+                {"dtype": torch.bfloat16, "level": "O2"},
+                "lower_precision",
+                nodes_before=122,
+                nodes_after=130,
+                rewrites=rewrites(4),
+                max_abs_error=0.0123,
+                sqnr_db=41.2,
+            ),
+        ],
+        emit_seconds=0.8,
+        verified=True,
+        sqnr_db=41.2,
+        max_abs_error=0.0123,
+        seconds=6.6,
+        notes=["bf16 is native here"],
+        inputs=["x: float32[1, 3, 224, 224]"],
+        ops_left={"relu": 3, "_convolution_pointwise": 53},
+    )
+
+
+def row(text: str, name: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(name)]
+    return line.split()
+
+
+def test_every_pass_has_a_row_with_its_numbers():
+    text = str(full())
+    assert row(text, "remove_dropout") == ["remove_dropout", "0", "0", "175", "0", "equal", "0.00"]
+    assert row(text, "fuse_conv_bn  ") == ["fuse_conv_bn", "53", "7", "175→122", "1.2e-06", "120.3", "0.21"]
+    assert row(text, "cast_half") == ["cast_half", "4", "0", "122→130", "1.2e-02", "41.2", "0.00"]
+    assert "dtype=bfloat16" in text and "level=O2" in text
+
+
+def test_header_says_front_end_and_why_inputs_and_engine():
+    text = str(full())
+    assert row(text, "front end")[2:] == ["trace", "(after", "export", "refused)"]
+    assert "not export: CaptureError: data-dependent branch" in text
+    assert "a second line" not in text
+    assert "175 ops in 1.20 s, bitwise equal to the eager model" in text
+    assert "x: float32[1, 3, 224, 224]" in text
+    assert row(text, "engine") == ["engine", "onednn_ops"]
+
+
+def test_verdict_and_notes():
+    text = str(full())
+    assert "verified: SQNR 41.2 dB, max error 1.2e-02 against the eager model" in text
+    assert "not verified" not in text and "nothing changed" not in text
+    assert "took 6.60 s, of which emission 0.80 s" in text
+    assert "ops: _convolution_pointwise ×53, relu ×3" in text
+    assert "bf16 is native here" in text
+
+
+def test_not_verified_is_said():
+    report = full()
+    report.verified = False
+    text = str(report)
+    assert "not verified: no numbers were compared with the eager model" in text
+    assert "verified: SQNR" not in text
+
+
+@pytest.mark.parametrize("dry_run, words", [(False, "nothing changed"), (True, "nothing would change")])
+def test_nothing_changed_is_said(dry_run, words):
+    report = Report(steps=[StepReport("fuse_conv_bn", nodes_before=4, nodes_after=4)], dry_run=dry_run)
+    assert words in str(report)
+    assert not report.changed
+    assert report.to_dict()["changed"] is False
+
+
+def test_a_pass_that_only_removes_nodes_changed_something():
+    report = Report(steps=[StepReport("remove_dead_code", nodes_before=4, nodes_after=3)])
+    assert report.changed and "nothing changed" not in str(report)
+
+
+def test_dry_run_claims_no_numbers_and_no_emission():
+    report = full()
+    report.dry_run = True
+    assert "dry run: nothing was emitted" in str(report)
+    assert "verified" not in str(report)
+
+
+def test_refusals_are_grouped_and_the_most_frequent_come_first():
+    text = str(full())
+    often = text.index("fuse_conv_bn: rank unknown ×5")
+    seldom = text.index("fuse_conv_bn: the batch norm uses the statistics of the batch ×2")
+    assert often < seldom
+    assert "head.0, head.1, head.2, … 2 more" in text
+    assert "head.4" not in text
+
+
+def test_refusals_are_capped():
+    report = Report(steps=[StepReport("a", refusals=[r for i in range(30) for r in refusals(1, f"reason {i}.")])])
+    text = str(report)
+    assert "reason 11." in text and "reason 12." not in text
+    assert "… 18 more reasons, 18 places" in text
+
+
+def test_places_names_each_module_once():
+    assert places(["a", "a", "b"]) == "a, b"
+    assert places(["a", "b", "c", "d", "d", "e"]) == "a, b, c, … 2 more"
+
+
+def test_text_fits_80_columns_without_colour():
+    report = full()
+    report.steps[1].name = "a_pass_with_quite_a_long_name"
+    report.steps[1].nodes_before, report.steps[1].nodes_after = 123456, 123455
+    report.notes = ["a long note " * 20]
+    text = str(report)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    for part in ("53", "120.3", "1.2e-06", "123456→123455"):
+        assert part in text
+
+
+def test_rich_prints_colour_on_a_terminal_and_none_into_a_pipe():
+    terminal = Console(file=StringIO(), force_terminal=True, color_system="standard", width=100)
+    terminal.print(full())
+    assert "\x1b[" in terminal.file.getvalue()
+    pipe = Console(file=StringIO(), force_terminal=False, width=80)
+    pipe.print(full())
+    assert "\x1b[" not in pipe.file.getvalue()
+
+
+def test_square_brackets_in_texts_are_not_markup():
+    report = Report(steps=[StepReport("a", refusals=refusals(1, "axis [bold] of [/x]"))], notes=["[red]"])
+    assert "axis [bold] of [/x]" in str(report)
+    assert "[red]" in str(report)
+
+
+def test_dict_is_json():
+    plain = full().to_dict()
+    again = json.loads(json.dumps(plain, allow_nan=False))
+    assert again == plain
+    assert plain["captured_sqnr_db"] == "inf"
+    assert plain["steps"][1]["rewrites"][0]["module"] == "layer1.0.bn1"
+    assert plain["steps"][2]["options"] == {"dtype": "bfloat16", "level": "O2"}
+    assert plain["sqnr_db"] == 41.2
+
+
+def test_rewrites_are_grouped_by_pass_and_rule():
+    pipe = Console(file=StringIO(), width=80)
+    pipe.print(*full().rewritten(), sep="\n")
+    text = pipe.file.getvalue()
+    assert "fuse_conv_bn: batch_norm(conv(x)) -> conv(x) ×53" in text
+    assert "layer1.0.bn1, layer1.1.bn1, layer1.2.bn1, … 50 more" in text

@@ -1,0 +1,226 @@
+"""Where the command line gets models and inputs from, and what it says when there are none."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from passes.errors import InputError
+from passes.sources import SourceError, example_input, example_inputs, load_source, randomize_batch_norms
+
+# Not importorskip: importing timm needs torchvision's operators declared first, which is load_source's business.
+needs_zoo = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+
+MODULE = """
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+    def forward(self, x):
+        return self.linear(x)
+
+instance = Small().eval()
+in_training = Small()
+
+def build():
+    return Small()
+
+def needs_an_argument(width):
+    return Small()
+
+def gives_a_number():
+    return 3
+
+class Zoo:
+    model = Small
+
+constant = 3
+"""
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """A module `own_zoo` in the working directory, which is not on the path."""
+    (tmp_path / "own_zoo.py").write_text(MODULE)
+    (tmp_path / "broken_zoo.py").write_text("import a_package_that_does_not_exist\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    yield tmp_path
+    sys.modules.pop("own_zoo", None)
+
+
+# -- the user's own code ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["build", "Small", "Zoo.model", "in_training"])
+def test_a_callable_in_the_working_directory_gives_a_model_in_eval_mode(zoo, name):
+    told: list[str] = []
+    model = load_source(f"own_zoo:{name}", told.append)
+    assert type(model).__name__ == "Small" and not model.training
+    assert told == [f"own_zoo:{name} was in training mode; .eval() was called"]
+
+
+def test_a_module_in_eval_mode_is_taken_as_it_is(zoo):
+    told: list[str] = []
+    model = load_source("own_zoo:instance", told.append)
+    assert model is sys.modules["own_zoo"].instance
+    assert not told
+
+
+def test_built_models_are_the_same_on_every_run_and_the_random_state_is_left_alone(zoo):
+    before = torch.random.get_rng_state()
+    first, second = load_source("own_zoo:build"), load_source("own_zoo:build")
+    assert torch.equal(first.linear.weight, second.linear.weight)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_name_near_the_wrong_one_is_offered(zoo):
+    with pytest.raises(SourceError, match="own_zoo has no 'buildd'; did you mean build"):
+        load_source("own_zoo:buildd")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("own_zoo:needs_an_argument", "cannot be called without arguments"),
+        ("own_zoo:gives_a_number", "gives a int; expected a torch.nn.Module"),
+        ("own_zoo:constant", "is a int; expected a torch.nn.Module, or a callable that gives one"),
+        ("no_such_zoo:build", "there is no Python module 'no_such_zoo'"),
+        ("own_zoo.inner:build", "there is no Python module 'own_zoo.inner'"),
+        ("resnet50", "'resnet50' is not a model; expected a TorchScript file"),
+        ("own_zoo:", "'own_zoo:' is not a model"),
+        (":build", "':build' is not a model"),
+        ("own zoo:build", "'own zoo:build' is not a model"),
+        ("", "'' is not a model"),
+    ],
+)
+def test_what_is_no_model_is_said(zoo, text, message):
+    with pytest.raises(SourceError) as error:
+        load_source(text)
+    assert message in str(error.value)
+
+
+def test_an_import_that_fails_inside_the_users_module_is_not_hidden(zoo):
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_does_not_exist"):
+        load_source("broken_zoo:build")
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_handed_on_by_its_path(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"anything")
+    assert load_source(str(path)) == str(path)
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(SourceError, match=r"there is no file .*missing\.pt"):
+        load_source(str(tmp_path / "missing.pt"))
+
+
+# -- zoos -------------------------------------------------------------------------------------------------------------
+
+
+@needs_zoo
+def test_torchvision_models_have_random_weights_and_statistics():
+    told: list[str] = []
+    model = load_source("torchvision:resnet18", told.append)
+    assert told == ["torchvision:resnet18 has random weights (seed 0), 20 batch norms random statistics"]
+    assert not model.training
+    assert not torch.allclose(model.bn1.running_mean, torch.zeros(64))
+    again = load_source("torchvision:resnet18")
+    assert torch.equal(model.bn1.running_var, again.bn1.running_var)
+    assert torch.equal(model.conv1.weight, again.conv1.weight)
+
+
+@needs_zoo
+def test_timm_models():
+    told: list[str] = []
+    model = load_source("timm:resnet10t", told.append)
+    assert isinstance(model, nn.Module) and not model.training
+    assert "timm:resnet10t has random weights" in told[0]
+
+
+@needs_zoo
+@pytest.mark.parametrize("zoo_name", ["torchvision", "timm"])
+def test_a_zoo_model_near_the_wrong_name_is_offered(zoo_name):
+    with pytest.raises(SourceError, match=rf"{zoo_name} has no model 'resnet5O'; did you mean .*resnet50"):
+        load_source(f"{zoo_name}:resnet5O")
+
+
+@pytest.mark.parametrize("zoo_name", ["torchvision", "timm"])
+def test_a_zoo_that_is_not_installed_is_said(zoo_name, monkeypatch):
+    for name in [n for n in sys.modules if n.split(".")[0] == zoo_name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, zoo_name, None)  # makes the import fail as if it were not there
+    with pytest.raises(SourceError, match=r"pip install 'torch-passes\[zoo\]'"):
+        load_source(f"{zoo_name}:resnet18")
+
+
+def test_randomized_batch_norms_do_something_and_keep_activations_finite():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False)).eval()
+    assert randomize_batch_norms(model) == 2
+    assert (model[0].running_var > 0.4).all() and (model[0].running_var < 1.6).all()
+    for tensor in (model[0].weight, model[0].bias, model[0].running_mean, model[2].running_mean, model[2].running_var):
+        assert tensor.unique().numel() == 3
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, shape, dtype",
+    [
+        ("1x3x8x8", (1, 3, 8, 8), torch.float32),
+        ("7", (7,), torch.float32),
+        ("2x3:bfloat16", (2, 3), torch.bfloat16),
+        ("2x3:float64", (2, 3), torch.float64),
+        ("1x128:int64", (1, 128), torch.int64),
+        ("4x4:uint8", (4, 4), torch.uint8),
+        ("4x4:bool", (4, 4), torch.bool),
+        ("scalar:int64", (), torch.int64),
+        ("0x3", (0, 3), torch.float32),
+    ],
+)
+def test_inputs_have_the_shape_and_dtype_asked_for(text, shape, dtype):
+    tensor = example_input(text)
+    assert tuple(tensor.shape) == shape and tensor.dtype == dtype
+
+
+@pytest.mark.parametrize("text, below", [("1000:int64", 100), ("9000:int64:3000", 3000), ("9000:int64<3000", 3000)])
+def test_integers_fill_their_range(text, below):
+    values = example_input(text)
+    assert values.min() >= 0 and values.max() < below
+    assert values.max() > below * 0.95
+
+
+def test_inputs_are_the_same_on_every_run_and_differ_from_each_other():
+    first, again = example_inputs(["2x3", "2x3"]), example_inputs(["2x3", "2x3"])
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("1,3,8,8", "'1,3,8,8' is not an input; expected a shape such as 1x3x224x224"),
+        ("", "is not an input"),
+        ("1x3x", "is not an input"),
+        ("1x-3", "is not an input"),
+        ("1x3:float31", "'float31' in '1x3:float31' is not a dtype; expected one of float32, "),
+        ("1x3:quint8", "is not a dtype"),
+        ("1x3:float32:7", "only integers have a bound"),
+        ("1x3:int8:129", "asks for integers below 129, which int8 cannot give"),
+        ("1x3:int64:0", "asks for integers below 0"),
+    ],
+)
+def test_what_is_no_input_is_said(text, message):
+    with pytest.raises(InputError) as error:
+        example_input(text)
+    assert message in str(error.value)
