@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from passes.errors import ModelFileError, PassesError
+from ir_tools.emit import package
+from ir_tools.ir import Program
+from ir_tools.visualize import draw_svg, to_dot
+from ir_tools.visualize.to_dot import write_whole
+from passes.errors import InputError, ModelFileError, OptionError, PassesError
+from passes.optimized import OptimizedModel
+from passes.report import Report
 from passes.sources import FORMS, example_inputs, load_source
+from passes.timing import compare_latency
 
 FAILED = 2
 """Exit code of every error that torch-passes raises on purpose."""
@@ -62,7 +69,7 @@ PassNames = Annotated[
     ),
 ]
 Frontend = Annotated[str, typer.Option(help="How to capture: auto, export, trace, script or fx.")]
-Engine = Annotated[str, typer.Option(help="What to emit: auto, aten, onednn_ops or onednn_graph.")]
+Engine = Annotated[str, typer.Option(help="What to emit: auto, aten or onednn_ops.")]
 
 
 @app.command()
@@ -93,15 +100,11 @@ def optimize(
         _explain(result, console)
         return
     console.print(result.report)
-    if bench and inputs is not None:
-        with progress_line() as progress:
-            progress("timing the eager and the optimised model in turn")
-            comparison = _compare(model, result, inputs)
-        medians = f"medians of {comparison.rounds} interleaved rounds"
-        _fact(console, "latency", f"eager → optimised: {comparison} ({medians})")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        result.save(out)
+        _save(result, out)
+    if bench:
+        _print_latency(model, result, inputs, console)
+    if out is not None:
         _fact(console, "saved", str(out))
     _say_where_dumps_are(result.dumps, console)
 
@@ -119,14 +122,9 @@ def explain(
 
     console = Console()
     model, inputs = _read(source, input, console)
+    options = _options(passes, frontend=frontend, engine=engine)
     with progress_line() as progress:
-        report = run(
-            model,
-            example_inputs=inputs,
-            progress=progress,
-            dry_run=True,
-            **_options(passes, frontend=frontend, engine=engine, verify="each" if inputs is not None else "off"),
-        )
+        report = run(model, example_inputs=inputs, progress=progress, dry_run=True, **options)
     _explain(report, console)
 
 
@@ -135,39 +133,67 @@ def list_passes() -> None:
     """List the passes, what each may do to numbers, their options, and the groups."""
     from passes.catalogue import CATALOGUE, GROUPS
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    table.add_column("pass", style="bold", no_wrap=True)
-    table.add_column("what it does", overflow="fold", ratio=1)
-    table.add_column("numbers", no_wrap=True)
-    for name, entry in CATALOGUE.items():
-        what = Text(entry.summary)
-        if entry.equation:
-            what += Text(f"\n{entry.equation}", style="cyan")
-        if entry.options:
-            what += Text("\noptions: " + ", ".join(f"{k}={v}" for k, v in entry.options.items()), style="dim")
-        table.add_row(name, what, entry.declares)
     console = Console()
-    console.print(table)
+    console.print("What a pass may do to numbers: exact (nothing), reassociates (float rounding), lower_precision, quantizes.")
+    for name, entry in CATALOGUE.items():
+        options = "".join(f"  {k}={v}" for k, v in entry.options.items())
+        console.print(Text(f"\n{name}", style="bold") + Text(f"  {entry.declares}", style="cyan") + Text(options, style="dim"))
+        console.print(Padding(Text(entry.summary), (0, 0, 0, 2)))
+        console.print(Padding(Text(entry.equation, style="dim"), (0, 0, 0, 6)), soft_wrap=True)
+    console.print(Text("\nGroups", style="bold"))
     for name, members in GROUPS.items():
-        console.print(Text("\ngroup ") + Text(name, style="bold") + Text(f" = {', '.join(members)}"))
+        console.print(Text(f"{name} = {', '.join(members)}"))
 
 
 @app.command()
 def draw(
-    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The drawing: a .svg or a .dot file.")],
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The drawing to write: a .svg or a .dot file.")],
     input: Inputs = None,
     passes: PassNames = None,
     frontend: Frontend = "auto",
+    engine: Engine = "auto",
 ) -> None:
-    """Draw the graph of a model: as captured, or after --passes."""
-    raise NotImplementedError
+    """Draw the graph of a model: as captured, or with --passes as these passes and the lowering leave it."""
+    if out.suffix not in (".svg", ".dot"):
+        raise OptionError(f"--out must end in .svg or .dot, got {str(out)!r}")
+    check_writable(out)
+    console = Console()
+    model, inputs = _read(source, input, console)
+    with progress_line() as progress:
+        progress("capturing")
+        program = _program(model, inputs, _options(passes, frontend=frontend, engine=engine))
+    text = to_dot(program, title=f"{source}: {len(program)} ops")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".svg":
+        with progress_line() as progress:
+            progress("drawing")
+            reason = draw_svg(text, out)
+        if reason is None:
+            _fact(console, "drawn", str(out))
+            return
+        _fact(console, "no SVG", reason)
+        out = out.with_suffix(".dot")
+    write_whole(out, text.encode())
+    _fact(console, "drawn", str(out))
 
 
 @app.command()
 def verify(file: Annotated[Path, typer.Argument(help="A file that `optimize` wrote.")]) -> None:
-    """Run the golden inputs stored in a file and compare with the golden outputs."""
-    raise NotImplementedError
+    """Check that a saved model still gives the outputs stored with it; exit code 2 when it does not."""
+    from passes import load
+
+    manifest = load(file).manifest
+    console = Console()
+    _fact(console, "file", str(file))
+    _fact(console, "versions", f"torch-passes {manifest['torch_passes']}, torch {manifest['torch']}")
+    _fact(console, "front end", manifest["frontend"])
+    _fact(console, "engine", manifest["engine"])
+    _fact(console, "passes", ", ".join(manifest["passes"]))
+    inputs = (f"{i['name']}: {i['dtype']}{i['shape']}" for i in manifest["inputs"])
+    _fact(console, "inputs", "; ".join(inputs))
+    _fact(console, "numbers", _numbers(manifest))
+    console.print(Text("verified: the file gives its golden outputs on this machine", style="bold green"))
 
 
 def main() -> None:
@@ -179,10 +205,21 @@ def main() -> None:
 # -- shared by the commands -------------------------------------------------------------------------------------------
 
 
-def _read(source: str, input: list[str] | None, console: Console) -> tuple[Any, tuple[Any, ...] | None]:
-    """The model and example inputs (None when there is no --input)."""
+def _read(source: str, input: list[str] | None, console: Console) -> tuple[Any, tuple[Any, ...]]:
+    """The model and its example inputs: from --input, or for a file that `optimize` wrote the golden ones in it."""
     inputs = example_inputs(input) if input else None
-    return load_source(source, tell=lambda line: _fact(console, "model", line)), inputs
+    model = load_source(source, tell=lambda line: _fact(console, "model", line))
+    if isinstance(model, str):
+        path = model
+        model, manifest = package.read_torchscript(path)
+        if inputs is None and manifest is not None:
+            inputs = tuple(package.load(path)[2])
+    if inputs is None:
+        raise InputError(
+            "no --input was given; sizes and dtypes are taken from it, and numbers are compared on it. "
+            "Give one per tensor argument, for example --input 1x3x224x224"
+        )
+    return model, inputs
 
 
 def _options(passes: str | None, **options: Any) -> dict[str, Any]:
@@ -199,16 +236,46 @@ def _fact(console: Console, name: str, text: str) -> None:
     console.print(grid)
 
 
-def _explain(report: Any, console: Console) -> None:
+def _explain(report: Report, console: Console) -> None:
     report.dry_run = True
-    console.print(report.header())
-    console.print(*report.rewritten(), *report.refused(limit=10_000), *report.noted(), *report.verdict(), sep="\n")
+    console.print(report.header(), Text(""), report.table(), sep="\n")
+    console.print(*report.rewritten(), *report.refused(limit=10_000), *report.idle(), *report.noted(), sep="\n")
+    console.print(*report.verdict(), sep="\n")
 
 
-def _compare(model: Any, optimized: Any, inputs: tuple[Any, ...]) -> Any:
-    from passes.timing import compare_latency
+def _program(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Program:
+    """The graph to draw: as captured, or as the passes asked for and the lowering leave it."""
+    if "passes" in options:
+        from passes import optimize as run
 
-    return compare_latency(model, optimized, inputs)
+        return run(model, example_inputs=inputs, verify="off", **options).program
+    from ir_tools.frontends.capture import capture
+    from ir_tools.frontends.source import prepare
+
+    return capture(prepare(model, [(inputs, {})]), options["frontend"]).program
+
+
+def _save(result: OptimizedModel, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(f"{out} cannot be written: {error.strerror or error}") from error
+    result.save(out)
+
+
+def _print_latency(model: Any, result: OptimizedModel, inputs: tuple[Any, ...], console: Console) -> None:
+    with progress_line() as progress:
+        progress("timing the eager and the optimised model in turn")
+        comparison = compare_latency(model, result, inputs)
+    medians = f"medians of {comparison.rounds} interleaved rounds"
+    _fact(console, "latency", f"eager → optimised: {comparison} ({medians})")
+
+
+def _numbers(manifest: dict[str, Any]) -> str:
+    if not manifest["verified"]:
+        return "not verified when it was written"
+    sqnr = manifest["sqnr_db"]
+    return f"SQNR {sqnr if isinstance(sqnr, str) else f'{sqnr:.1f}'} dB against the eager model when it was written"
 
 
 def _say_where_dumps_are(dumps: list[Any], console: Console) -> None:

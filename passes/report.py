@@ -187,6 +187,13 @@ class Report:
             yield Padding(Text(f"{label} ×{len(rewrites)}", style="green"), (0, 0, 0, 2))
             yield Padding(Text(places([r.module for r in rewrites])), (0, 0, 0, 4))
 
+    def idle(self) -> Iterable[Text | Padding]:
+        """Passes that found no place to act at all, not even one to refuse. Shown by the CLI's `explain`."""
+        names = [step.name for step in self.steps if not step.changed and not step.refusals]
+        if names:
+            yield Text("\nfound nothing to do", style="bold")
+            yield Padding(Text(", ".join(names)), (0, 0, 0, 2))
+
     def noted(self) -> Iterable[Text | Padding]:
         if self.notes:
             yield Text("\nnotes", style="bold")

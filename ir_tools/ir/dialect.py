@@ -287,12 +287,14 @@ def aliased_nodes(node: fx.Node) -> list[fx.Node]:
 
 
 def is_random(node: fx.Node) -> bool:
-    """The op draws from a random generator (dropout only when it is switched on)."""
+    """The op draws from a random generator (a dropout only when it is switched on)."""
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return False
-    if op_name(node.target) in _SEEDED:
-        return bool(argument(node, "train")) and argument(node, "p") != 0
-    return torch.Tag.nondeterministic_seeded in node.target.tags
+    if op_name(node.target) not in _SEEDED and torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    given = bound_arguments(node)
+    off = (given.get("train"), given.get("training"), given.get("p", given.get("dropout_p", given.get("dropout"))))
+    return not any(switch is False or (isinstance(switch, float) and switch == 0) for switch in off)
 
 
 def has_effect(node: fx.Node) -> bool:

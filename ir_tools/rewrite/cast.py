@@ -53,6 +53,7 @@ class Caster:
             new = self.draft.call(node.target, *args, **kwargs)
         self._made.add(new)
         self.draft.redirect(node, new)
+        self.draft.remove(node)
         return new
 
     def restore_outputs(self, dtypes: Sequence[torch.dtype | None]) -> None:

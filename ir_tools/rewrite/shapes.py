@@ -147,6 +147,7 @@ def _replace_by_table(
     if result is None:
         return
     draft.redirect(node, result._node)
+    draft.remove(node)
     journal.rewrote(site, name, place(node))
 
 

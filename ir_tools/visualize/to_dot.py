@@ -89,7 +89,6 @@ class _Frame:
     nodes: list[fx.Node] = field(default_factory=list)
     inside: list[_Frame] = field(default_factory=list)
     size: int = 0
-    targets: set[Any] = field(default_factory=set)
 
 
 def _frames(nodes: list[fx.Node]) -> _Frame:
@@ -98,11 +97,12 @@ def _frames(nodes: list[fx.Node]) -> _Frame:
     A module that is called again later gets a second frame: one frame around both calls would pull boxes together that
     lie far apart in the data flow, and the drawing falls to pieces.
     """
+    # Only modules with modules inside are framed: a frame around the boxes of one conv or relu would say nothing new.
+    containers = {path for n in nodes for path in _above(origin(n).module)}
     stack = [root := _Frame()]
     for node in nodes:
         module = origin(node).module
-        parts = module.split(".") if module else []
-        paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        paths = [path for path in (*_above(module), module) if path in containers]
         while stack[-1].path and (len(stack) - 1 > len(paths) or stack[-1].path != paths[len(stack) - 2]):
             stack.pop()
         for path in paths[len(stack) - 1 :]:
@@ -110,9 +110,14 @@ def _frames(nodes: list[fx.Node]) -> _Frame:
             stack.append(inner)
         for frame in stack:
             frame.size += 1
-            frame.targets.add(node.target)
         stack[-1].nodes.append(node)
     return root
+
+
+def _above(module: str) -> list[str]:
+    """`["layer1", "layer1.0"]` for `layer1.0.conv1`."""
+    parts = module.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _write_frame(frame: _Frame, dot: Digraph, write: Callable[[fx.Node, Digraph], None], levels: int) -> None:
@@ -122,7 +127,7 @@ def _write_frame(frame: _Frame, dot: Digraph, write: Callable[[fx.Node, Digraph]
     for inner in frame.inside:
         while len(inner.inside) == 1 and not inner.nodes:  # a chain of modules is framed once, by the innermost
             inner = inner.inside[0]
-        if levels == 0 or len(inner.targets) < 2 or inner.size == frame.size:
+        if levels == 0 or inner.size < 2 or inner.size == frame.size:
             _write_frame(inner, dot, write, levels)
             continue
         with dot.subgraph(name=f"cluster_{inner.path} {inner.first}") as cluster:
@@ -228,7 +233,7 @@ def to_dot(program: Program, *, title: str = "", new_nodes: Collection[str] = fr
     dot.attr(rankdir="TB", label=escape(title), labelloc="t", fontname="Helvetica", fontsize="12", tooltip=" ")
     if len(calls) > LARGE:
         dot.attr(nslimit="1", nslimit1="1", mclimit="0.3", splines="polyline")
-    dot.attr("node", shape="box", style="rounded,filled", fontname="Helvetica", fontsize="10", margin="0.12,0.06")
+    dot.attr("node", shape="box", style="rounded,filled", fontname="Helvetica", fontsize="10", margin="0.2,0.06")
     dot.attr("edge", fontname="Helvetica", fontsize="8", color="#495057", arrowsize="0.7")
 
     names = [spec.name for spec in program.signature.inputs]

@@ -80,14 +80,17 @@ FLOATS = [0.1, -0.0, 1e-5, 5e-324, 1.7976931348623157e308, 1e22, 65504.0, 1e9, 1
 
 @pytest.mark.parametrize("value", [*FLOATS, math.inf, -math.inf, math.nan])
 def test_floats_come_back_exactly(value):
-    program = build(
-        {"x": torch.zeros(2, dtype=torch.float64)},
-        lambda d, x: (d.call(aten.full.default, [1], value, dtype=torch.float64), d.call(aten.full.default, [1], value)),
-    )
     x = torch.zeros(2, dtype=torch.float64)
+    program = build({"x": x}, lambda d, x: d.call(aten.full.default, [1], value, dtype=torch.float64))
     assert_same(program, x)
-    got = round_trip(emit(program))(x)[0]
+    got = round_trip(emit(program))(x)
     assert math.copysign(1, got.item()) == math.copysign(1, value) or math.isnan(value)
+
+
+@pytest.mark.parametrize("value", [1e9, 1e10, 1e16])
+def test_a_float_that_decides_the_dtype_stays_a_float(value):
+    x = torch.zeros(1)
+    assert_same(build({"x": x}, lambda d, x: d.call(aten.full.default, [1], value)), x)
 
 
 def test_a_float_list_keeps_floats_that_torch_would_save_as_ints():
@@ -120,7 +123,11 @@ def test_an_int_for_a_float_argument_and_an_int_beyond_64_bits():
         (aten.to.dtype, (torch.bfloat16,), {}),
         (aten.to.device, (torch.device("cpu"), torch.float64), {}),
         (aten.clone.default, (), {"memory_format": torch.contiguous_format}),
-        (aten.full_like.default, (2.5,), {"dtype": torch.float16, "layout": torch.strided, "device": torch.device("cpu")}),
+        (
+            aten.full_like.default,
+            (2.5,),
+            {"dtype": torch.float16, "layout": torch.strided, "device": torch.device("cpu")},
+        ),
         (aten.gelu.default, (), {"approximate": "tanh"}),
         (aten.sum.dim_IntList, ([], True), {"dtype": None}),
         (aten.sum.default, (), {"dtype": torch.float64}),
@@ -222,14 +229,6 @@ def test_a_list_of_tensors_across_a_chunk_boundary():
 def test_numbers_across_a_chunk_boundary():
     x = torch.tensor([3.0, 4.0])
 
-    def body(d, x):
-        size = d.call(aten.sym_size.int, x, 0)
-        first = d.call(aten.select.int, x, 0, 0)
-        number = d.call(aten.item.default, first)
-        flag = d.call(aten.is_nonzero.default, first)
-        shifted = d.call(aten.add.Scalar, x, number)
-        return d.call(aten.full.default, [size], flag, dtype=torch.float32), shifted
-
     # The facts of data-dependent numbers are unknown to fake tensors, so the graph is made by hand.
     program = build({"x": x}, lambda d, x: (d.call(aten.relu.default, x), x))
     graph = program.graph
@@ -238,9 +237,11 @@ def test_numbers_across_a_chunk_boundary():
         size = graph.call_function(aten.size.int, (program.placeholders[0], 0))
         first = graph.call_function(aten.select.int, (program.placeholders[0], 0, 0))
         number = graph.call_function(aten.item.default, (first,))
-        row = graph.call_function(aten.full.default, ([size], 1.5), dict.fromkeys(("dtype", "layout", "device", "pin_memory")))
-        shifted = graph.call_function(aten.add.Scalar, (x_plus := row, number, 1))
-    program.output.args = ((x_plus, shifted),)
+        row = graph.call_function(
+            aten.full.default, ([size], 1.5), dict.fromkeys(("dtype", "layout", "device", "pin_memory"))
+        )
+        shifted = graph.call_function(aten.add.Scalar, (row, number, 1))
+    program.output.args = ((row, shifted),)
     graph.erase_node(old)
     for module in (emit(program, 1), round_trip(emit(program, 2))):
         a, b = module(x)
@@ -306,10 +307,9 @@ def test_argument_structures_and_names():
         "pair": (b, [c, c + 1]),
         "batch": {"ids": e, "mask": None, "it's": a},
         "flag": True,
-        "torch": {"y": a, "x": [b]},
+        "torch": {"y": [a], "x": [b]},
         "self_": [a, b],
     }
-    inputs["torch"] = {"y": [a], "x": [b]}
 
     def body(d, *nodes):
         total = nodes[0]
@@ -385,9 +385,10 @@ def test_constants_keep_the_users_paths_tensors_and_layouts():
     assert not scripted.training and not round_trip(scripted).training
 
 
+# Reserved by nn.Module, by Python, by TorchScript, by the text that torch writes into a file, or by emission itself.
 AWKWARD = """training graph code forward eval parameters _parameters _c T_destination float class None in self 0 a-b a_b ünï
     x"y packed packed.weights _chunk_0 _float_0 sub sub.w sub.w.w w w@one w@two __getstate__ training_ graph.graph
-    original_name.define torch.torch print.len _check_input..w name type.to""".split()
+    original_name.define torch.torch print.len annotate str bool.sorted NoneType ops inf CONSTANTS _0 _check_input..w name type.to""".split()
 
 
 def test_awkward_names_of_constants():
@@ -452,7 +453,9 @@ def conv_packing(weight, groups, size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape, groups", [((64, 16, 3, 3), 4), ((33, 1, 3, 3), 33), ((66, 35, 3, 3), 1), ((64, 64, 1, 1), 1)])
+@pytest.mark.parametrize(
+    "shape, groups", [((64, 16, 3, 3), 4), ((33, 1, 3, 3), 33), ((66, 35, 3, 3), 1), ((64, 64, 1, 1), 1)]
+)
 def test_packed_conv_weights_come_back_bit_for_bit(dtype, shape, groups):
     bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[dtype]
     limits = torch.iinfo(bits)
@@ -502,10 +505,8 @@ assert all(w.is_mkldnn for w in module.packed_2.weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("groups", [1, 4])
 def test_packed_weights_in_a_new_process_with_only_torch(dtype, groups, tmp_path):
-    if groups == 8:
-        pytest.skip("12 filters are not a multiple of 8 groups")
     program, x, conv, matrix = packed_program(dtype, groups)
     scripted = emit(program, chunk_size=1)
     expected = program(x)
@@ -552,7 +553,7 @@ def test_a_call_too_many_and_a_call_too_few_are_refused(monkeypatch):
     monkeypatch.setattr(to_torchscript._Writer, "_call", lambda self, n, t: f"torch.neg({write(self, n, t)})")
     with pytest.raises(EmitError, match="a call that the Program does not have: aten::neg"):
         emit(program)
-    monkeypatch.setattr(to_torchscript._Writer, "_call", lambda self, n, t: "x")
+    monkeypatch.setattr(to_torchscript._Writer, "_call", lambda self, n, t: self._variable(n.args[0]))
     with pytest.raises(EmitError, match="the call is gone"):
         emit(program)
 
@@ -609,7 +610,9 @@ def test_ten_thousand_calls():
 
     def body(d, x):
         for i in range(5000):
-            x = d.call(aten.add.Tensor, d.call(aten.sin.default, x), d.constant(f"layer{i // 10}.w{i % 10}", torch.randn(4)))
+            x = d.call(
+                aten.add.Tensor, d.call(aten.sin.default, x), d.constant(f"layer{i // 10}.w{i % 10}", torch.randn(4))
+            )
         return x
 
     program = build({"x": x}, body)
@@ -617,5 +620,4 @@ def test_ten_thousand_calls():
     scripted = emit(program)
     print(f"\n10,000 calls and 5,000 constants emitted in {time.perf_counter() - start:.1f} s")
     assert torch.equal(scripted(x), program(x))
-    assert scripted._method_names if hasattr(scripted, "_method_names") else True
     assert len([n for n in scripted._c._method_names() if n.startswith("_chunk_")]) == 40

@@ -168,8 +168,9 @@ def test_a_module_that_is_called_again_gets_a_second_frame():
     draft = start(torch.randn(3))
     (value,) = draft.program.placeholders
     for module in ("a", "b", "a"):
-        with draft.origin(Origin(module)):
-            value = draft.call(aten.sigmoid.default, draft.call(aten.relu.default, value))
+        for inner in ("first", "last"):
+            with draft.origin(Origin(f"{module}.{inner}")):
+                value = draft.call(aten.relu.default, value)
     draft.output([value])
     dot = to_dot(draft.finish())
     assert re.findall(r"label=(\w)\b", dot) == ["a", "b", "a"]
