@@ -7,9 +7,11 @@
 
 Constants (weights, biases) are cast once, ahead of time; a value is cast once per dtype; a cast that would undo another one
 reads its source instead. Levels are named after NVIDIA Apex's. An op with a float64 operand, an op that writes in place, and
-an explicit cast in the model stay as they are.
+an explicit cast in the model stay as they are. So does an op with a number beyond the half dtype's range (a mask of -1e9);
+its result is clamped to that range where it is cast.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -17,7 +19,7 @@ import torch
 from ir_tools.ir import Draft, Program
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import mutated_values
-from ir_tools.ir.dialect import nodes_in, short_name
+from ir_tools.ir.dialect import nodes_in, numbers_in, short_name
 from ir_tools.ir.origin import place
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.cast import Caster, is_float
@@ -54,7 +56,7 @@ def cast_half(
     half = DTYPES[dtype]
     draft = Draft.of(program)
     caster = Caster(draft, "cast_half")
-    mutated = mutated_values(draft.graph)
+    mutated = set(mutated_values(draft.graph))
     original = {node: dtype_of(node) for node in draft.program.nodes}
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
 
@@ -64,10 +66,18 @@ def cast_half(
     for node in draft.program.calls:
         site = f"cast_half@{node.name}"
         why_float = reason_for_float(node, original, mutated, level, half)
-        if why_float is None and journal.allows(site):
-            if caster.recompute(node, half, is_float) is not node:
-                journal.rewrote(site, short_name(node.target), place(node))
-        elif caster.recompute(node, torch.float32, was_cast) is not node and why_float not in (None, *EXPECTED):
+        if why_float is IS_A_CAST:
+            continue
+        in_half = why_float is None and journal.allows(site)
+        new = caster.recompute(node, half, is_float) if in_half else caster.recompute(node, torch.float32, was_cast)
+        original[new] = original[node]
+        if node in mutated:
+            mutated.add(new)
+        if why_float is IS_WIDE or (why_float is FOLLOWS_FLOAT and not caster.wide.isdisjoint(nodes_in(new.args))):
+            caster.wide.add(new)
+        if in_half and new is not node:
+            journal.rewrote(site, short_name(node.target), place(node))
+        elif why_float is IS_WIDE or (new is not node and why_float not in (None, *EXPECTED)):
             journal.refused(site, "cast_half", place(node), why_float)
     caster.restore_outputs(outputs)
     return draft.finish()
@@ -76,19 +86,22 @@ def cast_half(
 FOLLOWS_FLOAT = "an operand is float, and at O1 the op follows its operands"
 IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half precision"
 IS_A_CAST = "the model casts explicitly"
+IS_WIDE = "a number in it lies beyond the range of half precision; its result is clamped where it is cast"
 EXPECTED = (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST)
 
 
 def reason_for_float(node, original, mutated, level, half):
     """Why an op is computed in float, None when it may be computed in half."""
     name = short_name(node.target)
+    if name == "to":
+        return IS_A_CAST
     operands = [n for n in nodes_in(node.args) if dtype_of(n) is not None and dtype_of(n).is_floating_point]
     if node in mutated or any(n in mutated for n in nodes_in(node.args)):
         return "its operands or result are written in place"
     if any(dtype_of(n) is torch.float64 for n in operands) or original.get(node) is torch.float64:
         return "an operand is float64"
-    if name == "to":
-        return IS_A_CAST
+    if original.get(node) is torch.float32 and any(torch.finfo(half).max <= abs(n) < math.inf for n in numbers_in(node)):
+        return IS_WIDE
     if name in MATRIX:
         return None
     if name in FOLLOWS:
@@ -97,4 +110,3 @@ def reason_for_float(node, original, mutated, level, half):
     if name in FRAGILE:
         return None if level == "O3" else IS_FRAGILE
     return f"{name} is in no table of cast_half"
-

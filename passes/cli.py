@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,12 +135,13 @@ def list_passes() -> None:
     from passes.catalogue import CATALOGUE, GROUPS
 
     console = Console()
-    console.print("What a pass may do to numbers: exact (nothing), reassociates (float rounding), lower_precision, quantizes.")
+    console.print("What a pass may do to numbers: exact (nothing), reassociates (rounds), lower_precision, quantizes.")
     for name, entry in CATALOGUE.items():
         options = "".join(f"  {k}={v}" for k, v in entry.options.items())
-        console.print(Text(f"\n{name}", style="bold") + Text(f"  {entry.declares}", style="cyan") + Text(options, style="dim"))
-        console.print(Padding(Text(entry.summary), (0, 0, 0, 2)))
-        console.print(Padding(Text(entry.equation, style="dim"), (0, 0, 0, 6)), soft_wrap=True)
+        console.print(Text.assemble((f"\n{name}", "bold"), (f"  {entry.declares}", "cyan"), (options, "dim")))
+        console.print(Padding(Text(entry.summary), (0, 0, 0, 2), expand=False))
+        # Equations are as wide as the code they come from: on a narrow terminal they wrap, they are never cut.
+        console.print(Text(textwrap.indent(entry.equation, " " * 6), style="dim"), soft_wrap=True)
     console.print(Text("\nGroups", style="bold"))
     for name, members in GROUPS.items():
         console.print(Text(f"{name} = {', '.join(members)}"))
@@ -208,12 +210,17 @@ def main() -> None:
 def _read(source: str, input: list[str] | None, console: Console) -> tuple[Any, tuple[Any, ...]]:
     """The model and its example inputs: from --input, or for a file that `optimize` wrote the golden ones in it."""
     inputs = example_inputs(input) if input else None
-    model = load_source(source, tell=lambda line: _fact(console, "model", line))
-    if isinstance(model, str):
-        path = model
-        model, manifest = package.read_torchscript(path)
-        if inputs is None and manifest is not None:
-            inputs = tuple(package.load(path)[2])
+    told: list[str] = []
+    with progress_line() as progress:
+        progress("loading the model")
+        model = load_source(source, inputs or (), told.append)
+        if isinstance(model, str):
+            path = model
+            model, manifest = package.read_torchscript(path)
+            if inputs is None and manifest is not None:
+                inputs = tuple(package.load(path)[2])
+    for line in told:
+        _fact(console, "model", line)
     if inputs is None:
         raise InputError(
             "no --input was given; sizes and dtypes are taken from it, and numbers are compared on it. "
@@ -264,7 +271,7 @@ def _save(result: OptimizedModel, out: Path) -> None:
 
 
 def _print_latency(model: Any, result: OptimizedModel, inputs: tuple[Any, ...], console: Console) -> None:
-    with progress_line() as progress:
+    with progress_line(still=True) as progress:
         progress("timing the eager and the optimised model in turn")
         comparison = compare_latency(model, result, inputs)
     medians = f"medians of {comparison.rounds} interleaved rounds"
@@ -300,11 +307,17 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def progress_line() -> Iterator[Callable[[str], None]]:
-    """A function that shows what is being done now, with a spinner; on anything but a terminal it shows nothing."""
+def progress_line(still: bool = False) -> Iterator[Callable[[str], None]]:
+    """A function that shows what is being done now, with a spinner; on anything but a terminal it shows nothing.
+
+    `still`: a plain line in place of the spinner, whose redrawing would disturb what is being timed.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda description: None
+        return
+    if still:
+        yield lambda description: console.print(Text(description, style="dim"))
         return
     with console.status("starting") as status:
         yield lambda description: status.update(Text(description))

@@ -5,10 +5,11 @@
 A result much larger than what it is made from (an `expand` or a wide `arange`) stays an op: it would swell the file.
 """
 
+from ir_tools.ir import Draft, Program
+from ir_tools.ir.facts import mutated_values
+from ir_tools.ir.origin import place
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.constants import evaluate, is_foldable
-from ir_tools.ir import Draft, Program
-from ir_tools.ir.origin import place
 
 LARGEST = 1 << 20
 """Bytes up to which any result is kept; beyond, only one no larger than its operands together."""
@@ -16,13 +17,16 @@ LARGEST = 1 << 20
 
 @graph_pass(declares="exact")
 def fold_constants(program: Program, journal: Journal) -> Program:
-    foldable = [node for node in program.calls if node.users]
-    if not any(is_foldable(program, node) for node in foldable):
+    if not any(is_foldable(program, node) for node in program.calls):
         return program
     draft = Draft.of(program)
+    mutated = mutated_values(draft.graph)
     for node in draft.program.calls:
         site = f"fold_constants@{node.name}"
         if not is_foldable(draft.program, node) or not journal.allows(site):
+            continue
+        if node in mutated:
+            journal.refused(site, "fold_constants", place(node), "its result is written in place")
             continue
         value, operand_bytes = evaluate(draft.program, node)
         if value.nbytes > max(LARGEST, operand_bytes):

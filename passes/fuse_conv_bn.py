@@ -15,19 +15,19 @@ from ir_tools.rewrite import Rule, Value, rule_pass
 
 
 def conv_then_batch_norm(op, x: Value, w: Tensor, b: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-                         mean: Tensor, var: Tensor):  # fmt: skip
+                         mean: Tensor | None, var: Tensor | None):  # fmt: skip
     conv = op.conv(x, w, b, ..., name="conv")
     return op.batch_norm(conv, gamma, beta, mean, var, ..., name="bn")
 
 
 def conv_transpose_then_batch_norm(op, x: Value, w: Tensor, b: Tensor | None, gamma: Tensor | None,
-                                   beta: Tensor | None, mean: Tensor, var: Tensor):  # fmt: skip
+                                   beta: Tensor | None, mean: Tensor | None, var: Tensor | None):  # fmt: skip
     conv = op.conv_transpose(x, w, b, ..., name="conv")
     return op.batch_norm(conv, gamma, beta, mean, var, ..., name="bn")
 
 
 def linear_then_batch_norm(op, x: Value, w: Tensor, b: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
-                           mean: Tensor, var: Tensor):  # fmt: skip
+                           mean: Tensor | None, var: Tensor | None):  # fmt: skip
     linear = op.linear(x, w, b, name="linear")
     return op.batch_norm(linear, gamma, beta, mean, var, ..., name="bn")
 

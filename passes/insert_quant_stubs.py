@@ -9,7 +9,7 @@ A region is a connected set of quantisable ops on float32 values. A stub is the 
 import torch
 
 from ir_tools.ir import Draft, Program
-from ir_tools.ir.dialect import quant_stub, short_name
+from ir_tools.ir.dialect import nodes_in, quant_stub, short_name
 from ir_tools.ir.facts import dtype, mutated_values
 from ir_tools.ir.origin import place
 from ir_tools.ir.view import regions
@@ -27,7 +27,7 @@ STARTS_A_REGION = frozenset("conv1d conv2d conv3d conv_act linear linear_act mat
 def insert_quant_stubs(program: Program, journal: Journal) -> Program:
     draft = Draft.of(program)
     mutated = mutated_values(draft.graph)
-    found = regions(draft.program, lambda node: is_quantisable(node) and node not in mutated)
+    found = regions(draft.program, lambda node: is_quantisable(node) and mutated.isdisjoint((node, *nodes_in(node.args))))
     for number, region in enumerate(region for region in found if any(map(is_worth_it, region.nodes))):
         for kind, values in (("in", region.entries), ("out", region.exits)):
             for i, value in enumerate(values):

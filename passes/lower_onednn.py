@@ -23,6 +23,7 @@ from passes.lower_aten import activated, plain_conv, plain_linear, without_stub
 ONEDNN_NAME = {"": "none", "silu": "swish", "gelu_tanh": "gelu"}
 """Activation names of oneDNN where they differ from the dialect's."""
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 SUPPORTED = (torch.float32, torch.bfloat16)
 LINEARS = (linear_act, aten.linear.default)
 mkldnn = torch.ops.mkldnn
@@ -85,6 +86,8 @@ def fused_conv(op, conv, x, w, b, residual, act, act_args):
     inner, outer = (act, "") if act in WITH_RESIDUAL else ("", act)
     fused = (b, *sizes, conv.groups, "add", 1.0, inner or None, [], None)
     if residual.dies_at(conv):
+        # In any other layout the kernel adds by itself, and knows no bfloat16 then. Free where the layout is right.
+        residual = op.contiguous(residual, memory_format=CHANNELS_LAST[x.rank])
         y = op.call(mkldnn._convolution_pointwise_.binary, residual, x, weight, *fused)
     else:
         y = op.call(mkldnn._convolution_pointwise.binary, x, residual, weight, *fused)

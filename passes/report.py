@@ -167,11 +167,12 @@ class Report:
         yield Text("\nrefused", style="bold")
         ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
         for (name, reason), refusals in ordered[:limit]:
-            yield Padding(Text(f"{name}: {reason} ×{len(refusals)}", style="yellow"), (0, 0, 0, 2))
-            yield Padding(Text(places([r.module for r in refusals])), (0, 0, 0, 4))
+            line = f"{name}: {reason.rstrip('.')} ×{len(refusals)}"
+            yield Padding(Text(line, style="yellow"), (0, 0, 0, 2), expand=False)
+            yield Padding(Text(places([r.module for r in refusals])), (0, 0, 0, 4), expand=False)
         if len(ordered) > limit:
             more = sum(len(refusals) for _, refusals in ordered[limit:])
-            yield Padding(Text(f"… {len(ordered) - limit} more reasons, {more} places"), (0, 0, 0, 2))
+            yield Padding(Text(f"… {len(ordered) - limit} more reasons, {more} places"), (0, 0, 0, 2), expand=False)
 
     def rewritten(self) -> Iterable[Text | Padding]:
         """Rewrites grouped by pass and rule. Not part of the printed report; the CLI's `explain` shows it."""
@@ -184,21 +185,21 @@ class Report:
         yield Text("\nwould fire" if self.dry_run else "\nfired", style="bold")
         for (name, rule), rewrites in groups.items():
             label = name if rule in ("", name) else f"{name}: {rule}"
-            yield Padding(Text(f"{label} ×{len(rewrites)}", style="green"), (0, 0, 0, 2))
-            yield Padding(Text(places([r.module for r in rewrites])), (0, 0, 0, 4))
+            yield Padding(Text(f"{label} ×{len(rewrites)}", style="green"), (0, 0, 0, 2), expand=False)
+            yield Padding(Text(places([r.module for r in rewrites])), (0, 0, 0, 4), expand=False)
 
     def idle(self) -> Iterable[Text | Padding]:
         """Passes that found no place to act at all, not even one to refuse. Shown by the CLI's `explain`."""
         names = [step.name for step in self.steps if not step.changed and not step.refusals]
         if names:
             yield Text("\nfound nothing to do", style="bold")
-            yield Padding(Text(", ".join(names)), (0, 0, 0, 2))
+            yield Padding(Text(", ".join(names)), (0, 0, 0, 2), expand=False)
 
     def noted(self) -> Iterable[Text | Padding]:
         if self.notes:
             yield Text("\nnotes", style="bold")
         for note in self.notes:
-            yield Padding(Text(note), (0, 0, 0, 2))
+            yield Padding(Text(note), (0, 0, 0, 2), expand=False)
 
 
 def places(modules: Sequence[str], limit: int = MODULES_SHOWN) -> str:

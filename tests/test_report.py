@@ -137,7 +137,7 @@ def test_refusals_are_grouped_and_the_most_frequent_come_first():
 def test_refusals_are_capped():
     report = Report(steps=[StepReport("a", refusals=[r for i in range(30) for r in refusals(1, f"reason {i}.")])])
     text = str(report)
-    assert "reason 11." in text and "reason 12." not in text
+    assert "reason 11 ×1" in text and "reason 12 " not in text
     assert "… 18 more reasons, 18 places" in text
 
 

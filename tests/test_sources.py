@@ -60,14 +60,14 @@ def zoo(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["build", "Small", "Zoo.model", "in_training"])
 def test_a_callable_in_the_working_directory_gives_a_model_in_eval_mode(zoo, name):
     told: list[str] = []
-    model = load_source(f"own_zoo:{name}", told.append)
+    model = load_source(f"own_zoo:{name}", tell=told.append)
     assert type(model).__name__ == "Small" and not model.training
     assert told == [f"own_zoo:{name} was in training mode; .eval() was called"]
 
 
 def test_a_module_in_eval_mode_is_taken_as_it_is(zoo):
     told: list[str] = []
-    model = load_source("own_zoo:instance", told.append)
+    model = load_source("own_zoo:instance", tell=told.append)
     assert model is sys.modules["own_zoo"].instance
     assert not told
 
@@ -130,8 +130,8 @@ def test_a_missing_file_is_said(tmp_path):
 @needs_zoo
 def test_torchvision_models_have_random_weights_and_statistics():
     told: list[str] = []
-    model = load_source("torchvision:resnet18", told.append)
-    assert told == ["torchvision:resnet18 has random weights (seed 0), 20 batch norms random statistics"]
+    model = load_source("torchvision:resnet18", tell=told.append)
+    assert told == ["torchvision:resnet18 has random weights (seed 0) and random statistics in its 20 batch norms"]
     assert not model.training
     assert not torch.allclose(model.bn1.running_mean, torch.zeros(64))
     again = load_source("torchvision:resnet18")
@@ -142,7 +142,7 @@ def test_torchvision_models_have_random_weights_and_statistics():
 @needs_zoo
 def test_timm_models():
     told: list[str] = []
-    model = load_source("timm:resnet10t", told.append)
+    model = load_source("timm:resnet10t", tell=told.append)
     assert isinstance(model, nn.Module) and not model.training
     assert "timm:resnet10t has random weights" in told[0]
 
@@ -163,12 +163,42 @@ def test_a_zoo_that_is_not_installed_is_said(zoo_name, monkeypatch):
         load_source(f"{zoo_name}:resnet18")
 
 
-def test_randomized_batch_norms_do_something_and_keep_activations_finite():
+def test_randomized_batch_norms_do_something():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False)).eval()
     assert randomize_batch_norms(model) == 2
     assert (model[0].running_var > 0.4).all() and (model[0].running_var < 1.6).all()
     for tensor in (model[0].weight, model[0].bias, model[0].running_mean, model[2].running_mean, model[2].running_var):
         assert tensor.unique().numel() == 3
+
+
+def test_statistics_follow_the_inputs_but_not_exactly():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)).eval()
+    x = torch.randn(2, 3, 8, 8) * 5 + 7
+    assert randomize_batch_norms(model, [x]) == 2
+    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    assert ((model[0].running_mean - mean).abs() < 0.5 * variance.sqrt()).all()
+    assert not torch.allclose(model[0].running_mean, mean, rtol=1e-3)
+    assert ((model[0].running_var / variance > 0.45) & (model[0].running_var / variance < 1.55)).all()
+    assert not model._forward_pre_hooks and not model[0]._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(1, 3, 4, 4), torch.randn(1, 3, 1, 1), torch.randn(7), torch.full((1, 3, 4, 4), 1e9)]
+)
+def test_statistics_stay_usable_on_odd_inputs(x):
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    randomize_batch_norms(model, [x])
+    assert model[0].running_mean.isfinite().all() and (model[0].running_var > 0).all()
+
+
+@needs_zoo
+def test_the_signal_of_a_deep_network_with_random_weights_does_not_die_out():
+    x, another = example_inputs(["1x3x96x96", "1x3x96x96"])
+    model = load_source("torchvision:mobilenet_v3_small", [x])
+    with torch.no_grad():
+        outputs = model(x), model(another)
+    # Without the inputs two outputs differ by 1e-7 of their size: any error would pass for agreement.
+    assert (outputs[0] - outputs[1]).std() > 1e-2 * outputs[0].std()
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,6 @@ import torch
 from torch import nn
 from torch.jit import RecursiveScriptModule
 
-from ir_tools.emit.local_names import SPOKEN_FOR
 from ir_tools.emit.torch_jit import Box, new_box
 from ir_tools.ir.program import Program, public_name
 
@@ -22,7 +22,10 @@ _RESERVED = (
     set(dir(nn.Module()))
     | {name for name in dir(RecursiveScriptModule) if name.startswith("_")}
     | {"_c", "_concrete_type", "_initializing", "_actual_script_module"}
-    | SPOKEN_FOR
+    # Names in the text that torch writes into a file, where a variable is called after the attribute it was read from.
+    # Others, such as `self` (BERT's `attention.self`) or `len`, it knows to avoid.
+    | {"torch", "annotate", "bool", "sorted", "str", "NoneType", "Ellipsis"}
+    | set(keyword.kwlist)
 )
 # Names of methods and of numbers that emission adds to the root.
 _OURS = re.compile(r"_chunk_\d+|_pack_\d+|_float_\d+|_check_\w+|_dtype_name")

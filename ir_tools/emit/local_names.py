@@ -5,9 +5,9 @@ from __future__ import annotations
 import keyword
 import re
 
-# Names that stand for something else in emitted text, and in the text that torch writes into a file (where a variable is
-# also called after the attribute it was read from): one of these as a variable would hide it.
-SPOKEN_FOR = {
+# Names that stand for something else in emitted text, or in the text that torch writes into a file: a variable of that
+# name would hide it.
+_SPOKEN_FOR = {
     *("self", "torch", "number", "Tensor", "List", "Tuple", "Dict", "Optional", "Device"),
     *("int", "float", "bool", "str", "complex", "len", "sorted", "ord", "getattr", "RuntimeError"),
     *("annotate", "uninitialized", "unchecked_cast", "NoneType", "Ellipsis"),
@@ -31,7 +31,7 @@ class LocalNames:
             base = re.sub(r"[^0-9A-Za-z_]+", "_", wanted).strip("_") or "value"
         if base[0].isdigit():
             base = f"_{base}"
-        if base in SPOKEN_FOR:
+        if base in _SPOKEN_FOR:
             base = f"{base}_"
         name, count = base, 1
         while name in self._taken:

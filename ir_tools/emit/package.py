@@ -6,7 +6,7 @@ A file is an ordinary TorchScript archive (a zip); `torch.jit.load` and libtorch
     extra/golden_inputs.pt    tensors of one call, as `torch.save` writes a list
     extra/golden_outputs.pt   what that call returned; with state in the model, the first call after loading
 
-In C++, `torch::pickle_load` reads the golden lists.
+In C++, `torch::jit::pickle_load(bytes).toListRef()` gives the golden tensors.
 """
 
 from __future__ import annotations
@@ -126,6 +126,9 @@ def _extra_files(path: PathLike) -> dict[str, bytes]:
                 raise ModelFileError(_describe_no_zip(path, start))
             with zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
+                if names and min(entry.header_offset for entry in archive.infolist()) > 0:
+                    # The end that was found is that of the golden tensors' own archives inside a file cut short.
+                    raise ModelFileError(_describe_no_zip(path, start))
                 _require_torchscript(path, names)
                 wanted = {
                     inner: name
@@ -177,7 +180,7 @@ def _inside(name: str) -> str:
 def _read(path: PathLike) -> ScriptModule:
     try:
         return from_file(os.fspath(path)).eval()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: torch's own message, when it quotes damaged text
         raise ModelFileError(f"torch cannot read {path}: {str(error).strip()}") from error
 
 

@@ -5,22 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft
+from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalize import Normalizer
 from ir_tools.ir import Program
 
 
+class Tracer(fx.Tracer):
+    """fx's own tracer, except that what `forward` writes into a buffer is recorded; fx would write at once, and lose it."""
+
+    proxy_buffer_attributes = True
+
+
 def from_fx(source: Source) -> Program:
     """Trace symbolically (a GraphModule is taken as it is), then to pre-dispatch ATen under the first example's sizes."""
-    traced = source.model if isinstance(source.model, fx.GraphModule) else fx.symbolic_trace(source.model)
-    flat = FlatModel(traced, source.signature).eval()
-    graph_module = make_fx(
-        flat, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_module_stack=True
-    )(*source.tensors)
+    with undisturbed(source.model):  # make_fx computes small tensors, which may move the model's state
+        traced = source.model if isinstance(source.model, fx.GraphModule) else symbolic_trace(source.model)
+        flat = FlatModel(traced, source.signature).eval()
+        graph_module = make_fx(
+            flat, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_module_stack=True
+        )(*source.tensors)
 
     paths: dict[int, str] = {}
     for name, tensor in (*source.model.named_parameters(remove_duplicate=False), *source.model.named_buffers(remove_duplicate=False)):
@@ -35,3 +43,15 @@ def from_fx(source: Source) -> Program:
             values[node] = draft.constant(paths.get(id(value), "constant"), value)
     outputs = copy_graph(Normalizer(draft), graph_module, values, prefix="model.")
     return finish(draft, outputs)
+
+
+def symbolic_trace(model: nn.Module) -> fx.GraphModule:
+    """The model's own operations as an fx graph. Refuses a model that writes into a tensor which is no buffer."""
+    attributes = {f"{path}.{name}".lstrip("."): t for path, m in model.named_modules() for name, t in vars(m).items()
+                  if isinstance(t, torch.Tensor)}  # fmt: skip
+    versions = {name: t._version for name, t in attributes.items()}
+    graph = Tracer().trace(model)
+    for name, tensor in attributes.items():
+        if tensor._version != versions[name]:
+            raise CaptureError(f"forward writes into self.{name}, which fx does not record; make it a buffer")
+    return fx.GraphModule(model, graph)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft
+from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.frontends.torchscript_graph import GraphWalk, flat_values
 from ir_tools.ir import Program
 
@@ -13,7 +13,8 @@ def from_trace(source: Source) -> Program:
     """Trace the model on the first example. Loops and branches are those that this example took."""
     flat = FlatModel(source.model, source.signature).eval()
     copies = tuple(t.clone() for t in source.tensors)
-    traced = torch.jit.trace(flat, copies, check_trace=False, strict=False)
+    with undisturbed(source.model):  # tracing runs the model, which may move its state; the walk starts from the state given
+        traced = torch.jit.trace(flat, copies, check_trace=False, strict=False)
     draft, inputs = start_draft(source, "trace")
     walk = GraphWalk(draft, prefix="model.")
     result = walk.run(traced, list(inputs))

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.frontends.errors import CaptureError, first_line
 from ir_tools.frontends.normalize import purify
@@ -57,28 +58,19 @@ class FlatModel(nn.Module):
         self.signature = signature
 
     def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        result = call_model(self.model, self.signature.arguments(tensors))
-        return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        leaves = pytree.tree_leaves(call_model(self.model, self.signature.arguments(tensors)))
+        # Not every tensor is an output: a size that the model returns is a tensor while torch.jit.trace looks on.
+        return [leaf for leaf, kind in zip(leaves, self.signature.out_leaves, strict=True) if isinstance(kind, int)]
 
 
 def call_model(model: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """Call with bound arguments, positional-only ones and `*args` included."""
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    kinds = {p.name: p.kind for p in forward_parameters(model)}
-    for name, value in arguments.items():
-        kind = kinds.get(name, inspect.Parameter.KEYWORD_ONLY)
-        if kind is inspect.Parameter.POSITIONAL_ONLY:
-            args.append(value)
-        elif kind is inspect.Parameter.VAR_POSITIONAL:
-            args.extend(value)
-        else:
-            kwargs[name] = value
-    if any(kinds.get(n) is inspect.Parameter.VAR_POSITIONAL for n in arguments):
-        # What stands before *args must go by position too.
-        before = [n for n in arguments if kinds.get(n) is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-        args = [kwargs.pop(n) for n in before] + args
-    return model(*args, **kwargs)
+    """Call with bound arguments (`binder`), positional-only ones, `*args` and `**kwargs` included."""
+    bound = inspect.BoundArguments(inspect.Signature(forward_parameters(model)), {})  # type: ignore[arg-type]
+    named = {n: p for n, p in bound.signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    bound.arguments.update((n, v) for n, v in arguments.items() if n in named)
+    if any(named[n].kind is inspect.Parameter.VAR_POSITIONAL for n in bound.arguments):
+        bound.apply_defaults()  # what stands before *args goes by position, so none of it may be left out
+    return model(*bound.args, **bound.kwargs, **{n: v for n, v in arguments.items() if n not in named})
 
 
 def forward_parameters(model: Any) -> list[inspect.Parameter]:
@@ -127,10 +119,63 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def answer(model: nn.Module, arguments: dict[str, Any]) -> Any:
-    """What the user's model gives on one call, run eagerly, leaving no trace. Inputs written by the model are copies."""
-    with undisturbed(model):
+    """What the user's model gives on one call, run eagerly, leaving no trace. Inputs written by the model are copies.
+
+    Raises `CaptureError` for what no front end can see: state kept in attributes, numbers read out of tensors.
+    """
+
+    def run() -> Any:
         torch.manual_seed(0)
         return call_model(model, pytree.tree_map_only(torch.Tensor, torch.clone, arguments))
+
+    with undisturbed(model):
+        before = _attributes(model)
+        result = run()
+        assigned = sorted(name for name, value in _attributes(model).items() if before.get(name) is not value)
+        if assigned and not _same_answer(result, run()):
+            raise CaptureError(
+                f"the model's answer changes from call to call, and forward assigns self.{', self.'.join(assigned)}: "
+                "keep such state in a buffer and write into it in place (self.n.add_(1), self.cache.copy_(new))"
+            )
+    numbers = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, (int, float, complex))]
+    if numbers:
+        with undisturbed(model), _NumbersRead() as read:
+            run()
+        if read.count:
+            raise CaptureError(
+                f"the model returns the number {numbers[0]!r} and reads numbers out of tensors (item(), int(), float()): "
+                "a number cannot follow the data in a compiled model; return a tensor in its place"
+            )
+    return result
+
+
+class _NumbersRead(TorchDispatchMode):
+    """Counts how often a number is read out of a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, target: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.count += target is torch.ops.aten._local_scalar_dense.default
+        return target(*args, **(kwargs or {}))
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """Every attribute and buffer of the modules by path, but not TorchScript's, which its front end watches."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return {}
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, module in model.named_modules()
+        for name, value in (*vars(module).items(), *module._buffers.items())
+    }
+
+
+def _same_answer(first: Any, second: Any) -> bool:
+    one, two = pytree.tree_leaves(first), pytree.tree_leaves(second)
+    return len(one) == len(two) and all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+        for a, b in zip(one, two, strict=True)
+    )
 
 
 # -- preparing ----------------------------------------------------------------------------------------------------------
@@ -152,6 +197,8 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> Sour
         in_leaves, tensors = split_leaves(leaves)
         try:
             result = answer(module, arguments)
+        except CaptureError:
+            raise
         except Exception as error:
             raise CaptureError(
                 f"the model itself fails on the example inputs: {type(error).__name__}: {first_line(error)}"
@@ -173,7 +220,7 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> Sour
                 "the example inputs differ in structure, shape or dtype: "
                 f"first {signature.describe()}; another {this.describe()}"
             )
-        examples.append(Example(arguments, [t.detach() for t in tensors], [t.detach().clone() for t in outputs]))
+        examples.append(Example(arguments, [t.detach().clone() for t in tensors], [t.detach().clone() for t in outputs]))
     if signature is None:
         raise CaptureError("no example inputs were given")
     return Source(module, exported, signature, examples)

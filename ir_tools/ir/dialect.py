@@ -111,6 +111,13 @@ HIDDEN_ALIASES = frozenset(
     aten::inverse aten::arctan2 aten::special_expit aten::fill aten::native_dropout""".split()
 )
 
+# Ops that write into arguments although their schema does not say so: the switch, and what is written when it is on.
+HIDDEN_WRITES = {
+    "aten::batch_norm": ("training", ("running_mean", "running_var")),
+    "aten::native_batch_norm": ("training", ("running_mean", "running_var")),
+    "aten::instance_norm": ("use_input_stats", ("running_mean", "running_var")),
+}
+
 _SEEDED = frozenset("aten::dropout aten::feature_dropout aten::alpha_dropout aten::feature_alpha_dropout".split())
 _SIDE_EFFECTS = frozenset("aten::_assert_async aten::_assert_scalar aten::_functional_assert_async".split())
 
@@ -274,8 +281,14 @@ def written_nodes(node: fx.Node) -> list[fx.Node]:
     """The nodes whose tensors `node` writes into."""
     if node.op != "call_function":
         return []
+    names = written_arguments(node.target)
+    switch, hidden = HIDDEN_WRITES.get(op_name(node.target), ("", ()))
+    if not names and not hidden:
+        return []
     given = bound_arguments(node)
-    return [n for name in written_arguments(node.target) for n in nodes_in(given.get(name))]
+    if hidden and given[switch] is not False:
+        names += hidden
+    return [n for name in names for n in nodes_in(given.get(name))]
 
 
 def aliased_nodes(node: fx.Node) -> list[fx.Node]:
@@ -301,7 +314,20 @@ def has_effect(node: fx.Node) -> bool:
     """Dropping the node could be noticed: it writes, may raise on purpose, or draws random numbers."""
     if node.op != "call_function":
         return node.op in ("placeholder", "output")
-    return bool(written_arguments(node.target)) or op_name(node.target) in _SIDE_EFFECTS or is_random(node)
+    return bool(written_nodes(node)) or op_name(node.target) in _SIDE_EFFECTS or is_random(node)
+
+
+def numbers_in(node: fx.Node) -> list[float]:
+    """The literal numbers that an op computes with: its schema's Scalars and floats (sizes and indices are ints)."""
+    if not isinstance(node.target, OpOverload):
+        return []
+    given = bound_arguments(node)
+    found: list[float] = []
+    for a in node.target._schema.arguments:
+        if argument_kind(a) in ("number", "float", "List[float]"):
+            values = given[a.name] if isinstance(given[a.name], (list, tuple)) else [given[a.name]]
+            found += [v for v in values if isinstance(v, (int, float))]
+    return found
 
 
 def nodes_in(value: Any) -> Iterator[fx.Node]:

@@ -64,12 +64,15 @@ class Signature:
 
     def flatten(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call, in the order of `inputs`. Raises `SignatureError` when the call has another shape."""
-        leaves, tree = pytree.tree_flatten(self.bind(*args, **kwargs))
-        if tree != self.in_tree:
+        bound = self.bind(*args, **kwargs)
+        try:
+            leaves = self.in_tree.flatten_up_to(bound)  # the order of a dict's keys does not matter
+        except ValueError:
+            got, tree = pytree.tree_flatten(bound)
             raise SignatureError(
                 f"the call has another structure than the one captured: expected {self.describe()}, "
-                f"got {describe_tree(tree, leaves)}"
-            )
+                f"got {describe_tree(tree, got)}"
+            ) from None
         tensors: list[torch.Tensor] = []
         for name, leaf, wanted in zip(leaf_names(self.in_tree), leaves, self.in_leaves, strict=True):
             if isinstance(wanted, int):
@@ -145,11 +148,17 @@ def binder(parameters: Sequence[inspect.Parameter]) -> Callable[..., dict[str, A
         for name, value in bound.arguments.items():
             if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 out.update(value)
-            elif value is not signature.parameters[name].default:
+            elif not _is_default(value, signature.parameters[name].default):
                 out[name] = value
         return out
 
     return bind
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Giving `value` is the same as leaving the argument out."""
+    plain = type(value) is type(default) and isinstance(value, (bool, int, float, str))
+    return value is default or (plain and value == default)
 
 
 def split_leaves(leaves: Sequence[Any]) -> tuple[tuple[int | _Baked, ...], list[torch.Tensor]]:

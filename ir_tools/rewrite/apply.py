@@ -3,6 +3,7 @@
 Conditions that no rule states for itself:
 - an op inside the match has no reader outside it (its value would be computed twice, or lost);
 - nobody writes into a value of the match (moving an op past a write changes what it reads);
+- what the rule wants to know now (a `Tensor` in its match) is a constant;
 - the new value has the shape and dtype of the old one.
 """
 
@@ -83,9 +84,14 @@ def _objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: P
         for reader in node.users:
             if reader not in inside:
                 return f"the result of {short_name(node.target)} {place(node)} has another reader ({_name(reader)})"
+    for node in match.operands:
+        if node in inside:
+            return f"the result of {short_name(node.target)} {place(node)} is read twice by the pattern"
     for node in (*match.nodes, *match.operands):
         if node in mutated:
             return f"{_name(node)} is written in place"
+    if match.not_constant:
+        return f"known at run time only: {', '.join(match.not_constant)}"
     view = match.view(rule, program)
     for requirement in rule.requires:
         answer = call_with(requirement, view)
@@ -113,4 +119,6 @@ def _where(match: Match) -> str:
 
 
 def _name(node: fx.Node) -> str:
-    return "the model's output" if node.op == "output" else f"{short_name(node.target)} {place(node)}"
+    if node.op == "output":
+        return "the model's output"
+    return f"{short_name(node.target)} {place(node)}" if node.op == "call_function" else place(node)

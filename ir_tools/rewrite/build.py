@@ -30,7 +30,7 @@ class Ops:
         if packet is None or name.startswith("_"):
             raise AttributeError(f"there is no op {name!r} in ATen or in the dialect")
         overloads = packet.overloads()
-        preferred = next((o for o in ("default", "Tensor") if o in overloads), overloads[0])
+        preferred = next((o for o in ("Tensor", "default") if o in overloads), overloads[0])
         return lambda *args, **kwargs: self.call(getattr(packet, preferred), *args, **kwargs)
 
     def decline(self, reason: str) -> None:

@@ -11,8 +11,8 @@ from ir_tools.ir.dialect import DIALECT_ONLY, has_effect, map_argument
 
 
 def is_foldable(program: Program, node: fx.Node) -> bool:
-    """The node gives one tensor, has no effect, and all its tensor operands are constants that nobody writes into."""
-    if not isinstance(node.target, OpOverload) or node.target in DIALECT_ONLY or has_effect(node):
+    """The node gives one tensor that is read, has no effect, and all its tensor operands are constants that nobody writes into."""
+    if not node.users or not isinstance(node.target, OpOverload) or node.target in DIALECT_ONLY or has_effect(node):
         return False
     if not isinstance(facts.fact(node), torch.Tensor):
         return False

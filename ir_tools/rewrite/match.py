@@ -20,6 +20,7 @@ class Match:
     nodes: list[fx.Node] = field(default_factory=list)
     bound: dict[str, Any] = field(default_factory=dict)  # unknown -> node, literal or None
     named: dict[str, fx.Node] = field(default_factory=dict)
+    not_constant: list[str] = field(default_factory=list)  # unknowns that should be known now and are not
 
     @property
     def inner(self) -> list[fx.Node]:
@@ -69,7 +70,9 @@ def _argument_fits(pattern: Any, value: Any, program: Program, match: Match) -> 
     if value is None:
         fits = pattern.optional
     elif pattern.kind == "constant":
-        fits = program.constant(value) is not None
+        fits = isinstance(value, fx.Node)
+        if program.constant(value) is None:
+            match.not_constant.append(pattern.name)
     elif pattern.kind == "value":
         fits = isinstance(value, fx.Node)
     else:

@@ -386,9 +386,39 @@ def test_constants_keep_the_users_paths_tensors_and_layouts():
 
 
 # Reserved by nn.Module, by Python, by TorchScript, by the text that torch writes into a file, or by emission itself.
-AWKWARD = """training graph code forward eval parameters _parameters _c T_destination float class None in self 0 a-b a_b ünï
-    x"y packed packed.weights _chunk_0 _float_0 sub sub.w sub.w.w w w@one w@two __getstate__ training_ graph.graph
-    original_name.define torch.torch print.len annotate str bool.sorted NoneType ops inf CONSTANTS _0 _check_input..w name type.to""".split()
+AWKWARD = [
+    *("training", "graph", "code", "forward", "eval", "parameters", "_parameters", "_c", "T_destination", "type.to"),
+    *(
+        "class",
+        "None",
+        "in",
+        "self",
+        "attention.self.key",
+        "0",
+        "a-b",
+        "a_b",
+        "ünï",
+        'x"y',
+        "name",
+        "original_name.define",
+        "__getstate__",
+    ),
+    *(
+        "float",
+        "torch.torch",
+        "print.len",
+        "annotate",
+        "str",
+        "bool.sorted",
+        "NoneType",
+        "ops",
+        "inf",
+        "CONSTANTS",
+        "_0",
+    ),
+    *("packed", "packed.weights", "_chunk_0", "_float_0", "_check_input..w", "training_", "graph.graph"),
+    *("sub", "sub.w", "sub.w.w", "w", "w@one", "w@two"),
+]
 
 
 def test_awkward_names_of_constants():
@@ -404,7 +434,7 @@ def test_awkward_names_of_constants():
     scripted = assert_same(program, x, chunk_size=20)
     names = set(scripted.state_dict())
     assert len(names) == len(AWKWARD)
-    assert {"0", "sub.w.w", "graph.graph", "training_", "a_b"} <= names
+    assert {"0", "sub.w.w", "graph.graph", "training_", "a_b", "self", "attention.self.key"} <= names
     paths = place_constants(["w@one", "v@one", "u", "u@two", "training", "training_"])
     assert list(paths.values()) == [("w",), ("v",), ("u",), ("u_two",), ("training__2",), ("training_",)]
 
@@ -413,7 +443,7 @@ def test_thousands_of_constants():
     values = [torch.randn(2) for _ in range(3000)]
 
     def body(d, x):
-        return d.call(aten.stack.default, [d.constant(f"table.{i}", v) for i, v in enumerate(values)], 0)
+        return d.call(aten.stack.default, [d.constant(f"layer{i // 10}.w{i % 10}", v) for i, v in enumerate(values)], 0)
 
     x = torch.randn(1)
     assert_same(build({"x": x}, body), x)

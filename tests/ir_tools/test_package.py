@@ -54,7 +54,8 @@ def test_a_file_is_plain_torchscript_for_another_process(saved):
         "import sys, io, torch\n"
         "extra = {'manifest.json': '', 'golden_inputs.pt': '', 'golden_outputs.pt': ''}\n"
         "module = torch.jit.load(sys.argv[1], _extra_files=extra)\n"
-        "ins, outs = (torch.load(io.BytesIO(extra[f'golden_{n}.pt']), weights_only=True) for n in ('inputs', 'outputs'))\n"
+        "names = ('golden_inputs.pt', 'golden_outputs.pt')\n"
+        "ins, outs = (torch.load(io.BytesIO(extra[n]), weights_only=True) for n in names)\n"
         "assert torch.equal(module(*ins), outs[0]) and b'passes' in extra['manifest.json']\n"
         "assert not [m for m in sys.modules if m.startswith(('ir_tools', 'passes'))]\n"
     )

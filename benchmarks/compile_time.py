@@ -1,0 +1,102 @@
+"""How long `optimize` itself takes against the number of nodes, step by step.
+
+    python -m benchmarks.compile_time --frontend trace --nodes 300 --nodes 1000 --nodes 3000 --nodes 10000
+
+Each row is one `optimize` with verification on, of a chain of residual blocks (convolution, batch norm, relu, sum,
+tanh), small in arithmetic so that the compiler's own work shows. "torch" is the time inside torch's own capture;
+everything else is ours. The last column is our own time per node: level means linear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from passes import Report, optimize
+
+PASSES = ("fuse_conv_bn_relu", "cast_half")
+CAPTURES = {"export": (torch.export, "export"), "trace": (torch.jit, "trace"), "script": (torch.jit, "script")}
+
+
+class Block(nn.Module):
+    """x -> tanh(x + relu(bn(conv(x)))): five nodes."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x + torch.relu(self.bn(self.conv(x))))
+
+
+def chain(nodes: int, channels: int = 8) -> nn.Module:
+    """A model of about `nodes` ops, in eval mode, with random batch-norm statistics."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[Block(channels) for _ in range(nodes // 5)]).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+@contextlib.contextmanager
+def clocked(owner: Any, name: str) -> Iterator[list[float]]:
+    """Seconds spent inside `owner.name` while the context lasts."""
+    original = getattr(owner, name)
+    seconds: list[float] = []
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - start)
+
+    setattr(owner, name, wrapper)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, original)
+
+
+def measure(nodes: int, frontend: str) -> tuple[Report, float]:
+    """The report of one run, and the seconds inside torch's own capture."""
+    x = torch.randn(1, 8, 4, 4)
+    with clocked(*CAPTURES[frontend]) as seconds:
+        report = optimize(chain(nodes), PASSES, example_inputs=x, frontend=frontend).report
+    return report, sum(seconds)
+
+
+def main(
+    nodes: Annotated[list[int], typer.Option(help="sizes to measure")] = [300, 1000, 3000, 10000],  # noqa: B006
+    frontend: Annotated[str, typer.Option(help="export, trace or script")] = "trace",
+) -> None:
+    """Print seconds by step for each size."""
+    torch.set_num_threads(1)
+    measure(100, frontend)  # imports and first-time costs
+    table = Table(title=f"optimize({', '.join(PASSES)}), front end {frontend}, verification on, one thread, seconds")
+    for column in ("nodes", "torch's capture", "our capture", "passes", "emission", "verifying, rest", "ours", "ours per node"):
+        table.add_column(column, justify="right")
+    for size in nodes:
+        report, torch_seconds = measure(size, frontend)
+        ours_capture = report.capture_seconds - torch_seconds
+        passes = sum(step.seconds for step in report.steps)
+        ours = report.seconds - torch_seconds
+        rest = ours - ours_capture - passes - report.emit_seconds
+        row = (torch_seconds, ours_capture, passes, report.emit_seconds, rest, ours)
+        table.add_row(str(report.captured_nodes), *[f"{s:.2f}" for s in row], f"{1e3 * ours / report.captured_nodes:.2f} ms")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

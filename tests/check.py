@@ -1,0 +1,194 @@
+"""What tests of passes share: capturing a small model, running a pass under the laws, and comparing graphs and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import networkx as nx
+import torch
+from networkx.algorithms.isomorphism import DiGraphMatcher
+from torch import Tensor, fx, nn
+
+from ir_tools.frontends.capture import capture
+from ir_tools.frontends.source import prepare
+from ir_tools.ir import Program, check_wellformed, facts
+from ir_tools.ir.dialect import bound_arguments, nodes_in, overload_name, short_name
+from ir_tools.ir.program import public_name
+from ir_tools.rewrite import Journal, Pass
+
+# -- making Programs ----------------------------------------------------------------------------------------------------
+
+
+def captured(model: nn.Module, *inputs: Tensor, frontend: str = "trace") -> Program:
+    """The Program of `model` called on `inputs`."""
+    return capture(prepare(model, [(inputs, {})]), frontend).program
+
+
+def with_random_statistics(model: nn.Module) -> nn.Module:
+    """`model` in eval mode; every batch norm has statistics and an affine map that are far from the identity."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if module.running_mean is not None:
+                    module.running_mean.normal_()
+                    module.running_var.uniform_(0.2, 3.0)
+                if module.affine:
+                    module.weight.uniform_(-2.0, 2.0)
+                    module.bias.normal_()
+    return model.eval()
+
+
+# -- running a pass -----------------------------------------------------------------------------------------------------
+
+
+def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = ()) -> tuple[Program, Journal]:
+    """Run a pass and hold it to the laws that need no reference: input untouched, well-formed, facts true, idempotent."""
+    before, journal = fingerprint(program), Journal.skipping(skip)
+    after = pass_(program, journal=journal)
+    assert fingerprint(program) == before, f"{pass_} changed its input"
+    if not journal.rewrites:
+        assert after is program, f"{pass_} gave a new Program, but reports no rewrite"
+    check_wellformed(after)
+    assert_facts_are_true(after, *inputs)
+    assert pass_(after, skip=skip) is after, f"a second run of {pass_} found more to do"
+    return after, journal
+
+
+def fingerprint(program: Program) -> list[Any]:
+    """Everything that a pass might change in its input: nodes in order, arguments, facts, origins, constants by value."""
+    nodes = [
+        (n.name, n.op, str(n.target), str(n.args), str(n.kwargs), str(n.meta.get("origin")), str(facts.fact(n)))
+        for n in program.nodes
+    ]
+    constants = [(name, id(t), t.dtype, t.detach().clone().flatten().tolist()) for name, t in program.constants.items()]
+    return [nodes, constants, sorted(program.state), sorted(program.packings.items(), key=str), program.signature]
+
+
+def assert_facts_are_true(program: Program, *inputs: Tensor) -> None:
+    """Run the Program and compare the shape and dtype of every value with what the node says."""
+    wrong = []
+    for node, value in program.trace_values(*(t.clone() for t in inputs)):
+        if node.op == "output":
+            continue
+        if node.target in program.packings:  # opaque to shape questions in some builds: the plain constant stands for it
+            value = program.constants[str(node.target)]
+        expected = facts.fact(node)
+        if not _fact_is_true(expected, value):
+            wrong.append(f"{node.name}: the fact says {_sketch(expected)}, running gives {_sketch(value)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def _fact_is_true(expected: Any, value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return isinstance(expected, Tensor) and (expected.shape, expected.dtype) == (value.shape, value.dtype)
+    if isinstance(value, (list, tuple)):
+        same = isinstance(expected, (list, tuple)) and len(expected) == len(value)
+        return same and all(_fact_is_true(e, v) for e, v in zip(expected, value))
+    return expected == value
+
+
+def _sketch(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_sketch, value)) + "]"
+    return repr(value)
+
+
+# -- comparing numbers --------------------------------------------------------------------------------------------------
+
+
+def outputs_of(program: Program, *inputs: Tensor) -> list[Tensor]:
+    """The Program's flat outputs on copies of `inputs`."""
+    return program.run(*(t.clone() for t in inputs))
+
+
+def relative_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    """The largest |difference| over the largest |expected|, per output; the worst output counts."""
+    assert len(expected) == len(got) > 0
+    worst = 0.0
+    for e, g in zip(expected, got):
+        assert (e.shape, e.dtype) == (g.shape, g.dtype)
+        assert e.isfinite().all(), "the reference itself is not finite: the test compares nothing"
+        scale = e.double().abs().max().item()
+        assert scale > 0, "the reference is zero: the test compares nothing"
+        error = (e.double() - g.double()).abs().max().item()
+        worst = max(worst, error / scale if error == error else float("inf"))
+    return worst
+
+
+def assert_numbers_agree(model: nn.Module, program: Program, *inputs: Tensor, within: float) -> None:
+    """The Program gives what the eager model gives, to a relative error."""
+    with torch.no_grad():
+        expected = nn.Module.__call__(model, *(t.clone() for t in inputs))
+    expected = [expected] if isinstance(expected, Tensor) else [t for t in expected if isinstance(t, Tensor)]
+    error = relative_error(expected, outputs_of(program, *inputs))
+    assert error <= within, f"relative error {error:.3g}, allowed {within:g}"
+
+
+def assert_bitwise_equal(expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+    assert len(expected) == len(got) > 0
+    for e, g in zip(expected, got):
+        assert (e.shape, e.dtype) == (g.shape, g.dtype)
+        assert torch.equal(e, g), f"moved by up to {(e.double() - g.double()).abs().max().item():.3g}"
+
+
+# -- comparing graphs ---------------------------------------------------------------------------------------------------
+
+
+def ops(program: Program) -> list[str]:
+    """Short names of the ops, in order of execution."""
+    return [short_name(node.target) for node in program.calls]
+
+
+def assert_same_graph(program: Program, expected: nn.Module, *inputs: Tensor, frontend: str = "trace",
+                      prepare_expected: Callable[[Program], Program] = lambda program: program) -> None:  # fmt: skip
+    """The Program computes as `expected`, captured by the same front end: same ops, arguments, wiring and constants' names.
+
+    Constants are compared by the user's parameter path, shape and dtype; their values are for the numbers to prove.
+    """
+    want = prepare_expected(captured(expected, *inputs, frontend=frontend))
+    a, b = _labelled(program), _labelled(want)
+    same = DiGraphMatcher(
+        a, b, node_match=lambda x, y: x["label"] == y["label"], edge_match=lambda x, y: x["places"] == y["places"]
+    )
+    assert same.is_isomorphic(), f"\ngot:\n{_listing(a)}\n\nexpected:\n{_listing(b)}"
+
+
+def _labelled(program: Program) -> nx.DiGraph:
+    """Nodes labelled by what they compute (names of nodes left out), edges by the argument places that they fill."""
+    graph: nx.DiGraph = nx.DiGraph()
+    for node in program.nodes:
+        if node.op == "get_attr" and not node.users:
+            continue
+        graph.add_node(node, label=_label(program, node))
+        for place, value in enumerate([*nodes_in(node.args), *nodes_in(node.kwargs)]):
+            if graph.has_edge(value, node):
+                graph.edges[value, node]["places"] += (place,)
+            else:
+                graph.add_edge(value, node, places=(place,))
+    return graph
+
+
+def _label(program: Program, node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return f"input {program.placeholders.index(node)} {_sketch(facts.fact(node))}"
+    if node.op == "get_attr":
+        name = str(node.target)
+        packed = " packed" if name in program.packings else ""
+        return f"constant {public_name(name)} {_sketch(program.constants[name])}{packed}"
+    if node.op == "output":
+        return f"output {len(list(nodes_in(node.args)))}"
+    literals = {name: fx.map_arg(value, lambda n: "·") for name, value in bound_arguments(node).items()}
+    return f"{overload_name(node.target)}({', '.join(f'{k}={_plain(v)}' for k, v in literals.items())})"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, fx.Node):
+        return "·"
+    return "[" + ", ".join(map(_plain, value)) + "]" if isinstance(value, (list, tuple)) else str(value)
+
+
+def _listing(graph: nx.DiGraph) -> str:
+    return "\n".join(sorted(data["label"] for _, data in graph.nodes(data=True)))
