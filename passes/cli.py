@@ -213,7 +213,7 @@ def _read(source: str, input: list[str] | None, console: Console) -> tuple[Any, 
     told: list[str] = []
     with progress_line() as progress:
         progress("loading the model")
-        model = load_source(source, inputs or (), told.append)
+        model = load_source(source, told.append)
         if isinstance(model, str):
             path = model
             model, manifest = package.read_torchscript(path)

@@ -15,14 +15,13 @@ An input is a shape, with a dtype and, for integers, a bound where wanted:
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,10 +43,9 @@ class SourceError(PassesError, ValueError):
 Tell = Callable[[str], None]
 
 
-def load_source(text: str, inputs: Sequence[torch.Tensor] = (), tell: Tell = lambda line: None) -> nn.Module | str:
+def load_source(text: str, tell: Tell = lambda line: None) -> nn.Module | str:
     """The model that `text` names, in eval mode; for a TorchScript file its path, which `optimize` reads itself.
 
-    `inputs` help to choose sensible batch-norm statistics for models with random weights; they change nothing else.
     `tell` is called with a line for what was done to the model beyond its author's code (random weights, eval mode).
     Raises `SourceError` when there is no such model.
     """
@@ -59,9 +57,9 @@ def load_source(text: str, inputs: Sequence[torch.Tensor] = (), tell: Tell = lam
     if not colon or not name or not kind:
         raise SourceError(f"{text!r} is not a model; expected {FORMS}")
     if kind == "torchvision":
-        return _with_random_weights(_torchvision_builder(name), text, inputs, tell)
+        return _with_random_weights(_torchvision_builder(name), text, tell)
     if kind == "timm":
-        return _with_random_weights(_timm_builder(name), text, inputs, tell)
+        return _with_random_weights(_timm_builder(name), text, tell)
     return _from_callable(kind, name, tell)
 
 
@@ -109,58 +107,32 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def _with_random_weights(
-    build: Callable[[], nn.Module], text: str, inputs: Sequence[torch.Tensor], tell: Tell
-) -> nn.Module:
+def _with_random_weights(build: Callable[[], nn.Module], text: str, tell: Tell) -> nn.Module:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(SEED)
         model = build().eval()
-        count = randomize_batch_norms(model, inputs)
+        count = randomize_batch_norms(model)
     statistics = f" and random statistics in its {count} batch norms" if count else ""
     tell(f"{text} has random weights (seed {SEED}){statistics}")
     return model
 
 
-def randomize_batch_norms(model: nn.Module, inputs: Sequence[torch.Tensor] = ()) -> int:
-    """Give every batch norm of a model in eval mode random statistics, scale and shift; return how many there are.
+def randomize_batch_norms(model: nn.Module) -> int:
+    """Give every batch norm random statistics, scale and shift, in place; return how many there are.
 
     A fresh batch norm has mean 0, variance 1, scale 1 and shift 0: it does nothing, and a wrong fold of it would go
-    unseen. With `inputs` the statistics are scattered around those that the inputs cause, as training would leave them.
-    Without, they are scattered around 0 and 1, and in some deep networks the signal then dies out on the way.
+    unseen. The values stay near those, so that most deep networks keep activations of ordinary size.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
         for norm in norms:
+            if norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.normal_(0, 0.1)
+                norm.running_var.uniform_(0.5, 1.5)
             if norm.weight is not None:
                 norm.weight.uniform_(0.5, 1.5)
                 norm.bias.normal_(0, 0.1)
-            _scatter_statistics(norm, torch.tensor(0.0), torch.tensor(1.0))
-        if inputs:
-            hooks = [norm.register_forward_pre_hook(_follow_input) for norm in norms]
-            # A model that fails here will fail on the same inputs in `optimize`, whose message is better.
-            with contextlib.suppress(Exception):
-                model(*inputs)
-            for hook in hooks:
-                hook.remove()
     return len(norms)
-
-
-def _follow_input(norm: nn.Module, args: tuple[Any, ...]) -> None:
-    """Set the statistics near those of the input at hand: per channel over a batch and all places."""
-    x = args[0].transpose(0, 1).flatten(1) if args[0].dim() > 1 else args[0][None]
-    if x.shape[1] < 2 or x.shape[0] != norm.num_features:
-        return
-    variance = x.var(1)
-    # A channel that happens to be (nearly) constant would otherwise be blown up on every other input.
-    variance = variance.clamp(min=0.1 * variance.mean().item() or 1.0)
-    _scatter_statistics(norm, x.mean(1), variance)
-
-
-def _scatter_statistics(norm: Any, mean: torch.Tensor, variance: torch.Tensor) -> None:
-    if norm.running_mean is None or norm.running_var is None:
-        return
-    norm.running_mean.normal_().mul_(0.1 * variance.sqrt()).add_(mean)
-    norm.running_var.uniform_(0.5, 1.5).mul_(variance)
 
 
 # -- the user's own code ----------------------------------------------------------------------------------------------

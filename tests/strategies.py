@@ -131,7 +131,7 @@ PHRASES = st.one_of(
 @st.composite
 def conv_nets(draw: st.DrawFn) -> tuple[RandomNet, torch.Tensor]:
     """A random net and an input for it, float32."""
-    phrases = draw(st.lists(PHRASES, min_size=1, max_size=3))
+    phrases = draw(st.lists(PHRASES, min_size=2, max_size=4))
     channels = draw(st.sampled_from([2, 4]))
     seed = draw(st.integers(0, 2**16))
     net = RandomNet([layer for phrase in phrases for layer in phrase], channels, seed)

@@ -171,36 +171,6 @@ def test_randomized_batch_norms_do_something():
         assert tensor.unique().numel() == 3
 
 
-def test_statistics_follow_the_inputs_but_not_exactly():
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)).eval()
-    x = torch.randn(2, 3, 8, 8) * 5 + 7
-    assert randomize_batch_norms(model, [x]) == 2
-    mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
-    assert ((model[0].running_mean - mean).abs() < 0.5 * variance.sqrt()).all()
-    assert not torch.allclose(model[0].running_mean, mean, rtol=1e-3)
-    assert ((model[0].running_var / variance > 0.45) & (model[0].running_var / variance < 1.55)).all()
-    assert not model._forward_pre_hooks and not model[0]._forward_pre_hooks
-
-
-@pytest.mark.parametrize(
-    "x", [torch.zeros(1, 3, 4, 4), torch.randn(1, 3, 1, 1), torch.randn(7), torch.full((1, 3, 4, 4), 1e9)]
-)
-def test_statistics_stay_usable_on_odd_inputs(x):
-    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
-    randomize_batch_norms(model, [x])
-    assert model[0].running_mean.isfinite().all() and (model[0].running_var > 0).all()
-
-
-@needs_zoo
-def test_the_signal_of_a_deep_network_with_random_weights_does_not_die_out():
-    x, another = example_inputs(["1x3x96x96", "1x3x96x96"])
-    model = load_source("torchvision:mobilenet_v3_small", [x])
-    with torch.no_grad():
-        outputs = model(x), model(another)
-    # Without the inputs two outputs differ by 1e-7 of their size: any error would pass for agreement.
-    assert (outputs[0] - outputs[1]).std() > 1e-2 * outputs[0].std()
-
-
 # -- inputs -----------------------------------------------------------------------------------------------------------
 
 

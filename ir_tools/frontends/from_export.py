@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft
+from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalize import Normalizer
@@ -24,7 +24,8 @@ def from_export(source: Source) -> Program:
         _refuse_dynamic(exported)
     else:
         flat = FlatModel(source.model, source.signature).eval()
-        exported, prefix = torch.export.export(flat, tuple(source.tensors), strict=False), "model."
+        with undisturbed(source.model):  # exporting computes on tensors that are no buffers, and may move them
+            exported, prefix = torch.export.export(flat, tuple(source.tensors), strict=False), "model."
     draft, inputs = start_draft(source, "export")
     values: dict[fx.Node, Any] = {}
     feed = iter(inputs)

@@ -22,6 +22,7 @@ from ir_tools.frontends.errors import CaptureError, first_line
 from ir_tools.frontends.normalize import purify
 from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
 from ir_tools.ir.signature import binder, leaf_names, split_leaves
+from ir_tools.verify.numerics import compare
 
 Model = nn.Module | torch.export.ExportedProgram
 
@@ -171,11 +172,8 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
 
 
 def _same_answer(first: Any, second: Any) -> bool:
-    one, two = pytree.tree_leaves(first), pytree.tree_leaves(second)
-    return len(one) == len(two) and all(
-        torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-        for a, b in zip(one, two, strict=True)
-    )
+    (one, tensors), (two, others) = (split_leaves(pytree.tree_leaves(result)) for result in (first, second))
+    return one == two and compare(tensors, others).equal
 
 
 # -- preparing ----------------------------------------------------------------------------------------------------------

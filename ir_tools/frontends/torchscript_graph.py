@@ -22,7 +22,7 @@ from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import source_line
 from ir_tools.frontends.normalize import Normalizer
 from ir_tools.ir import Draft, Origin, facts
-from ir_tools.ir.dialect import DTYPE_NUMBERS, argument_kind, getitem, spell_arguments
+from ir_tools.ir.dialect import DTYPE_NUMBERS, argument_kind, getitem, spell_arguments, written_arguments
 
 aten = torch.ops.aten
 LONGEST_LOOP = 10_000
@@ -56,6 +56,7 @@ class GraphWalk:
         self.prefix = prefix
         self.normalizer = Normalizer(draft)
         self.env: dict[str, Any] = {}
+        self._literals: set[int] = set()  # the storages of tensors that the graph itself holds
 
     def run(self, scripted: torch.jit.ScriptModule, arguments: list[Any]) -> Any:
         """The value that `forward` returns on `arguments` (nodes and Python values), as a Python structure."""
@@ -82,7 +83,10 @@ class GraphWalk:
     def _node(self, node: Any) -> None:
         kind = node.kind()
         if kind == "prim::Constant":
-            self._set(node, _constant_value(node))
+            value = _constant_value(node)
+            if isinstance(value, torch.Tensor):
+                self._literals.add(value.untyped_storage().data_ptr())
+            self._set(node, value)
             return
         if kind == "prim::If":
             self._if(node)
@@ -164,6 +168,11 @@ class GraphWalk:
         keywords = {name: v for v, (name, keyword) in zip(arguments, names, strict=True) if keyword}
         if _holds(arguments, Unknown):
             return self._on_unknown(node, overload, arguments)
+        for written in written_arguments(overload):
+            value = arguments[[name for name, _ in names].index(written)]
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in self._literals:
+                # Tracing has written already, so that the value held is no longer the one to start from.
+                raise CaptureError(f"the model writes into a tensor that is no buffer{where(node)}; make it a buffer")
         if _holds(arguments, fx.Node) or _makes_a_tensor(overload):
             if not _holds(arguments, fx.Node) and _holds(arguments, torch.Tensor) and _is_small(arguments):
                 return self._compute(overload, positional, keywords)
