@@ -133,7 +133,7 @@ def optimize(
     report.emit_seconds = time.perf_counter() - clock
     report.seconds = time.perf_counter() - start
     manifest = build_manifest(program, report, numerics.golden_sqnr_db(program))
-    independent = _independent(program, source)
+    independent = _independent(program, captured.program)
     return OptimizedModel(scripted, independent, report, dumps, manifest, (arguments[0], golden))
 
 
@@ -241,9 +241,9 @@ def _dump_directory(dump_dir: str | os.PathLike[str] | None) -> Path | None:
     return directory
 
 
-def _independent(program: Program, source: Source) -> Program:
-    """The Program with copies of those constants that still share memory with the user's model."""
-    theirs = {t.untyped_storage().data_ptr() for t in (*source.model.parameters(), *source.model.buffers())}
+def _independent(program: Program, captured: Program) -> Program:
+    """The Program with copies of the constants that it still has from capture: those are the user's own memory."""
+    theirs = {t.untyped_storage().data_ptr() for t in captured.constants.values()}
     for name, tensor in program.constants.items():
         if tensor.untyped_storage().data_ptr() in theirs:
             program.constants[name] = tensor.clone()

@@ -5,10 +5,10 @@
     O2      half         half                                 float                              float
     O3      half         half                                 half                               float
 
-Constants (weights, biases) are cast once, ahead of time; a value is cast once per dtype; a cast that would undo another one
-reads its source instead. Levels are named after NVIDIA Apex's. An op with a float64 operand, an op that writes in place, and
-an explicit cast in the model stay as they are. So does an op with a number beyond the half dtype's range (a mask of -1e9);
-its result is clamped to that range where it is cast.
+Constants (weights, biases) are cast once, ahead of time; a value is cast once per dtype; a cast that would undo another
+one reads its source instead. Levels are named after NVIDIA Apex's. An op with a float64 operand, an op that writes in
+place, and an explicit cast in the model stay as they are. So does an op with a number beyond the half dtype's range (a
+mask of -1e9); its result is clamped to that range where it is cast.
 """
 
 import math
@@ -17,24 +17,24 @@ from typing import Literal
 import torch
 
 from ir_tools.ir import Draft, Program
+from ir_tools.ir.dialect import nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import mutated_values
-from ir_tools.ir.dialect import nodes_in, numbers_in, short_name
 from ir_tools.ir.origin import place
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.cast import Caster, is_float
 
 MATRIX = frozenset(
     """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_act linear linear_act matmul mm bmm
-    addmm baddbmm addbmm mv scaled_dot_product_attention""".split()
+    addmm baddbmm addbmm mv einsum scaled_dot_product_attention""".split()
 )
 FOLLOWS = frozenset(
     """add sub mul div rsub neg abs relu relu6 hardtanh leaky_relu hardswish hardsigmoid silu sigmoid tanh gelu elu mish
     clamp clamp_min clamp_max maximum minimum where masked_fill embedding
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool2d
     upsample_nearest2d upsample_bilinear2d pad constant_pad_nd reflection_pad2d replication_pad2d
-    reshape view flatten unflatten transpose permute t squeeze unsqueeze expand slice select narrow index gather cat stack
-    split split_with_sizes chunk unbind roll flip repeat tile contiguous clone pixel_shuffle pixel_unshuffle movedim
+    reshape view flatten unflatten transpose permute t numpy_T mT squeeze unsqueeze expand slice select narrow index
+    gather cat stack split split_with_sizes chunk unbind roll flip repeat tile contiguous clone pixel_shuffle pixel_unshuffle movedim
     channel_shuffle prelu dropout feature_dropout alpha_dropout quant_stub getitem""".split()
 )
 FRAGILE = frozenset(
@@ -95,12 +95,13 @@ def reason_for_float(node, original, mutated, level, half):
     name = short_name(node.target)
     if name == "to":
         return IS_A_CAST
-    operands = [n for n in nodes_in(node.args) if dtype_of(n) is not None and dtype_of(n).is_floating_point]
+    operands = [n for n in nodes_in(node.args) if (dtype_of(n) or torch.bool).is_floating_point]
     if node in mutated or any(n in mutated for n in nodes_in(node.args)):
         return "its operands or result are written in place"
     if any(dtype_of(n) is torch.float64 for n in operands) or original.get(node) is torch.float64:
         return "an operand is float64"
-    if original.get(node) is torch.float32 and any(torch.finfo(half).max <= abs(n) < math.inf for n in numbers_in(node)):
+    largest = torch.finfo(half).max
+    if original.get(node) is torch.float32 and any(largest <= abs(number) < math.inf for number in numbers_in(node)):
         return IS_WIDE
     if name in MATRIX:
         return None

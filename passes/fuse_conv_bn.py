@@ -37,11 +37,6 @@ def batch_norm_is_frozen(bn):
     return not bn.training
 
 
-def weight_is_floating(w):
-    """The weight is a floating-point tensor."""
-    return w.is_floating_point()
-
-
 def input_is_batched(x, w):
     """The convolution's input has a batch axis, so that its channels are the axis that the batch norm normalises."""
     return None if x.rank is None else x.rank == w.dim()
@@ -85,17 +80,16 @@ def scaled(w, s, axis):
     return out.copy_(w.double() * s.reshape(by_channel))
 
 
-COMMON = (batch_norm_is_frozen, weight_is_floating)
-
 fuse_conv_bn = rule_pass(
     "fuse_conv_bn",
     [
         Rule("batch_norm(conv(x)) -> conv(x)",
-             match=conv_then_batch_norm, requires=(*COMMON, input_is_batched), replace=folded_conv),
+             match=conv_then_batch_norm, requires=(batch_norm_is_frozen, input_is_batched), replace=folded_conv),
         Rule("batch_norm(conv_transpose(x)) -> conv_transpose(x)",
-             match=conv_transpose_then_batch_norm, requires=(*COMMON, input_is_batched), replace=folded_conv_transpose),
+             match=conv_transpose_then_batch_norm, requires=(batch_norm_is_frozen, input_is_batched),
+             replace=folded_conv_transpose),
         Rule("batch_norm(linear(x)) -> linear(x)",
-             match=linear_then_batch_norm, requires=(*COMMON, channels_are_last), replace=folded_linear),
+             match=linear_then_batch_norm, requires=(batch_norm_is_frozen, channels_are_last), replace=folded_linear),
     ],
     declares="reassociates",
     doc=__doc__,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ir_tools.frontends.source import Example
+from ir_tools.frontends.source import Example, seeded
 from ir_tools.ir import Program, check_wellformed, facts
 from ir_tools.ir.dialect import nodes_in, short_name
 from ir_tools.rewrite import Journal, Pass
@@ -130,7 +130,7 @@ class Numerics:
 
     def check_capture(self, program: Program) -> None:
         """The captured Program against the model; raises `NumericsError`."""
-        self.largest = max(largest_product(program, example.tensors) for example in self.examples)
+        self.largest = max(largest_product(program, example) for example in self.examples)
         self.last = self._run(program)
         self.captured = self._judge(program, self.last, "the captured graph does not give the model's numbers")
 
@@ -170,13 +170,13 @@ class Numerics:
         return self._smallest(program)
 
     def _run(self, program: Program) -> list[list[torch.Tensor]]:
-        return [program.run(*example.tensors) for example in self.examples]
+        return [run_seeded(program, example) for example in self.examples]
 
     def _check_exact(self, before: Program, outputs: list[list[torch.Tensor]], blame: str) -> None:
         """Bitwise equal to the step before, unless that step is not even equal to itself from run to run."""
         for example, expected, got in zip(self.examples, self.last, outputs, strict=True):
             comparison = compare(expected, got)
-            if comparison.equal or not compare(expected, before.run(*example.tensors)).equal:
+            if comparison.equal or not compare(expected, run_seeded(before, example)).equal:
                 continue
             moved = comparison.problem or f"outputs moved by up to {comparison.max_abs_error:.3g}"
             raise NumericsError(f"{blame}: it declares 'exact', but {moved}")
@@ -210,12 +210,19 @@ def _blame(step: Step) -> str:
     return text
 
 
-def largest_product(program: Program, inputs: Sequence[torch.Tensor]) -> float:
+def run_seeded(program: Program, example: Example) -> list[torch.Tensor]:
+    """Run on copies of the inputs, which a Program may write into, with the random numbers of the model's own run."""
+    with seeded():
+        return program.run(*(t.clone() for t in example.tensors))
+
+
+def largest_product(program: Program, example: Example) -> float:
     """The largest magnitude that a convolution, linear or matrix product of the Program gives."""
     largest = 0.0
-    for node, value in program.trace_values(*inputs):
-        if node.op == "call_function" and short_name(node.target) in PRODUCTS and value.numel():
-            largest = max(largest, value.abs().max().item())
+    with seeded():
+        for node, value in program.trace_values(*(t.clone() for t in example.tensors)):
+            if node.op == "call_function" and short_name(node.target) in PRODUCTS and value.numel():
+                largest = max(largest, value.abs().max().item())
     return largest if math.isfinite(largest) else 0.0
 
 

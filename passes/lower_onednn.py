@@ -12,6 +12,7 @@ channels-last results, and the ops between convolutions keep that layout, so it 
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -77,14 +78,13 @@ def objection(call, x, w):
 
 
 def fused_conv(op, conv, x, w, b, residual, act, act_args):
-    sizes = (conv.padding, conv.stride, conv.dilation)
-    packing = Packing("conv", *map(tuple, sizes), groups=conv.groups, input_size=x.shape)
-    weight = op.packed(w, packing)
+    sizes: Any = (conv.padding, conv.stride, conv.dilation)
+    weight = op.packed(w, Packing("conv", *sizes, groups=conv.groups, input_size=x.shape))
     if residual is None:
         name, algorithm = ONEDNN_NAME.get(act, act), ALGORITHM.get(act)
         return op.call(mkldnn._convolution_pointwise.default, x, weight, b, *sizes, conv.groups, name, act_args, algorithm)
     inner, outer = (act, "") if act in WITH_RESIDUAL else ("", act)
-    fused = (b, *sizes, conv.groups, "add", 1.0, inner or None, [], None)
+    fused: tuple = (b, *sizes, conv.groups, "add", 1.0, inner or None, [], None)
     if residual.dies_at(conv):
         # In any other layout the kernel adds by itself, and knows no bfloat16 then. Free where the layout is right.
         residual = op.contiguous(residual, memory_format=CHANNELS_LAST[x.rank])

@@ -13,9 +13,11 @@ from torch.utils import _pytree as pytree
 
 from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for, flat_outputs, typed_outputs
+from ir_tools.emit.torch_jit import ScriptModule
+from ir_tools.frontends.source import seeded
 from ir_tools.ir import Program
-from ir_tools.visualize.to_dot import draw_svg, to_dot, write_whole
 from ir_tools.verify.numerics import compare
+from ir_tools.visualize.to_dot import draw_svg, to_dot, write_whole
 from passes.errors import ModelFileError, NumericsError, PassesError
 from passes.report import Report
 
@@ -30,7 +32,7 @@ class OptimizedModel(nn.Module):
     Calls are thread-safe as far as the model itself keeps no state.
     """
 
-    def __init__(self, scripted: torch.jit.ScriptModule, program: Program, report: Report, dumps: Sequence[Path],
+    def __init__(self, scripted: ScriptModule, program: Program, report: Report, dumps: Sequence[Path],
                  manifest: dict[str, Any], golden: tuple[list[torch.Tensor], list[torch.Tensor]]):  # fmt: skip
         super().__init__()
         self.scripted = scripted
@@ -76,7 +78,7 @@ class OptimizedModel(nn.Module):
 class LoadedModel(nn.Module):
     """A saved model, called like the emitted TorchScript module; the user's output structure is restored."""
 
-    def __init__(self, scripted: torch.jit.ScriptModule, manifest: dict[str, Any]):
+    def __init__(self, scripted: ScriptModule, manifest: dict[str, Any]):
         super().__init__()
         self.scripted = scripted
         self.manifest = manifest
@@ -119,10 +121,11 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     return LoadedModel(scripted, manifest)
 
 
-def call_flat(scripted: torch.jit.ScriptModule, arguments: Sequence[Any]) -> list[torch.Tensor]:
-    """The tensors that an emitted module returns on its own arguments; its state is put back afterwards."""
+def call_flat(scripted: ScriptModule, arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors that an emitted module returns on copies of its arguments; its state is put back afterwards."""
     state = [(b, b.clone()) for b in scripted.buffers()]
-    result = scripted(*arguments)
+    with seeded():
+        result = scripted(*pytree.tree_map_only(torch.Tensor, torch.clone, list(arguments)))
     tensors = [t.clone() for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
     for buffer, value in state:
         buffer.copy_(value)

@@ -8,10 +8,10 @@ import torch
 from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
 
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalize import Normalizer
+from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.ir import Draft, Program
 
 aten = torch.ops.aten

@@ -9,9 +9,9 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ir_tools.frontends.errors import CaptureError
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalize import Normalizer
+from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.ir import Program
 
 
@@ -30,8 +30,8 @@ def from_fx(source: Source) -> Program:
             flat, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_module_stack=True
         )(*source.tensors)
 
-    paths: dict[int, str] = {}
-    for name, tensor in (*source.model.named_parameters(remove_duplicate=False), *source.model.named_buffers(remove_duplicate=False)):
+    model, paths = source.model, dict[int, str]()
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         paths.setdefault(id(tensor), name)
     draft, inputs = start_draft(source, "fx")
     values: dict[fx.Node, Any] = dict(zip(graph_module.graph.find_nodes(op="placeholder"), inputs, strict=True))

@@ -252,10 +252,10 @@ def purify(draft: Draft) -> None:
             node = _purified(draft, node, sharing, order) or node
         group = [node]
         for other in aliased_nodes(node):
-            known = sharing[other]
-            if known is group:
+            others = sharing[other]
+            if others is group:
                 continue
-            small, group = sorted((group, known), key=len)
+            small, group = sorted((group, others), key=len)
             group.extend(small)
             for member in small:
                 sharing[member] = group
@@ -268,7 +268,8 @@ def purify(draft: Draft) -> None:
                 draft.program.state |= {name}
                 draft.program.constants[name] = draft.program.constants[name].clone()
         elif node.op == "call_function" and op_name(node.target) in ("aten::view", "aten::_unsafe_view"):
-            if node in mutated or (known := facts.shape(node)) is None or len(node.args) != 2:
+            known = facts.shape(node)
+            if node in mutated or known is None or len(node.args) != 2:
                 continue
             if not isinstance(node.args[1], list):  # view.dtype reads the bits anew
                 continue

@@ -92,31 +92,59 @@ def forward_parameters(model: Any) -> list[inspect.Parameter]:
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run something on the user's model and put buffers, attributes, random generators and switches back afterwards."""
-    scripted = isinstance(model, torch.jit.ScriptModule)
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    attributes = [] if scripted else [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules()]
-    plain = [
-        (v, v.detach().clone()) for _, saved, _ in attributes for v in saved.values() if type(v) is torch.Tensor and not v.requires_grad
-    ]
-    python_state = random.getstate()
+    containers, tensors = _state_of(model)
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        # Another seed than that of the runs compared: a random tensor that a front end bakes in must not go unseen.
+        with seeded(1), torch.no_grad():
             torch.backends.mha.set_fastpath_enabled(False)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        random.setstate(python_state)
-        for module, saved, saved_buffers in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(saved)
-            module._buffers.clear()
-            module._buffers.update(saved_buffers)
+        for container, content in containers:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
         with torch.no_grad():
-            for tensor, value in (*buffers, *plain):
+            for tensor, value in tensors:
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+def _state_of(model: nn.Module) -> tuple[list[tuple[Any, Any]], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """What a run of the model may change, each with a copy: attributes, containers in them, tensors but parameters."""
+    containers: dict[int, tuple[Any, Any]] = {}
+    tensors: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if not isinstance(value, nn.Parameter) and not value.requires_grad:
+                tensors[id(value)] = (value, value.detach().clone())
+        elif isinstance(value, (list, dict, set, tuple)) and id(value) not in containers:
+            if not isinstance(value, tuple):
+                containers[id(value)] = (value, dict(value) if isinstance(value, dict) else list(value))
+            for part in value.values() if isinstance(value, dict) else value:
+                visit(part)
+
+    if isinstance(model, torch.jit.ScriptModule):
+        visit(list(model.buffers()))
+    else:
+        for module in model.modules():
+            visit(vars(module))
+    return list(containers.values()), list(tensors.values())
+
+
+@contextlib.contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Run something with the random numbers of every other such run; the generators are put back afterwards."""
+    python_state = random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            random.seed(seed)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
 
 
 def answer(model: nn.Module, arguments: dict[str, Any]) -> Any:
@@ -126,8 +154,8 @@ def answer(model: nn.Module, arguments: dict[str, Any]) -> Any:
     """
 
     def run() -> Any:
-        torch.manual_seed(0)
-        return call_model(model, pytree.tree_map_only(torch.Tensor, torch.clone, arguments))
+        with seeded():
+            return call_model(model, pytree.tree_map_only(torch.Tensor, torch.clone, arguments))
 
     with undisturbed(model):
         before = _attributes(model)

@@ -219,7 +219,7 @@ class GraphWalk:
     def get_attribute(self, owner: ModuleValue, name: str) -> Any:
         value = getattr(owner.module, name)
         path = f"{owner.path}.{name}" if owner.path else name
-        if isinstance(value, torch.jit.ScriptModule) or hasattr(value, "_c") and not isinstance(value, torch.Tensor):
+        if isinstance(value, torch.jit.ScriptModule) or (hasattr(value, "_c") and not isinstance(value, torch.Tensor)):
             return ModuleValue(value, path)
         return self._known(value, self._cut(path))
 

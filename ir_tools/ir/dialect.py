@@ -65,7 +65,7 @@ def _quant_stub(x, site):
     return x.clone()
 
 
-_library = torch.library.Library("torch_passes", "DEF")  # noqa: TOR901 - lives as long as the process
+_library = torch.library.Library("torch_passes", "DEF")
 _library.define(
     "conv_act(Tensor x, Tensor w, Tensor? b, int[] stride, int[] padding, int[] dilation, int groups,"
     " Tensor? residual, str act, float[] act_args) -> Tensor"

@@ -38,7 +38,9 @@ class Draft:
         self._edited = original is None
         self._origin = Origin()
         self._constant_nodes: dict[str, fx.Node] = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
-        self._by_identity: dict[tuple, str] = {_identity(t): name for name, t in program.constants.items()}
+        self._by_identity: dict[tuple, str] = {
+            (_identity(t), program.packings.get(name)): name for name, t in program.constants.items()
+        }
         self._head: fx.Node | None = None
         for node in self.graph.nodes:
             if node.op not in ("placeholder", "get_attr"):
@@ -95,17 +97,16 @@ class Draft:
     def constant(self, name: str, tensor: torch.Tensor, *, state: bool = False, packing: Packing | None = None) -> fx.Node:
         """The `get_attr` node of a constant. Equal storage is entered once; a name already taken gets a number."""
         tensor = tensor.detach()
-        identity = _identity(tensor)
+        identity = (_identity(tensor), packing)
         known = self._by_identity.get(identity)
-        if known is not None and self.program.packings.get(known) == packing:
+        if known is not None:
             name = known
         else:
             name = self._free_name(name)
             self.program.constants[name] = tensor
+            self._by_identity[identity] = name
             if packing is not None:
                 self.program.packings[name] = packing
-            else:
-                self._by_identity[identity] = name
         if state:
             self.program.state |= {name}
         node = self._constant_nodes.get(name)
@@ -174,7 +175,8 @@ class Draft:
             else:
                 removed.append((node.name, place(node)))
             if self._head is node:
-                self._head = node.prev if node.prev.op != "root" else None
+                before = node.prev
+                self._head = before if before is not None and before.op != "root" else None
             self.graph.erase_node(node)
             self._edited = True
         program = self.program

@@ -99,7 +99,7 @@ def storage_classes(nodes: Iterable[fx.Node]) -> UnionFind:
     """Values grouped by "may share storage"."""
     classes = UnionFind()
     for node in nodes:
-        classes[node]  # noqa: B018 - registers the node
+        classes[node]
         for other in aliased_nodes(node):
             classes.union(node, other)
     return classes

@@ -23,9 +23,9 @@ class Packing:
     """
 
     kind: str
-    padding: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
+    padding: Sequence[int] = ()
+    stride: Sequence[int] = ()
+    dilation: Sequence[int] = ()
     groups: int = 1
     input_size: tuple[int, ...] | None = None
     batch: int | None = None
