@@ -224,7 +224,8 @@ def _arguments(item: Any) -> tuple:
         return item
     if isinstance(item, (torch.Tensor, dict)):
         return (item,)
-    raise InputError(f"example_inputs must be a tensor, a tuple of arguments or a list of such tuples, got {type(item).__name__}")
+    given = type(item).__name__
+    raise InputError(f"example_inputs must be a tensor, a tuple of arguments or a list of such tuples, got {given}")
 
 
 def _dump_directory(dump_dir: str | os.PathLike[str] | None) -> Path | None:

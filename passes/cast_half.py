@@ -34,8 +34,8 @@ FOLLOWS = frozenset(
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool2d
     upsample_nearest2d upsample_bilinear2d pad constant_pad_nd reflection_pad2d replication_pad2d
     reshape view flatten unflatten transpose permute t numpy_T mT squeeze unsqueeze expand slice select narrow index
-    gather cat stack split split_with_sizes chunk unbind roll flip repeat tile contiguous clone pixel_shuffle pixel_unshuffle movedim
-    channel_shuffle prelu dropout feature_dropout alpha_dropout quant_stub getitem""".split()
+    gather cat stack split split_with_sizes chunk unbind roll flip repeat tile contiguous clone movedim
+    pixel_shuffle pixel_unshuffle channel_shuffle prelu dropout feature_dropout alpha_dropout quant_stub getitem""".split()
 )
 FRAGILE = frozenset(
     """softmax log_softmax layer_norm batch_norm group_norm instance_norm rms_norm exp expm1 log log1p log2 log10 pow

@@ -35,11 +35,11 @@ def sum_then(name):
 
 
 def conv_plus_residual(op, x: Value, w: Value, b: Value | None, r: Value):
-    return op.add(op.conv(x, w, b, ..., name="conv"), r, ..., name="add")
+    return op.add(op.conv(x, w, b, ..., name="y"), r, ..., name="add")
 
 
 def residual_plus_conv(op, x: Value, w: Value, b: Value | None, r: Value):
-    return op.add(r, op.conv(x, w, b, ..., name="conv"), ..., name="add")
+    return op.add(r, op.conv(x, w, b, ..., name="y"), ..., name="add")
 
 
 def linear_then(name):
@@ -57,18 +57,18 @@ def linear_sum_then(name):
 
 
 def linear_plus_residual(op, x: Value, w: Value, b: Value | None, r: Value):
-    return op.add(op.linear(x, w, b, name="linear"), r, ..., name="add")
+    return op.add(op.linear(x, w, b, name="y"), r, ..., name="add")
 
 
 def residual_plus_linear(op, x: Value, w: Value, b: Value | None, r: Value):
-    return op.add(r, op.linear(x, w, b, name="linear"), ..., name="add")
+    return op.add(r, op.linear(x, w, b, name="y"), ..., name="add")
 
 
-def residual_is_a_value_of_that_shape(add, r):
+def summands_are_alike(add, y, r):
     """The two summands have the shape and dtype of the sum (nothing is broadcast or promoted)."""
-    if r.shape is None or add.shape is None:
+    if None in (add.shape, y.shape, r.shape):
         return None
-    return r.shape == add.shape and r.dtype == add.dtype
+    return add.shape == y.shape == r.shape and add.dtype == y.dtype == r.dtype
 
 
 def summands_are_not_scaled(add):
@@ -95,8 +95,8 @@ def sum_with_activation(op, act, x, w, b, stride, padding, dilation, groups, r):
     return op.conv_act(x, w, b, stride, padding, dilation, groups, r, name, values)
 
 
-def conv_with_residual(op, conv, x, w, b, r):
-    return op.conv_act(x, w, b, conv.stride, conv.padding, conv.dilation, conv.groups, r, "", [])
+def conv_with_residual(op, y, x, w, b, r):
+    return op.conv_act(x, w, b, y.stride, y.padding, y.dilation, y.groups, r, "", [])
 
 
 def linear_with_activation(op, act, x, w, b):
@@ -111,7 +111,7 @@ def linear_with_residual(op, x, w, b, r):
     return op.linear_act(x, w, b, r, "", [])
 
 
-SUM = (residual_is_a_value_of_that_shape, summands_are_not_scaled)
+SUM = (summands_are_alike, summands_are_not_scaled)
 
 fuse_conv_relu = rule_pass(
     "fuse_conv_relu",

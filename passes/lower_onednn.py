@@ -79,7 +79,7 @@ def objection(call, x, w):
 
 def fused_conv(op, conv, x, w, b, residual, act, act_args):
     sizes: Any = (conv.padding, conv.stride, conv.dilation)
-    weight = op.packed(w, Packing("conv", *sizes, groups=conv.groups, input_size=x.shape))
+    weight = op.packed(w, Packing("conv", conv.padding, conv.stride, conv.dilation, conv.groups, x.shape))
     if residual is None:
         name, algorithm = ONEDNN_NAME.get(act, act), ALGORITHM.get(act)
         return op.call(mkldnn._convolution_pointwise.default, x, weight, b, *sizes, conv.groups, name, act_args, algorithm)

@@ -12,7 +12,7 @@ from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalize import Normalizer
 from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
-from ir_tools.ir import Draft, Program
+from ir_tools.ir import Program
 
 aten = torch.ops.aten
 
@@ -68,5 +68,3 @@ def _refuse_dynamic(exported: torch.export.ExportedProgram) -> None:
             f"the ExportedProgram has dynamic sizes ({symbols}), which are not supported yet; export it without dynamic_shapes"
         )
 
-
-__all__ = ["Draft", "from_export"]

@@ -78,7 +78,7 @@ def forward_parameters(model: Any) -> list[inspect.Parameter]:
     """The parameters of `forward`, without self."""
     if isinstance(model, torch.jit.ScriptModule):
         parameters = []
-        for a in model.forward.schema.arguments[1:]:
+        for a in model._c._get_method("forward").schema.arguments[1:]:
             default = a.default_value if a.has_default_value() else inspect.Parameter.empty
             kind = inspect.Parameter.KEYWORD_ONLY if a.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
             parameters.append(inspect.Parameter(a.name, kind, default=default))

@@ -18,14 +18,15 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.errors import CaptureError, first_line
 from ir_tools.frontends.fx_graph import source_line
 from ir_tools.frontends.normalize import Normalizer
 from ir_tools.ir import Draft, Origin, facts
-from ir_tools.ir.dialect import DTYPE_NUMBERS, argument_kind, getitem, spell_arguments, written_arguments
+from ir_tools.ir.dialect import DTYPE_NUMBERS, getitem, spell_arguments, written_arguments, written_nodes
 
 aten = torch.ops.aten
 LONGEST_LOOP = 10_000
+NOT_YET = "data-dependent control flow is not supported yet"
 _NUMBER_OF_DTYPE = {dtype: number for number, dtype in DTYPE_NUMBERS.items()}
 
 
@@ -107,7 +108,7 @@ class GraphWalk:
             except (Raised, CaptureError):
                 raise
             except Exception as error:
-                raise CaptureError(f"{kind}{where(node)}: {str(error).strip().splitlines()[0] if str(error) else error!r}") from error
+                raise CaptureError(f"{kind}{where(node)}: {first_line(error)}") from error
 
     def _set(self, node: Any, result: Any) -> None:
         outputs = list(node.outputs())
@@ -136,7 +137,7 @@ class GraphWalk:
                 message = _raise_message(self, raising) or "an assertion of the model failed"
                 self.draft.call(aten._assert_async.msg, holds, message)
                 return other
-        raise CaptureError(f"the model branches on tensor data{where(node)}; data-dependent control flow is not supported yet")
+        raise CaptureError(f"the model branches on tensor data{where(node)}; {NOT_YET}")
 
     def _loop(self, node: Any) -> None:
         trip_count, condition, *carried = (self.env[v.debugName()] for v in node.inputs())
@@ -145,7 +146,7 @@ class GraphWalk:
         count = 0
         while True:
             if isinstance(condition, Unknown) or isinstance(trip_count, Unknown):
-                raise CaptureError(f"the model loops on tensor data{where(node)}; data-dependent control flow is not supported yet")
+                raise CaptureError(f"the model loops on tensor data{where(node)}; {NOT_YET}")
             if not condition or count >= trip_count:
                 break
             if count == LONGEST_LOOP:
@@ -181,8 +182,10 @@ class GraphWalk:
 
     def _compute(self, overload: OpOverload, positional: list[Any], keywords: dict[str, Any]) -> Any:
         """Run an operator now: all its arguments are known."""
-        args, kwargs = spell_arguments(overload, tuple(positional), keywords) if overload.namespace == "aten" else (tuple(positional), keywords)
-        result = overload(*args, **kwargs)
+        if overload.namespace == "aten":
+            args, keywords = spell_arguments(overload, tuple(positional), keywords)
+            positional = list(args)
+        result = overload(*positional, **keywords)
         return _NUMBER_OF_DTYPE[result] if isinstance(result, torch.dtype) else result
 
     def _results(self, overload: OpOverload, value: Any) -> Any:
@@ -333,7 +336,7 @@ def _set_attr(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     """`self.n += 1` writes in place and then sets the attribute to itself; anything else rebinds, and is refused."""
     old = walk.get_attribute(a[0], node.s("name"))
     new = a[1]
-    while isinstance(new, fx.Node) and new is not old and new.op == "call_function" and str(new.target).split(".")[1].endswith("_"):
+    while isinstance(new, fx.Node) and new is not old and new.op == "call_function" and written_nodes(new):
         new = new.args[0]
     if new is not old:
         raise CaptureError(f"forward assigns self.{node.s('name')}{where(node)}; write into a buffer in place instead (copy_)")
@@ -557,4 +560,3 @@ _LOGIC = {
     "aten::ge": aten.ge.Scalar,
 }
 
-__all__ = ["GraphWalk", "argument_kind", "flat_values"]

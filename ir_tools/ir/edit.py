@@ -175,8 +175,8 @@ class Draft:
             else:
                 removed.append((node.name, place(node)))
             if self._head is node:
-                before = node.prev
-                self._head = before if before is not None and before.op != "root" else None
+                before: Any = node.prev  # fx closes the list of nodes with a "root"
+                self._head = None if before.op == "root" else before
             self.graph.erase_node(node)
             self._edited = True
         program = self.program

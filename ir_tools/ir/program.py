@@ -30,6 +30,10 @@ class Packing:
     input_size: tuple[int, ...] | None = None
     batch: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("padding", "stride", "dilation"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """The packed, opaque copy of a plain `weight`."""
         ops = torch.ops.mkldnn

@@ -11,7 +11,7 @@ from ir_tools.ir.dialect import DIALECT_ONLY, has_effect, map_argument
 
 
 def is_foldable(program: Program, node: fx.Node) -> bool:
-    """The node gives one tensor that is read, has no effect, and all its tensor operands are constants that nobody writes into."""
+    """The node gives one tensor, which is read; it has no effect, and its tensor operands are constants, not state."""
     if not node.users or not isinstance(node.target, OpOverload) or node.target in DIALECT_ONLY or has_effect(node):
         return False
     if not isinstance(facts.fact(node), torch.Tensor):

@@ -164,6 +164,16 @@ def test_modules_are_framed_once_and_only_where_there_is_something_to_frame():
     assert frames == ["block.0"]  # not `block` around it, not `block.0.conv` inside it
 
 
+def test_a_single_box_gets_no_frame():
+    draft = start(torch.randn(3))
+    (value,) = draft.program.placeholders
+    for module in ("lonely.relu", "pair.first", "pair.last"):
+        with draft.origin(Origin(module)):
+            value = draft.call(aten.relu.default, value)
+    draft.output([value])
+    assert re.findall(r"label=(lonely|pair)\b", to_dot(draft.finish())) == ["pair"]
+
+
 def test_a_module_that_is_called_again_gets_a_second_frame():
     draft = start(torch.randn(3))
     (value,) = draft.program.placeholders
