@@ -37,8 +37,9 @@ lint: $(READY) ## ruff and mypy
 
 bench: $(READY) ## measure inference speed and compile time
 	@$(PIP_INSTALL) -q -e ".[bench]" -c .venv/constraints.txt
-	$(BIN)/python benchmarks/inference.py
-	$(BIN)/python benchmarks/compile_time.py
+	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.compile_time
+	$(BIN)/python -m benchmarks.saved_file
 
 clean: ## remove outputs and caches
 	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -92,7 +92,7 @@ def optimize(
     tell("running the model on the example inputs")
     source = prepare(module, calls)
     numerics = Numerics(source.examples, tolerance)
-    report = Report(inputs=[str(i) for i in source.signature.inputs], verified=verify != "off")
+    report = Report(inputs=[str(i) for i in source.signature.inputs], verified=verify != "off", dry_run=dry_run)
 
     tell("capturing")
     clock = time.perf_counter()
@@ -101,7 +101,7 @@ def optimize(
     report.capture_seconds = time.perf_counter() - clock
     report.frontend, report.frontend_reason = captured.frontend, captured.reason
     report.frontend_refusals, report.captured_nodes = captured.refusals, len(program)
-    report.notes += [f"torch.jit.trace warned: {line}" for line in captured.warnings]
+    report.notes += captured.warnings
     if numerics.captured is not None:
         report.captured_sqnr_db = numerics.captured.sqnr_db
         report.captured_max_abs_error = numerics.captured.max_abs_error

@@ -244,7 +244,6 @@ def _fact(console: Console, name: str, text: str) -> None:
 
 
 def _explain(report: Report, console: Console) -> None:
-    report.dry_run = True
     console.print(report.header(), Text(""), report.table(), sep="\n")
     console.print(*report.rewritten(), *report.refused(limit=10_000), *report.idle(), *report.noted(), sep="\n")
     console.print(*report.verdict(), sep="\n")

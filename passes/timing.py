@@ -50,21 +50,31 @@ def compare_latency(
     At least `least_rounds` rounds are run, however slow the models are.
     """
     kwargs = kwargs or {}
-    times: dict[int, list[float]] = {0: [], 1: []}
-    models = (before, after)
+    calls = {"before": lambda: before(*args, **kwargs), "after": lambda: after(*args, **kwargs)}
+    times = interleaved_seconds(calls, seconds=seconds, least_rounds=least_rounds, most_rounds=most_rounds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return Comparison(medians["before"], medians["after"], len(times["before"]))
+
+
+def interleaved_seconds(
+    calls: Mapping[str, Callable[[], Any]], *, seconds: float = 3.0, least_rounds: int = 5, most_rounds: int = 200
+) -> dict[str, list[float]]:
+    """Seconds of each call, by name, in rounds that make every call once; every other round in reverse order."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
-        for model in models:
+        for call in calls.values():
             for _ in range(WARM_UP):
-                model(*args, **kwargs)
+                call()
         end = time.perf_counter() + seconds
         rounds = 0
         while rounds < least_rounds or (time.perf_counter() < end and rounds < most_rounds):
-            for i in (0, 1) if rounds % 2 == 0 else (1, 0):  # neither always finds the other's data in the caches
+            names = list(calls) if rounds % 2 == 0 else list(calls)[::-1]  # none always finds another's data in the caches
+            for name in names:
                 start = time.perf_counter()
-                models[i](*args, **kwargs)
-                times[i].append(time.perf_counter() - start)
+                calls[name]()
+                times[name].append(time.perf_counter() - start)
             rounds += 1
-    return Comparison(statistics.median(times[0]), statistics.median(times[1]), rounds)
+    return times
 
 
 def _milliseconds(seconds: float) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.errors import CaptureError, first_line
 from ir_tools.frontends.from_export import from_export
 from ir_tools.frontends.from_fx import from_fx
 from ir_tools.frontends.from_script import from_script
 from ir_tools.frontends.from_trace import from_trace
-from ir_tools.frontends.source import Source, undisturbed
+from ir_tools.frontends.source import Source, answer, undisturbed
 from ir_tools.ir import Program
+from ir_tools.verify.numerics import compare
 
 FRONTENDS = {"export": from_export, "trace": from_trace, "script": from_script, "fx": from_fx}
 ORDER = tuple(FRONTENDS)
@@ -49,10 +54,16 @@ def capture(
     refusals: dict[str, str] = {}
     for name in order:
         try:
-            with warnings.catch_warnings(record=True) as heard, undisturbed(source.model):
-                warnings.simplefilter("always")
+            with quiet() as heard, undisturbed(source.model):
                 program = FRONTENDS[name](source)
             accept(program)
+            tracer = [str(w.message).splitlines()[0] for w in heard if issubclass(w.category, torch.jit.TracerWarning)]
+            told = list(dict.fromkeys(tracer))
+            if told:
+                verdict = verdict_on_trace(program, source)
+                if verdict.wrong and frontend == "auto":
+                    raise CaptureError(verdict.sentence)
+                told.append(verdict.sentence)
         except Exception as error:  # a front end may fail in any way; its reason is kept
             refusals[name] = f"{type(error).__name__}: {first_line(error)}"
             if len(order) == 1:
@@ -60,11 +71,70 @@ def capture(
                 raise CaptureError(prefix + (str(error) if isinstance(error, CaptureError) else refusals[name])) from error
             continue
         reason = _reason(name, frontend, source, refusals)
-        tracer = [str(w.message).splitlines()[0] for w in heard if issubclass(w.category, torch.jit.TracerWarning)]
-        return Captured(program, name, reason, refusals, list(dict.fromkeys(tracer)))
+        return Captured(program, name, reason, refusals, told)
     raise CaptureError(
         "no front end can capture this model:\n" + "\n".join(f"  {name}: {why}" for name, why in refusals.items())
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[warnings.WarningMessage]]:
+    """Record warnings, and keep what torch prints about a failed export off the terminal: the error says it."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    disabled = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings(record=True) as heard, contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("always")
+            yield heard
+    finally:
+        logger.disabled = disabled
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether what the tracer warned about matters, as far as perturbed inputs tell."""
+
+    wrong: bool
+    sentence: str
+
+
+def verdict_on_trace(program: Program, source: Source) -> Verdict:
+    """Run the traced Program and the model on perturbed inputs of the same sizes, and compare.
+
+    Floats are negated, scaled and shuffled, integers reversed: values that may take another branch than the example's.
+    """
+    compared = 0
+    for kind, tensors in _perturbed(source.tensors):
+        try:
+            expected = pytree.tree_leaves(answer(source.model, source.signature.arguments(tensors)))
+        except Exception:  # the model itself rejects these values: they tell nothing
+            continue
+        got = program.run(*tensors)
+        result = compare([t for t in expected if isinstance(t, torch.Tensor)], got)
+        if result.problem or result.sqnr_db < SMALLEST_SQNR_OF_A_TRACE:
+            how = result.problem or f"SQNR {result.sqnr_db:.0f} dB"
+            return Verdict(True, f"the trace is wrong for other inputs: with {kind} inputs it differs from the model ({how})")
+        compared += 1
+    return Verdict(False, f"the traced graph agrees with the model on {compared} sets of perturbed inputs of the same sizes")
+
+
+SMALLEST_SQNR_OF_A_TRACE = 60.0
+"""In dB, below which two float computations of one function are taken to be of different functions."""
+
+
+def _perturbed(tensors: list[torch.Tensor]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def shuffled(t: torch.Tensor) -> torch.Tensor:
+        return t.flatten()[torch.randperm(t.numel(), generator=generator).to(t.device)].reshape(t.shape)
+
+    def is_signed(t: torch.Tensor) -> bool:
+        return t.is_floating_point() or t.is_complex()
+
+    yield "negated", [-t if is_signed(t) else t.flip(tuple(range(t.dim()))) for t in tensors]
+    yield "shuffled", [shuffled(t) for t in tensors]
+    yield "scaled", [t * 3 if is_signed(t) else t for t in tensors]
 
 
 def _reason(name: str, asked: str, source: Source, refusals: dict[str, str]) -> str:

@@ -174,8 +174,8 @@ class Draft:
                 self._constant_nodes.pop(str(node.target), None)
             else:
                 removed.append((node.name, place(node)))
+            before: Any = node.prev  # fx closes the list of nodes with a "root"
             if self._head is node:
-                before: Any = node.prev  # fx closes the list of nodes with a "root"
                 self._head = None if before.op == "root" else before
             self.graph.erase_node(node)
             self._edited = True

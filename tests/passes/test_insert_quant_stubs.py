@@ -1,0 +1,142 @@
+"""Stubs around quantisable regions: where they stand, and that they are the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ir_tools.ir.dialect import argument, short_name
+from passes import CATALOGUE
+from tests.check import assert_bitwise_equal, assert_sites_can_be_skipped, captured, ops, outputs_of, rewritten
+
+insert_quant_stubs = CATALOGUE["insert_quant_stubs"]
+X = torch.randn(2, 3, 8, 8)
+
+
+class Model(nn.Module):
+    def __init__(self, function: Callable[..., Tensor], **layers: nn.Module):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(self, *inputs)
+
+
+def check_stubs(model: nn.Module, *inputs: Tensor):
+    program = captured(model.eval(), *inputs)
+    after, journal = rewritten(insert_quant_stubs, program, *inputs)
+    assert_bitwise_equal(outputs_of(program, *inputs), outputs_of(after, *inputs))
+    assert [op for op in ops(after) if op != "quant_stub"] == ops(program)
+    return after, journal
+
+
+def stubs(program) -> dict[str, tuple[str, list[str]]]:
+    """site -> (what the stub reads, who reads the stub)."""
+    return {
+        argument(node, "site"): (argument(node, "x").name, sorted(reader.name for reader in node.users))
+        for node in program.calls
+        if short_name(node.target) == "quant_stub"
+    }
+
+
+def test_a_region_gets_a_stub_at_each_end() -> None:
+    after, journal = check_stubs(Model(lambda m, x: F.relu(m.conv(x)) + 1.0, conv=nn.Conv2d(3, 4, 3)), X)
+    assert ops(after) == ["quant_stub", "conv2d", "relu", "add", "quant_stub"]
+    assert stubs(after) == {"region0.in0": ("inputs_0_", ["conv2d"]), "region0.out0": ("add", ["output"])}
+    assert [r.site for r in journal.rewrites] == ["insert_quant_stubs@inputs_0_.in", "insert_quant_stubs@add.out"]
+
+
+def test_an_op_that_is_not_quantisable_parts_two_regions() -> None:
+    after, _ = check_stubs(
+        Model(lambda m, x: m.b(m.a(x).softmax(1)), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)), X
+    )
+    assert ops(after) == ["quant_stub", "conv2d", "quant_stub", "softmax", "quant_stub", "conv2d", "quant_stub"]
+    assert list(stubs(after)) == ["region0.in0", "region0.out0", "region1.in0", "region1.out0"]
+
+
+def test_readers_inside_and_outside_a_region_read_apart() -> None:
+    """The float reader of an input keeps the input; the float reader of a result reads the stub."""
+    after, _ = check_stubs(Model(lambda m, x: (m.a(x).relu().exp(), x.exp())[0] + m.a(x).sum(), a=nn.Conv2d(3, 4, 3)), X)
+    found = stubs(after)
+    assert found["region0.in0"][0] == "inputs_0_" and "exp" not in found["region0.in0"][1]
+    assert any(readers == ["exp"] for _, readers in found.values())
+
+
+def test_a_value_that_leaves_and_stays_keeps_its_inner_readers() -> None:
+    after, _ = check_stubs(
+        Model(lambda m, x: (lambda y: m.b(y) + y.exp().sum())(m.a(x)), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)), X
+    )
+    assert ("conv2d", ["exp"]) in stubs(after).values(), "the second convolution must read the first one, not the stub"
+
+
+def test_constants_get_no_stub() -> None:
+    after, _ = check_stubs(nn.Sequential(nn.Conv2d(3, 4, 3)), X)
+    assert all("weight" not in value and "bias" not in value for value, _ in stubs(after).values())
+
+
+@pytest.mark.parametrize(
+    "model, inputs",
+    [
+        (Model(lambda m, x: F.relu(x) + x), (X,)),  # nothing that int8 makes faster
+        (Model(lambda m, x: x.exp()), (X,)),
+        (nn.Sequential(nn.Conv2d(3, 4, 3)).double(), (X.double(),)),  # not float32
+        (nn.Sequential(nn.Conv2d(3, 4, 3)).bfloat16(), (X.bfloat16(),)),
+        (Model(lambda m, i: i @ i.t() + i.sum()), (torch.randint(9, (3, 4)),)),
+    ],
+    ids=["no product", "no quantisable op", "float64", "bfloat16", "integers"],
+)
+def test_it_leaves_alone(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    program = captured(model.eval(), *inputs)
+    after, journal = rewritten(insert_quant_stubs, program, *inputs)
+    assert after is program and not journal.rewrites
+
+
+def _input_written(m: nn.Module, x: Tensor) -> Tensor:
+    x[0].add_(1.0)
+    return m.a(x)
+
+
+def _result_written(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y[0].add_(1.0)
+    return m.b(y)
+
+
+@pytest.mark.parametrize("function", [_input_written, _result_written])
+def test_values_written_in_place_get_no_stub(function: Callable) -> None:
+    """A stub copies: put before the write, it would show its readers the old value."""
+    program = captured(Model(function, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)).eval(), X)
+    after, _ = rewritten(insert_quant_stubs, program, X)
+    assert after is program
+
+
+def test_each_site_can_be_skipped() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 4, 3)).eval()
+    program = captured(model, X)
+    _, journal = rewritten(insert_quant_stubs, program, X)
+    sites = [r.site for r in journal.rewrites]
+    assert len(sites) == 4
+    assert [r.site for r in rewritten(insert_quant_stubs, captured(model, X), X)[1].rewrites] == sites
+    for site in sites:
+        _, journal = rewritten(insert_quant_stubs, program, X, skip={site})
+        assert [r.site for r in journal.rewrites] == [s for s in sites if s != site]
+
+
+def test_a_stub_that_is_no_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import passes.insert_quant_stubs as source
+
+    sigmoid_of = torch.library.custom_op("checks::not_identity", lambda x, site: x * 1.001, mutates_args=(),
+                                         schema="(Tensor x, str site) -> Tensor")  # fmt: skip
+    sigmoid_of.register_fake(lambda x, site: torch.empty_like(x))
+    monkeypatch.setattr(source, "quant_stub", torch.ops.checks.not_identity.default)
+    program = captured(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), X)
+    after = insert_quant_stubs(program)
+    assert ops(after) == ["not_identity", "conv2d", "not_identity"]
+    with pytest.raises(AssertionError, match="moved by"):
+        assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))

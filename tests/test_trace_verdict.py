@@ -1,0 +1,49 @@
+"""A trace that tracer warnings make doubtful is run on perturbed inputs: refused by auto when wrong, noted when right."""
+
+import pytest
+import torch
+from torch import nn
+
+from passes import CaptureError, optimize
+
+
+class EarlyExit(nn.Module):
+    """Branches on its data: a trace holds one side only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) if x.sum() > 0 else x
+
+
+class HarmlessCheck(nn.Module):
+    """Reads a value in Python, but computes the same whatever it is."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not bool(x.isnan().any())
+        return torch.relu(x)
+
+
+def test_auto_refuses_a_trace_that_is_wrong_for_other_inputs():
+    with pytest.raises(CaptureError, match=r"trace is wrong for other inputs: with negated inputs"):
+        optimize(EarlyExit().eval(), example_inputs=torch.rand(2, 4))
+
+
+def test_a_trace_that_was_asked_for_says_that_it_is_wrong():
+    report = optimize(EarlyExit().eval(), example_inputs=torch.rand(2, 4), frontend="trace").report
+    assert any("wrong for other inputs" in note for note in report.notes)
+
+
+def test_a_harmless_tracer_warning_is_said_to_be_harmless():
+    report = optimize(HarmlessCheck().eval(), example_inputs=torch.rand(2, 4), frontend="trace").report
+    assert any("agrees with the model on 3 sets of perturbed inputs" in note for note in report.notes)
+
+
+def test_capturing_prints_nothing(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(CaptureError):
+        optimize(EarlyExit().eval(), example_inputs=torch.rand(2, 4))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == ""
