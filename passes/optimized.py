@@ -46,8 +46,11 @@ class OptimizedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         signature = self.program.signature
         tensors = signature.flatten(args, kwargs)
-        signature.check(tensors)
-        result = self.scripted(*arguments_for(signature, tensors))
+        try:
+            result = self.scripted(*arguments_for(signature, tensors))
+        except RuntimeError:
+            signature.check(tensors)  # the emitted module checks first of all; here its error gets its Python type
+            raise
         return signature.unflatten_outputs(flat_outputs(signature, result))
 
     @property

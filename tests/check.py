@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
-from ir_tools.ir import Program, check_wellformed, facts
-from ir_tools.ir.dialect import bound_arguments, nodes_in, overload_name, short_name
+from ir_tools.ir import Draft, Program, check_wellformed, facts
+from ir_tools.ir.dialect import bound_arguments, conv_act, linear_act, nodes_in, overload_name, short_name
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Journal, Pass
 
@@ -37,6 +37,34 @@ def with_random_statistics(model: nn.Module) -> nn.Module:
                     module.weight.uniform_(-2.0, 2.0)
                     module.bias.normal_()
     return model.eval()
+
+
+ACT_ARGUMENTS = {"hardtanh": [-0.5, 0.75], "leaky_relu": [0.25]}
+
+
+class _Layer(nn.Module):
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, r: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def one_fused_op(layer: nn.Module, act: str, with_residual: bool) -> tuple[Program, Tensor, Tensor]:
+    """`act(layer(x) + r)` as one op of the dialect, for every activation there is; and inputs x and r."""
+    weight, dims = layer.weight, layer.weight.dim() - 2
+    # Wide enough that every branch of every activation is taken.
+    x = (3 * torch.randn(2, layer.in_channels, *[6] * dims) if dims else 3 * torch.randn(2, 3, layer.in_features)).to(weight)
+    with torch.no_grad():
+        r = torch.randn_like(layer(x))
+    draft = Draft.of(captured(_Layer(layer).eval(), x, r))
+    (node,) = draft.program.calls
+    fused = (draft.program.placeholders[1] if with_residual else None, act, ACT_ARGUMENTS.get(act, []))
+    with draft.before(node):
+        new = draft.call(conv_act if dims else linear_act, *node.args, *fused)
+    draft.redirect(node, new)
+    return draft.finish(), x, r
 
 
 # -- running a pass -----------------------------------------------------------------------------------------------------

@@ -61,11 +61,9 @@ def test_an_op_that_is_not_quantisable_parts_two_regions() -> None:
 
 
 def test_readers_inside_and_outside_a_region_read_apart() -> None:
-    """The float reader of an input keeps the input; the float reader of a result reads the stub."""
-    after, _ = check_stubs(Model(lambda m, x: (m.a(x).relu().exp(), x.exp())[0] + m.a(x).sum(), a=nn.Conv2d(3, 4, 3)), X)
-    found = stubs(after)
-    assert found["region0.in0"][0] == "inputs_0_" and "exp" not in found["region0.in0"][1]
-    assert any(readers == ["exp"] for _, readers in found.values())
+    """The float reader of an input keeps the input."""
+    after, _ = check_stubs(Model(lambda m, x: m.a(x).relu() + x.exp().sum(), a=nn.Conv2d(3, 4, 3)), X)
+    assert stubs(after)["region0.in0"] == ("inputs_0_", ["conv2d"])
 
 
 def test_a_value_that_leaves_and_stays_keeps_its_inner_readers() -> None:
@@ -131,9 +129,9 @@ def test_each_site_can_be_skipped() -> None:
 def test_a_stub_that_is_no_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import passes.insert_quant_stubs as source
 
-    sigmoid_of = torch.library.custom_op("checks::not_identity", lambda x, site: x * 1.001, mutates_args=(),
+    not_identity = torch.library.custom_op("checks::not_identity", lambda x, site: x * 1.001, mutates_args=(),
                                          schema="(Tensor x, str site) -> Tensor")  # fmt: skip
-    sigmoid_of.register_fake(lambda x, site: torch.empty_like(x))
+    not_identity.register_fake(lambda x, site: torch.empty_like(x))
     monkeypatch.setattr(source, "quant_stub", torch.ops.checks.not_identity.default)
     program = captured(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), X)
     after = insert_quant_stubs(program)

@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ir_tools.ir import Draft, Program
-from ir_tools.ir.dialect import ACTIVATIONS, DIALECT_ONLY, conv_act, linear_act
+from ir_tools.ir import Program
+from ir_tools.ir.dialect import ACTIVATIONS, DIALECT_ONLY
 from passes import CATALOGUE
 from tests.check import (
     assert_bitwise_equal,
     assert_same_graph,
     assert_sites_can_be_skipped,
     captured,
+    one_fused_op,
     ops,
     outputs_of,
     rewritten,
@@ -24,36 +25,7 @@ from tests.check import (
 
 lower_aten = CATALOGUE["lower_aten"]
 source = importlib.import_module("passes.lower_aten")
-ARGUMENTS = {"hardtanh": [-0.5, 0.75], "leaky_relu": [0.25]}
 CONVS = {1: nn.Conv1d(2, 4, 3, dilation=2), 2: nn.Conv2d(2, 4, 3, 2, 1, groups=2), 3: nn.Conv3d(2, 4, 2)}
-
-
-class Product(nn.Module):
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor, r: Tensor) -> Tensor:
-        return self.layer(x)
-
-
-def fused(layer: nn.Module, act: str, with_residual: bool) -> tuple[Program, Tensor, Tensor]:
-    """A Program of one fused op made of `layer`, for every activation of the dialect (no rule fuses hardsigmoid)."""
-    dims = layer.weight.dim() - 2
-    x = 3 * torch.randn(2, 2, *[6] * dims) if dims else 3 * torch.randn(2, 3, 5)
-    with torch.no_grad():
-        r = torch.randn_like(layer(x))
-    draft = Draft.of(captured(Product(layer).eval(), x, r))
-    (node,) = draft.program.calls
-    residual = draft.program.placeholders[1] if with_residual else None
-    args, act_args = node.args, ARGUMENTS.get(act, [])
-    with draft.before(node):
-        if dims:
-            new = draft.call(conv_act, *args[:3], *args[3:7], residual, act, act_args)
-        else:
-            new = draft.call(linear_act, *args[:3], residual, act, act_args)
-    draft.redirect(node, new)
-    return draft.finish(), x, r
 
 
 def check_lowering(program: Program, *inputs: Tensor) -> Program:
@@ -68,7 +40,7 @@ def check_lowering(program: Program, *inputs: Tensor) -> Program:
 @pytest.mark.parametrize("act", ["", *ACTIVATIONS])
 def test_every_activation_is_lowered(act: str, with_residual: bool) -> None:
     for layer in (CONVS[2], nn.Linear(5, 4)):
-        after = check_lowering(*fused(layer, act, with_residual))
+        after = check_lowering(*one_fused_op(layer, act, with_residual))
         first = "linear" if isinstance(layer, nn.Linear) else "conv2d"
         last = [act.removesuffix("_tanh")] if act else []
         assert ops(after) == [first, *(["add"] if with_residual else []), *last]
@@ -76,7 +48,7 @@ def test_every_activation_is_lowered(act: str, with_residual: bool) -> None:
 
 @pytest.mark.parametrize("dims", CONVS)
 def test_every_rank_is_lowered(dims: int) -> None:
-    assert ops(check_lowering(*fused(CONVS[dims], "relu", True))) == [f"conv{dims}d", "add", "relu"]
+    assert ops(check_lowering(*one_fused_op(CONVS[dims], "relu", True))) == [f"conv{dims}d", "add", "relu"]
 
 
 def test_fusing_and_lowering_gives_the_model_back() -> None:
@@ -119,6 +91,6 @@ def test_each_site_can_be_skipped() -> None:
 )
 def test_lost_parts_are_noticed(broken, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "finished", broken)
-    program, x, r = fused(CONVS[2], "relu", True)
+    program, x, r = one_fused_op(CONVS[2], "relu", True)
     with pytest.raises(AssertionError, match="moved by"):
         check_lowering(program, x, r)
