@@ -45,13 +45,19 @@ class OptimizedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         signature = self.program.signature
+        if signature.is_plain and not kwargs and [type(a) for a in args] == [torch.Tensor] * len(signature.inputs):
+            return self._run(args, args)
         tensors = signature.flatten(args, kwargs)
-        try:
-            result = self.scripted(*arguments_for(signature, tensors))
-        except RuntimeError:
-            signature.check(tensors)  # the emitted module checks first of all; here its error gets its Python type
-            raise
+        result = self._run(arguments_for(signature, tensors), tensors)
         return signature.unflatten_outputs(flat_outputs(signature, result))
+
+    def _run(self, arguments: Sequence[Any], tensors: Sequence[torch.Tensor]) -> Any:
+        try:
+            return self.scripted(*arguments)
+        except Exception:
+            # The emitted module checks its inputs first of all; here its error gets its Python type.
+            self.program.signature.check(tensors)
+            raise
 
     @property
     def graph_module(self) -> torch.fx.GraphModule:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,6 +63,16 @@ class Signature:
     def output_count(self) -> int:
         return sum(isinstance(leaf, int) for leaf in self.out_leaves)
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Every argument is one tensor, in the order of `forward`, and the result is one tensor: nothing to flatten."""
+        by_position = self.bind(*range(len(self.parameters)))
+        return (
+            tuple(by_position) == self.parameters
+            and self.in_leaves == tuple(range(len(self.parameters)))
+            and self.out_tree.is_leaf()
+        )
+
     def flatten(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call, in the order of `inputs`. Raises `SignatureError` when the call has another shape."""
         bound = self.bind(*args, **kwargs)
@@ -74,7 +85,7 @@ class Signature:
                 f"got {describe_tree(tree, got)}"
             ) from None
         tensors: list[torch.Tensor] = []
-        for name, leaf, wanted in zip(leaf_names(self.in_tree), leaves, self.in_leaves, strict=True):
+        for name, leaf, wanted in zip(self._leaf_names, leaves, self.in_leaves, strict=True):
             if isinstance(wanted, int):
                 if not isinstance(leaf, torch.Tensor):
                     raise SignatureError(f"input '{name}' must be a tensor, got {type(leaf).__name__}")
@@ -85,6 +96,10 @@ class Signature:
                     f"{'a tensor' if isinstance(leaf, torch.Tensor) else repr(leaf)}. Capture again with the new value."
                 )
         return tensors
+
+    @cached_property
+    def _leaf_names(self) -> list[str]:
+        return leaf_names(self.in_tree)
 
     def check(self, tensors: Sequence[torch.Tensor]) -> None:
         """Raise `SignatureError`, naming the input, when a rank, size or dtype differs from what was captured."""
