@@ -73,7 +73,10 @@ class OptimizedModel(nn.Module):
 
         Raises `ModelFileError` when the path cannot be written.
         """
-        package.save(self.scripted, path, self.manifest, *self._golden)
+        inputs, outputs = self._golden
+        if self.program.state:  # calls since then have moved it, and the file holds it as it is now
+            outputs = call_flat(self.scripted, inputs)
+        package.save(self.scripted, path, self.manifest, inputs, outputs)
 
     def draw(self, path: str | os.PathLike[str]) -> str | None:
         """Draw the final graph: DOT text for `.dot`, else SVG. Returns None, or a line that says why there is no SVG."""
@@ -132,12 +135,12 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
 
 def call_flat(scripted: ScriptModule, arguments: Sequence[Any]) -> list[torch.Tensor]:
     """The tensors that an emitted module returns on copies of its arguments; its state is put back afterwards."""
-    state = [(b, b.clone()) for b in scripted.buffers()]
-    with seeded():
+    with torch.no_grad(), seeded():
+        state = [(b, b.clone()) for b in scripted.buffers()]
         result = scripted(*pytree.tree_map_only(torch.Tensor, torch.clone, list(arguments)))
-    tensors = [t.clone() for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-    for buffer, value in state:
-        buffer.copy_(value)
+        tensors = [t.clone() for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        for buffer, value in state:
+            buffer.copy_(value)
     return tensors
 
 

@@ -47,6 +47,7 @@ def to_bytes(scripted: ScriptModule) -> bytes:
     return scripted._c.save_to_buffer()
 
 
+@torch.inference_mode(False)  # a tensor made in inference mode could never be written into outside of it
 def from_bytes(data: bytes) -> ScriptModule:
     unit = torch._C.CompilationUnit()
     return wrap_cpp_module(torch._C.import_ir_module_from_buffer(unit, data, None, {}, False))  # type: ignore
@@ -56,6 +57,7 @@ def to_file(scripted: ScriptModule, path: str, extra_files: Mapping[str, Any]) -
     scripted._c.save(path, _extra_files=dict(extra_files))
 
 
+@torch.inference_mode(False)
 def from_file(path: str) -> ScriptModule:
     unit = torch._C.CompilationUnit()
     return wrap_cpp_module(torch._C.import_ir_module(unit, path, None, {}, False))  # type: ignore

@@ -17,7 +17,7 @@ from ir_tools.frontends.from_export import from_export
 from ir_tools.frontends.from_fx import from_fx
 from ir_tools.frontends.from_script import from_script
 from ir_tools.frontends.from_trace import from_trace
-from ir_tools.frontends.source import Source, answer, undisturbed
+from ir_tools.frontends.source import Source, answer, seeded, undisturbed
 from ir_tools.ir import Program
 from ir_tools.verify.numerics import compare
 
@@ -110,7 +110,8 @@ def verdict_on_trace(program: Program, source: Source) -> Verdict:
             expected = pytree.tree_leaves(answer(source.model, source.signature.arguments(tensors)))
         except Exception:  # the model itself rejects these values: they tell nothing
             continue
-        got = program.run(*tensors)
+        with seeded():
+            got = program.run(*(t.clone() for t in tensors))
         result = compare([t for t in expected if isinstance(t, torch.Tensor)], got)
         if result.problem or result.sqnr_db < SMALLEST_SQNR_OF_A_TRACE:
             how = result.problem or f"SQNR {result.sqnr_db:.0f} dB"

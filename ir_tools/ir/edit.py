@@ -156,10 +156,22 @@ class Draft:
         reader.replace_input_with(old, new)
         self._edited = True
 
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Put `new`, the same op on other operands, in the place of `old`: its readers and its name (site ids hang on it)."""
+        self.redirect(old, new)
+        self.remove(old)
+        new.name = old.name
+
     def remove(self, node: fx.Node) -> None:
         """Remove a node that nothing reads, effect or not."""
         self.graph.erase_node(node)
         self._edited = True
+
+    def drop(self, nodes: Sequence[fx.Node]) -> None:
+        """Remove those of `nodes`, readers before what they read, that nobody needs: they are no readers any more."""
+        for node in nodes:
+            if not node.users and not has_effect(node):
+                self.remove(node)
 
     def sweep(self) -> list[tuple[str, str]]:
         """Remove nodes without readers or effect, and constants that nothing reads.

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from ir_tools.errors import PassesError
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.origin import place
@@ -21,6 +22,14 @@ from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.journal import Journal
 from ir_tools.rewrite.match import Match, match_at
 from ir_tools.rewrite.rule import Rule, Value, call_with, reason
+
+
+MOST_REWRITES = 100
+"""At one place; a rule that fits more often than that fits its own result."""
+
+
+class EndlessRuleError(PassesError, RuntimeError):
+    """The rules of a pass undo each other, or one fits its own result."""
 
 
 def apply_rules(program: Program, rules: Sequence[Rule], journal: Journal, made_by: str) -> Program:
@@ -34,9 +43,18 @@ def apply_rules(program: Program, rules: Sequence[Rule], journal: Journal, made_
     draft = Draft.of(program)
     mutated = facts.mutated_values(draft.graph)
     for node in draft.program.calls:
-        root: fx.Node | None = node
-        while root is not None:
-            root = _rewrite_at(draft, root, by_target.get(root.target, ()), mutated, journal, made_by)
+        root = node
+        for _ in range(MOST_REWRITES):
+            new = _rewrite_at(draft, root, by_target.get(root.target, ()), mutated, journal, made_by)
+            if new is None:
+                break
+            root = new
+        else:
+            last = journal.rewrites[-1]
+            raise EndlessRuleError(
+                f"{made_by}: after {MOST_REWRITES} rewrites at {last.module} the rule {last.rule!r} still fits; "
+                "a rule's right side must not fit the left side of a rule of the same pass for ever"
+            )
     return draft.finish()
 
 
@@ -63,6 +81,7 @@ def _rewrite_at(
             continue
         assert new is not None
         draft.redirect(node, new)
+        draft.drop(match.nodes)
         journal.rewrote(site, rule.name, where)
         return new
     return None

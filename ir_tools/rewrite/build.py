@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 
 from ir_tools.ir import Draft, Packing
-from ir_tools.ir.dialect import aten, bound_arguments
+from ir_tools.ir.dialect import argument_kind, aten, bound_arguments
 from ir_tools.ir.origin import Origin, origin
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite.rule import Call, Value, unwrap, wrap
@@ -29,9 +29,7 @@ class Ops:
         packet = getattr(torch.ops.torch_passes, name, None) or getattr(aten, name, None)
         if packet is None or name.startswith("_"):
             raise AttributeError(f"there is no op {name!r} in ATen or in the dialect")
-        overloads = packet.overloads()
-        preferred = next((o for o in ("Tensor", "default") if o in overloads), overloads[0])
-        return lambda *args, **kwargs: self.call(getattr(packet, preferred), *args, **kwargs)
+        return lambda *args, **kwargs: self.call(overload_for(packet, args, kwargs), *args, **kwargs)
 
     def decline(self, reason: str) -> None:
         """Say why the usual replacement is not made here; what is built instead, if anything, is the entry's to choose."""
@@ -76,3 +74,38 @@ class Ops:
         else:
             base = f"{at.module}.{name}" if at.module else name
         return self.constant(base, value)._node
+
+
+def overload_for(packet: OpOverloadPacket, args: tuple, kwargs: dict[str, Any]) -> OpOverload:
+    """The first overload that takes these arguments: `add.Tensor` for two values, `add.Scalar` for a value and a number.
+
+    Raises `TypeError` when there is none.
+    """
+    overloads = [getattr(packet, name) for name in packet.overloads() if not name.endswith("out")]
+    for overload in overloads:
+        if _takes(overload._schema, args, kwargs):
+            return overload
+    given = ", ".join([*(type(a).__name__ for a in args), *(f"{k}={type(v).__name__}" for k, v in kwargs.items())])
+    raise TypeError(f"no overload of {packet} takes ({given}); there are:\n" + "\n".join(str(o._schema) for o in overloads))
+
+
+def _takes(schema: torch.FunctionSchema, args: tuple, kwargs: dict[str, Any]) -> bool:
+    positional = [a.name for a in schema.arguments if not a.kwarg_only]
+    given = dict(zip(positional, args)) | kwargs
+    known = len(args) <= len(positional) and set(kwargs) <= {a.name for a in schema.arguments}
+    return known and all(
+        _fits(a, given[a.name]) if a.name in given else a.has_default_value() for a in schema.arguments
+    )
+
+
+def _fits(declared: Any, value: Any) -> bool:
+    kind = argument_kind(declared)
+    if value is None:
+        return "Optional" in str(declared.real_type)
+    if isinstance(value, (Value, Tensor)):
+        return kind == "Tensor"
+    if isinstance(value, (list, tuple)):
+        return kind.startswith("List") and any(isinstance(v, (Value, Tensor)) for v in value) == ("Tensor" in kind)
+    if isinstance(value, str):
+        return kind == "str"
+    return "Tensor" not in kind and kind != "str" and (not kind.startswith("List") or bool(declared.N))

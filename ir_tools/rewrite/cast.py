@@ -59,8 +59,7 @@ class Caster:
         with self.draft.before(node, self.made_by):
             new = self.draft.call(node.target, *args, **kwargs)
         self._made.add(new)
-        self.draft.redirect(node, new)
-        self.draft.remove(node)
+        self.draft.replace(node, new)
         return new
 
     def restore_outputs(self, dtypes: Sequence[torch.dtype | None]) -> None:

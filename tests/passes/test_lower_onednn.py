@@ -355,7 +355,7 @@ def test_the_wrong_activation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_lost_bias_or_residual_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = source.fused_conv
-    for lost in (3, 4):
+    for lost in (4, 5):  # the bias, the residual
 
         def broken(*args, lost=lost):
             return right(*(None if i == lost else arg for i, arg in enumerate(args)))
@@ -365,7 +365,7 @@ def test_a_lost_bias_or_residual_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
             check_lowering(*one_fused_op(nn.Conv2d(4, 6, 3), "relu", True))
 
 
-@pytest.mark.parametrize("case", ["an input", "read later", "a chunk, another one read later", "an output"])
+@pytest.mark.parametrize("case", ["an input", "read later", "an output"])
 def test_writing_into_a_residual_that_is_needed_is_noticed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the copy into channels last, which hides the write: channels-last residuals have none."""
     monkeypatch.setattr("ir_tools.rewrite.rule.Value.dies_at", lambda residual, reader: True)

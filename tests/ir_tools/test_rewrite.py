@@ -1,0 +1,376 @@
+"""The rule engine: matching, the conditions that hold for every rule, sites, and the three shapes of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ir_tools.ir import Program
+from ir_tools.ir.dialect import aten, overload_name
+from ir_tools.ir.origin import origin
+from ir_tools.rewrite.apply import EndlessRuleError
+from ir_tools.rewrite import Journal, OptionError, Ops, Rule, Value, graph_pass, rule_pass, table_pass
+from tests.check import assert_bitwise_equal, captured, ops, outputs_of, rewritten
+
+X, Y = torch.randn(3, 4), torch.randn(3, 4)
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable, **buffers: Tensor):
+        super().__init__()
+        self.function = function
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, *inputs: Tensor):
+        return self.function(self, *inputs)
+
+
+def program_of(function: Callable, *inputs: Tensor, **buffers: Tensor) -> Program:
+    return captured(Function(function, **buffers), *(inputs or (X,)))
+
+
+def pass_of(*rules: Rule):
+    return rule_pass("tested", rules, declares="exact", doc="")
+
+
+def apply(rule: Rule, program: Program, *inputs: Tensor) -> tuple[Program, Journal]:
+    return rewritten(pass_of(rule), program, *(inputs or (X,)))
+
+
+# -- matching -----------------------------------------------------------------------------------------------------------
+
+
+def twice_relu(op, x: Value):
+    return op.relu(op.relu(x))
+
+
+def once_relu(op, x):
+    return op.relu(x)
+
+
+RELU = Rule("relu(relu(x)) -> relu(x)", match=twice_relu, replace=once_relu)
+
+
+def test_a_rule_is_applied_until_it_fits_no_more() -> None:
+    program = program_of(lambda m, x: x.relu().relu().relu().relu())
+    after, journal = apply(RELU, program)
+    assert ops(after) == ["relu"] and len(journal.rewrites) == 3
+    assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
+
+
+def test_a_program_in_which_nothing_fits_comes_back_itself() -> None:
+    program = program_of(lambda m, x: x.relu().exp().relu())
+    after, journal = apply(RELU, program)
+    assert after is program and not journal.rewrites and not journal.refusals
+
+
+def test_an_unknown_that_comes_twice_must_be_one_value() -> None:
+    def same(op, x: Value):
+        return op.add(x, x, ...)
+
+    def doubled(op, x):
+        return op.mul(x, 2)
+
+    rule = Rule("x + x -> 2 x", match=same, replace=doubled)
+    assert ops(apply(rule, program_of(lambda m, x: x + x))[0]) == ["mul"]
+    program = program_of(lambda m, x, y: x + y, X, Y)
+    assert apply(rule, program, X, Y)[0] is program
+
+
+def test_literals_must_be_equal_and_unknown_literals_are_bound() -> None:
+    def softmax_of_last(op, x: Value):
+        return op.softmax(x, -1, ...)
+
+    def clamped(op, x: Value, low: float):
+        return op.clamp(x, low, None)
+
+    def leaky(op, x, low):
+        return op.clamp(x, low, low + 1)
+
+    last = Rule("softmax(x, -1) -> x", match=softmax_of_last, replace=lambda x: x)
+    assert ops(apply(last, program_of(lambda m, x: x.softmax(-1)))[0]) == []
+    program = program_of(lambda m, x: x.softmax(0))
+    assert apply(last, program)[0] is program
+    bound = Rule("clamp(x, low) -> clamp(x, low, low + 1)", match=clamped, replace=leaky)
+    after = pass_of(bound)(program_of(lambda m, x: x.clamp(min=0.25)))
+    assert_bitwise_equal([X.clamp(0.25, 1.25)], outputs_of(after, X))
+
+
+def test_arguments_that_the_pattern_leaves_out_must_be_dots() -> None:
+    def without_dots(op, x: Value, y: Value):
+        return op.add(x, y)
+
+    def with_dots(op, x: Value, y: Value):
+        return op.add(x, y, ...)
+
+    program = program_of(lambda m, x, y: x + y, X, Y)
+    for match in (without_dots, with_dots):  # alpha is keyword-only: both fit
+        rule = Rule("x + y -> x", match=match, replace=lambda x: x)
+        assert ops(pass_of(rule)(program)) == []
+
+
+def test_optional_and_constant_operands() -> None:
+    def linear(op, x: Value, w: Tensor, b: Tensor | None):
+        return op.linear(x, w, b)
+
+    def product(op, x, w, b):
+        y = op.matmul(x, w.t().contiguous())
+        return y if b is None else op.add(y, b)
+
+    rule = Rule("linear(x, w, b) -> x w' + b", match=linear, replace=product)
+    for model in (nn.Linear(4, 4), nn.Linear(4, 4, bias=False)):
+        program = captured(model.eval(), X)
+        after, _ = apply(rule, program)
+        assert ops(after) == (["matmul"] if model.bias is None else ["matmul", "add"])
+        torch.testing.assert_close(outputs_of(after, X), outputs_of(program, X))
+
+
+def test_a_value_where_a_constant_is_wanted_is_refused_by_name() -> None:
+    def linear(op, x: Value, w: Tensor, b: Tensor | None):
+        return op.linear(x, w, b)
+
+    rule = Rule("linear(x) -> x", match=linear, replace=lambda x: x)
+    program = program_of(lambda m, x, w: torch.nn.functional.linear(x, w), X, torch.randn(4, 4))
+    after, journal = apply(rule, program, X, torch.randn(4, 4))
+    assert after is program and [r.reason for r in journal.refusals] == ["known at run time only: w"]
+
+
+# -- the conditions that hold for every rule ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (lambda m, x: (lambda y: y.relu() + y)(x.relu()), "the result of relu relu has another reader (add add)"),
+        (lambda m, x: (lambda y: (y.relu(), y))(x.relu()), "has another reader (the model's output)"),
+    ],
+    ids=["an op", "the output"],
+)
+def test_an_inner_value_with_another_reader_is_refused(function: Callable, reason: str) -> None:
+    program = program_of(function)
+    after, journal = apply(RELU, program)
+    assert after is program
+    (refused,) = journal.refusals
+    assert refused.reason.endswith(reason)
+
+
+def test_a_pattern_whose_operand_is_inside_it_is_refused() -> None:
+    def sum_of_relu(op, x: Value, y: Value):
+        return op.add(op.relu(x), y, ...)
+
+    def other(op, x, y):
+        return op.add(x, y)
+
+    rule = Rule("relu(x) + y -> x + y", match=sum_of_relu, replace=other)
+    program = program_of(lambda m, x: (lambda y: y + y)(x.relu()))
+    after, journal = apply(rule, program)
+    assert after is program and [r.reason for r in journal.refusals] == ["the result of relu relu is read twice by the pattern"]
+
+
+def test_a_value_written_in_place_is_refused() -> None:
+    def function(m: nn.Module, x: Tensor) -> Tensor:
+        y = x.relu().relu()
+        x[0].add_(1.0)
+        return y
+
+    def whole(m: nn.Module, x: Tensor) -> Tensor:
+        y = x.relu().relu()
+        y[0].add_(1.0)
+        return y
+
+    for written in (function, whole):
+        program = program_of(written)
+        after, journal = apply(RELU, program)
+        assert after is program
+        assert all(r.reason.endswith("is written in place") for r in journal.refusals) and journal.refusals
+
+
+def test_a_new_value_of_another_shape_or_dtype_is_refused() -> None:
+    def relu(op, x: Value):
+        return op.relu(x)
+
+    for replace, reason in (
+        (lambda op, x: op.sum(x), "the result would change shape from (3, 4) to ()"),
+        (lambda op, x: op.call(aten.to.dtype, x, torch.float64),
+         "the result would change dtype from torch.float32 to torch.float64"),
+    ):  # fmt: skip
+        program = program_of(lambda m, x: x.relu())
+        after, journal = apply(Rule("relu(x) -> ?", match=relu, replace=replace), program)
+        assert after is program and [r.reason for r in journal.refusals] == [reason]
+
+
+def test_requirements_refuse_by_their_sentence_and_unknown_refuses_too() -> None:
+    def never(x):
+        """It is a Tuesday."""
+        return False
+
+    def who_knows(x):
+        """The moon is full."""
+        return None
+
+    program = program_of(lambda m, x: x.relu().relu())
+    for requirement, reason in (
+        (never, "not so: It is a Tuesday."),
+        (who_knows, "unknown, give example_inputs: The moon is full."),
+    ):
+        rule = Rule("relu(relu(x)) -> relu(x)", match=twice_relu, requires=(requirement,), replace=once_relu)
+        after, journal = apply(rule, program)
+        assert after is program and [r.reason for r in journal.refusals] == [reason]
+
+
+def test_what_an_earlier_rewrite_left_behind_is_no_reader() -> None:
+    """The dead `relu + 0 y` must not count as a reader of y, or a second run would find more to do."""
+
+    def plus_nothing(op, x: Value, y: Value):
+        return op.add(x, op.mul(y, 0), ...)
+
+    rule = Rule("x + 0 y -> x", match=plus_nothing, replace=lambda x: x)
+    program = program_of(lambda m, x, y: (lambda s: (x + s * 0) * s.relu())(y.relu()), X, Y)
+    after, journal = rewritten(pass_of(rule, RELU), program, X, Y)
+    assert len(journal.rewrites) == 2 and sorted(ops(after)) == ["mul", "relu"]
+
+
+def test_the_overload_is_chosen_by_the_arguments() -> None:
+    def relu(op, x: Value):
+        return op.relu(x)
+
+    def chain(op: Ops, x: Value) -> Value:
+        y = op.clamp(op.pow(op.mul(x, 2), 2), None, 3.0)
+        y = op.add(op.add(y, 1), x, alpha=2)
+        y = op.sum(op.cat([y, op.maximum(y, x)], 1), -1, keepdim=True)
+        return op.expand_as(op.where(op.gt(y, 0.5), y, op.neg(y)), x)
+
+    after = pass_of(Rule("relu(x) -> chain", match=relu, replace=chain))(program_of(lambda m, x: x.relu()))
+    assert [overload_name(node.target).removeprefix("aten::") for node in after.calls] == [
+        "mul.Scalar", "pow.Tensor_Scalar", "clamp", "add.Scalar", "add.Tensor", "maximum", "cat", "sum.dim_IntList",
+        "gt.Scalar", "neg", "where.self", "expand_as",
+    ]  # fmt: skip
+    with pytest.raises(TypeError, match=r"no overload of aten.relu takes \(Call, int\); there are:\naten::relu\(Tensor"):
+        pass_of(Rule("r", match=relu, replace=lambda op, x: op.relu(op.exp(x), 3)))(program_of(lambda m, x: x.relu()))
+
+
+# -- origins, names and sites -------------------------------------------------------------------------------------------
+
+
+def test_new_nodes_carry_where_they_come_from_and_what_made_them() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.ReLU()).eval()
+    after, journal = apply(RELU, captured(model, X))
+    (node,) = after.calls
+    assert origin(node).rules == ("tested",) and origin(node).module == journal.rewrites[0].module.replace("0", "1")
+    assert (journal.rewrites[0].site, journal.rewrites[0].module) == ("twice_relu@relu_1", "0")
+
+
+def test_new_constants_are_named_after_their_place_in_the_model() -> None:
+    def linear(op, x: Value, w: Tensor):
+        return op.linear(x, w, None, name="linear")
+
+    def with_bias(op, linear, x, w):
+        return op.like(linear, x, w.clone(), torch.ones(4))
+
+    model = nn.Sequential(nn.Linear(4, 4, bias=False)).eval()
+    after = pass_of(Rule("linear -> linear", match=linear, replace=with_bias))(captured(model, X))
+    assert sorted(after.constants) == ["0.bias@tested", "0.weight@tested"]
+
+
+def test_skipped_sites_are_left_alone_and_not_journaled() -> None:
+    program = program_of(lambda m, x: x.relu().relu())
+    journal = Journal.skipping({"twice_relu@relu_1"})
+    assert pass_of(RELU)(program, journal=journal) is program
+    assert not journal.rewrites and not journal.refusals
+
+
+def test_the_first_rule_that_fits_wins() -> None:
+    def relu(op, x: Value):
+        return op.relu(x)
+
+    to_sigmoid = Rule("relu -> sigmoid", match=relu, replace=lambda op, x: op.sigmoid(x))
+    to_tanh = Rule("relu -> tanh", match=relu, replace=lambda op, x: op.tanh(x))
+    program = program_of(lambda m, x: x.relu())
+    assert ops(pass_of(to_sigmoid, to_tanh)(program)) == ["sigmoid"]
+    assert ops(pass_of(to_tanh, to_sigmoid)(program)) == ["tanh"]
+
+
+def test_a_rule_that_fits_its_own_result_is_stopped() -> None:
+    def relu(op, x: Value):
+        return op.relu(x)
+
+    rule = Rule("relu(x) -> relu(x)", match=relu, replace=lambda op, x: op.relu(x))
+    with pytest.raises(EndlessRuleError, match=r"after 100 rewrites at relu\w* the rule 'relu\(x\) -> relu\(x\)' still fits"):
+        pass_of(rule)(program_of(lambda m, x: x.relu()))
+
+
+# -- rules that are wrong are told so -----------------------------------------------------------------------------------
+
+
+def test_mistakes_in_rules_are_named() -> None:
+    def nameless(x):
+        return True
+
+    def unknown_op(op, x: Value):
+        return op.no_such_op(x)
+
+    with pytest.raises(TypeError, match="nameless needs a docstring: it is the reason printed on refusal"):
+        Rule("r", match=twice_relu, requires=(nameless,), replace=once_relu)
+    with pytest.raises(AttributeError, match="there is no op 'no_such_op' in ATen or in the dialect"):
+        Rule("r", match=unknown_op, replace=once_relu)
+    with pytest.raises(TypeError, match="must return an op, got int"):
+        Rule("r", match=lambda op: 3, replace=once_relu)
+    program = program_of(lambda m, x: x.relu().relu())
+    with pytest.raises(TypeError, match=r"asks for 'w'; the rule has op, x"):
+        pass_of(Rule("r", match=twice_relu, replace=lambda op, w: w))(program)
+    with pytest.raises(TypeError, match="must return a Value, got NoneType"):
+        pass_of(Rule("r", match=twice_relu, replace=lambda x: None))(program)
+
+
+# -- tables and whole-graph passes --------------------------------------------------------------------------------------
+
+
+def test_a_table_replaces_op_by_op_and_says_what_it_declines() -> None:
+    def tanh(op: Ops, relu):
+        return op.tanh(relu.self)
+
+    def declined(op: Ops, exp):
+        return op.decline("too steep")
+
+    table = table_pass("tabled", {aten.relu.default: tanh, aten.exp.default: declined}, declares="exact", doc="")
+    program = program_of(lambda m, x: x.relu().exp().sigmoid())
+    after, journal = rewritten(table, program, X)
+    assert ops(after) == ["tanh", "exp", "sigmoid"]
+    assert [r.site for r in journal.rewrites] == ["tabled@relu"]
+    assert [(r.site, r.reason) for r in journal.refusals] == [("tabled@exp", "too steep")]
+    assert table(program, skip={"tabled@relu", "tabled@exp"}) is program
+
+
+def test_a_table_leaves_values_written_in_place_alone() -> None:
+    def function(m: nn.Module, x: Tensor) -> Tensor:
+        y = x.relu()
+        x[0].add_(1.0)
+        return y
+
+    table = table_pass("tabled", {aten.relu.default: lambda op, relu: op.tanh(relu.self)}, declares="exact", doc="")
+    program = program_of(function)
+    after, journal = rewritten(table, program, X)
+    assert after is program
+    assert [r.reason for r in journal.refusals] == ["its operands or result are written in place"]
+
+
+def test_options_of_a_pass() -> None:
+    @graph_pass(declares="exact")
+    def chosen(program: Program, journal: Journal, *, mode: Literal["a", "b"] = "a", limit: int = 3) -> Program:
+        seen.append((mode, limit))
+        return program
+
+    seen: list[tuple] = []
+    program = program_of(lambda m, x: x.relu())
+    assert chosen(program) is program and chosen.with_options(mode="b")(program) is program
+    assert seen == [("a", 3), ("b", 3)]
+    assert chosen.options == {"mode": "a", "limit": 3} and str(chosen.with_options(mode="b")) == "chosen:mode=b"
+    with pytest.raises(OptionError, match="mode must be one of 'a', 'b', got 'c'"):
+        chosen.with_options(mode="c")
+    with pytest.raises(OptionError, match="has no option 'moed'; it has: mode, limit"):
+        chosen.with_options(moed="a")

@@ -1,0 +1,472 @@
+"""Half precision: which ops compute in it, where casts stand, what stays float, and that numbers survive."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ir_tools.ir import Program, facts
+from ir_tools.ir.dialect import argument, short_name
+from passes import CATALOGUE, OptionError
+from tests.check import (
+    assert_bitwise_equal,
+    assert_numbers_agree,
+    assert_same_graph,
+    captured,
+    ops,
+    outputs_of,
+    relative_error,
+    rewritten,
+)
+
+cast_half = CATALOGUE["cast_half"]
+source = importlib.import_module("passes.cast_half")
+
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+WITHIN = {"bfloat16": 4e-2, "float16": 5e-3}
+"""Relative error allowed to a net of a few layers: some ten times the last bit."""
+
+
+class Model(nn.Module):
+    """`function(self, *inputs)` over layers and buffers given by name."""
+
+    def __init__(self, function: Callable, **parts: nn.Module | Tensor):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+            else:
+                self.register_buffer(name, part)
+
+    def forward(self, *inputs: Tensor):
+        return self.function(self, *inputs)
+
+
+def check_cast(model: nn.Module, *inputs: Tensor, dtype: str = "bfloat16", level: str = "O2"):
+    """Cast, and hold the result to what holds for every model: dtypes at the border, lean casts, near numbers."""
+    program = captured(model.eval(), *inputs)
+    after, journal = rewritten(cast_half.with_options(dtype=dtype, level=level), program, *inputs)
+    expected, got = outputs_of(program, *inputs), outputs_of(after, *inputs)
+    assert [t.dtype for t in got] == [t.dtype for t in expected], "outputs keep their dtypes"
+    assert [facts.dtype(p) for p in after.placeholders] == [t.dtype for t in inputs], "inputs keep their dtypes"
+    assert_casts_are_lean(after)
+    error = relative_error(expected, got)
+    assert error <= WITHIN[dtype], f"relative error {error:.3g}, allowed {WITHIN[dtype]:g}"
+    return after, journal
+
+
+def assert_casts_are_lean(program: Program) -> None:
+    """No cast of a constant, no value cast twice to one dtype, no cast of a lossless cast, no cast to the same dtype."""
+    seen = set()
+    for node in program.calls:
+        if short_name(node.target) != "to":
+            continue
+        read, dtype = argument(node, "self"), facts.dtype(node)
+        assert read.op != "get_attr", f"{node.name} casts a constant at run time"
+        assert (read, dtype) not in seen, f"{read.name} is cast to {dtype} twice"
+        assert facts.dtype(read) is not dtype, f"{node.name} casts {dtype} to itself"
+        if short_name(read.target) == "to":
+            before = facts.dtype(argument(read, "self"))
+            widens = torch.promote_types(before, facts.dtype(read)) is facts.dtype(read)
+            assert not widens, f"{node.name} casts what was cast from {before} without loss"
+        seen.add((read, dtype))
+
+
+def computes_in(program: Program) -> dict[str, torch.dtype | None]:
+    """name of the op -> dtype of its result (the last one of that name)."""
+    return {short_name(node.target): facts.dtype(node) for node in program.calls}
+
+
+X = torch.randn(3, 4)
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+# -- the table of levels ------------------------------------------------------------------------------------------------
+
+
+def _every_kind(m: Model, x: Tensor) -> Tensor:
+    y = m.linear(x)  # matrix
+    z = F.silu(y)  # pointwise, all operands half
+    s = z + x  # pointwise, one operand a float input
+    return m.norm(s).softmax(-1).cumsum(-1)
+
+
+H, S = "half", torch.float32
+LEVELS = {
+    "O1": {"linear": H, "silu": H, "add": S, "layer_norm": S, "softmax": S, "cumsum": S},
+    "O2": {"linear": H, "silu": H, "add": H, "layer_norm": S, "softmax": S, "cumsum": S},
+    "O3": {"linear": H, "silu": H, "add": H, "layer_norm": H, "softmax": H, "cumsum": H},
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels(level: str, dtype: str) -> None:
+    model = Model(_every_kind, linear=nn.Linear(4, 4), norm=nn.LayerNorm(4))
+    after, _ = check_cast(model, X, dtype=dtype, level=level)
+    found = computes_in(after)
+    assert {op: found[op] for op in LEVELS[level]} == {
+        op: HALVES[dtype] if where is H else where for op, where in LEVELS[level].items()
+    }
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_graph_is_the_module_with_casts_written_out(dtype: str) -> None:
+    half = HALVES[dtype]
+    model = Model(lambda m, x: F.relu(m.linear(x)).softmax(-1), linear=nn.Linear(4, 4))
+    written_out = Model(
+        lambda m, x: F.relu(m.linear(x.to(half))).float().softmax(-1), linear=nn.Linear(4, 4).to(half)
+    )
+    after, journal = check_cast(model, X, dtype=dtype)
+    assert_same_graph(after, written_out.eval(), X)
+    assert [r.rule for r in journal.rewrites] == ["linear", "relu"]
+    assert set(after.constants) == {"linear.weight@cast_half", "linear.bias@cast_half"}
+
+
+def test_the_default_is_bfloat16_at_o2() -> None:
+    model = Model(_every_kind, linear=nn.Linear(4, 4), norm=nn.LayerNorm(4)).eval()
+    program = captured(model, X)
+    explicit = cast_half.with_options(dtype="bfloat16", level="O2")
+    assert str(cast_half(program)) == str(explicit(program))
+
+
+def test_wrong_options_are_refused() -> None:
+    with pytest.raises(OptionError, match="dtype must be one of 'bfloat16', 'float16', got 'float8'"):
+        cast_half.with_options(dtype="float8")
+    with pytest.raises(OptionError, match="level must be one of 'O1', 'O2', 'O3', got 'O0'"):
+        cast_half.with_options(level="O0")
+    with pytest.raises(OptionError, match="no option 'precision'; it has: dtype, level"):
+        cast_half.with_options(precision=16)
+
+
+# -- where casts stand --------------------------------------------------------------------------------------------------
+
+
+def _three_readers(m: Model, x: Tensor) -> Tensor:
+    return m.a(x) + m.b(x) + F.relu(x)
+
+
+def _half_and_float_readers(m: Model, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y) + y.softmax(-1) + y.exp()
+
+
+def _there_and_back(m: Model, x: Tensor) -> Tensor:
+    return m.a(m.a(x).softmax(-1))
+
+
+def _shared_weight(m: Model, x: Tensor) -> Tensor:
+    return F.linear(F.linear(x, m.w), m.w)
+
+
+def _weight_read_in_float_too(m: Model, x: Tensor) -> Tensor:
+    return F.linear(x, m.w) + m.w.exp().sum(0)
+
+
+CASTS: dict[str, tuple[Callable, int]] = {
+    "three readers of one input": (_three_readers, 2),
+    "half and float readers": (_half_and_float_readers, 5),
+    "there and back": (_there_and_back, 4),
+    "a weight shared by two ops": (_shared_weight, 2),
+    "a weight read in float too": (_weight_read_in_float_too, 3),
+}
+
+
+@pytest.mark.parametrize("case", CASTS)
+def test_each_value_is_cast_once(case: str) -> None:
+    function, casts = CASTS[case]
+    model = Model(function, a=nn.Linear(4, 4), b=nn.Linear(4, 4), w=torch.randn(4, 4))
+    after, _ = check_cast(model, X)
+    assert ops(after).count("to") == casts
+
+
+def test_a_weight_is_stored_once_per_dtype() -> None:
+    after, _ = check_cast(Model(_shared_weight, w=torch.randn(4, 4)), X)
+    assert list(after.constants) == ["w@cast_half"]
+    after, _ = check_cast(Model(_weight_read_in_float_too, w=torch.randn(4, 4)), X)
+    assert sorted(after.constants) == ["w", "w@cast_half"]
+
+
+def test_outputs_read_twice_and_inputs_given_back_keep_their_dtypes() -> None:
+    check_cast(Model(lambda m, x: (lambda y: (y, F.relu(y), y, x))(m.a(x)), a=nn.Linear(4, 4)), X)
+
+
+# -- ops of every shape -------------------------------------------------------------------------------------------------
+
+SHAPES: dict[str, Callable] = {
+    "split": lambda m, x: torch.cat([F.relu(t) for t in m.c(x).split(2, 1)], 1),
+    "split by sizes": lambda m, x: torch.cat([F.relu(t) for t in m.c(x).split([1, 3], 1)], 1),
+    "chunk": lambda m, x: (lambda a, b: a * torch.sigmoid(b))(*m.c(x).chunk(2, 1)),
+    "unbind": lambda m, x: torch.stack([t.softmax(0) for t in m.c(x).unbind(0)]),
+    "chunk of an input": lambda m, x: m.c(torch.cat(x.chunk(3, 1), 1)),
+    "max with indices": lambda m, x: m.c(x).max(1)[0] + 1.0,
+    "indices only": lambda m, x: m.c(x).flatten(1).topk(3)[1] + 1,
+    "advanced index": lambda m, x: m.c(x)[:, torch.tensor([1, 0]), 1:],
+    "integers beside": lambda m, x: m.c(x) * torch.arange(6),
+    "comparison": lambda m, x: (lambda y: torch.where(y > 0, y, -y))(m.c(x)),
+    "pool and flatten": lambda m, x: F.adaptive_avg_pool2d(F.max_pool2d(m.c(x), 2), 1).flatten(1),
+    "interpolate": lambda m, x: F.interpolate(m.c(x), scale_factor=2, mode="bilinear"),
+    "norms": lambda m, x: F.instance_norm(F.group_norm(m.c(x), 2)),
+    "einsum": lambda m, x: torch.einsum("nchw,ncij->nhwij", m.c(x), m.c(x)),
+    "dtype stated": lambda m, x: m.c(x).softmax(1, dtype=torch.float32) @ m.c(x),
+    "float64 stated": lambda m, x: m.c(x).sum(1, dtype=torch.float64) * 2,
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", SHAPES)
+def test_ops_of_many_shapes(case: str, level: str) -> None:
+    model = Model(SHAPES[case], c=nn.Conv2d(3, 4, 3))
+    if case == "indices only":
+        # Positions of the largest values may change places; facts, dtypes and leanness are still held to account.
+        program = captured(model.eval(), IMAGE)
+        after, _ = rewritten(cast_half.with_options(level=level), program, IMAGE)
+        assert_casts_are_lean(after)
+        assert outputs_of(after, IMAGE)[0].dtype is torch.int64
+        return
+    check_cast(model, IMAGE, level=level)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_transformer_layer(level: str, dtype: str) -> None:
+    check_cast(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8), dtype=dtype, level=level)
+
+
+def test_integer_inputs_stay_and_their_embedding_is_half() -> None:
+    model = Model(lambda m, i: m.l(m.e(i)), e=nn.Embedding(9, 4), l=nn.Linear(4, 4))
+    after, _ = check_cast(model, torch.randint(9, (2, 3)))
+    assert ops(after) == ["embedding", "linear", "to"]
+
+
+def test_integers_that_the_model_makes_float_are_cast_once() -> None:
+    after, _ = check_cast(Model(lambda m, i: m.l(i.float()), l=nn.Linear(3, 4)), torch.randint(9, (2, 3)))
+    assert ops(after) == ["to", "linear", "to"]
+
+
+# -- what stays as it is ------------------------------------------------------------------------------------------------
+
+
+def test_a_float64_island_stays_float64() -> None:
+    model = Model(lambda m, x: m.l((m.l(x).double() * 2.5).exp().float()), l=nn.Linear(4, 4))
+    after, _ = check_cast(model, X)
+    found = [facts.dtype(node) for node in after.calls if short_name(node.target) in ("mul", "exp")]
+    assert found == [torch.float64, torch.float64]
+
+
+def test_promotion_by_a_float64_constant_stays() -> None:
+    after, journal = check_cast(Model(lambda m, x: m.l(x) * m.k, l=nn.Linear(4, 4), k=torch.randn(4).double()), X)
+    assert computes_in(after)["mul"] is torch.float64
+    assert [r.reason for r in journal.refusals] == ["an operand is float64"]
+
+
+def test_a_float64_model_is_left_alone() -> None:
+    program = captured(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).double().eval(), X.double())
+    assert cast_half(program) is program
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_half_model_is_left_alone(dtype: str) -> None:
+    half = HALVES[dtype]
+    program = captured(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Softmax(-1)).to(half).eval(), X.to(half))
+    assert rewritten(cast_half.with_options(dtype=dtype), program, X.to(half))[0] is program
+
+
+def test_an_explicit_cast_in_a_half_model_is_read_through() -> None:
+    half = torch.bfloat16
+    model = Model(lambda m, x: m.b(m.a(x).float()), a=nn.Linear(4, 4).to(half), b=nn.Linear(4, 4))
+    after, _ = check_cast(model, X.to(half))
+    assert ops(after) == ["linear", "linear", "to"], "what was half before the model's own cast is read as it was"
+
+
+def test_an_explicit_cast_to_float_before_a_fragile_op_stays() -> None:
+    half = torch.bfloat16
+    model = Model(lambda m, x: m.a(x).float().softmax(-1), a=nn.Linear(4, 4).to(half))
+    program = captured(model.eval(), X.to(half))
+    assert cast_half(program) is program
+
+
+def test_an_explicit_rounding_is_kept() -> None:
+    """x.half().float() loses bits on purpose; reading x itself would be another model."""
+    model = Model(lambda m, x: m.a(x.half().float()), a=nn.Linear(4, 4))
+    program = captured(model.eval(), X)
+    after, _ = rewritten(cast_half, program, X)
+    assert ops(after)[0] == "to" and facts.dtype(after.calls[0]) is torch.float16
+
+
+def test_a_half_island_beside_float_keeps_its_dtype() -> None:
+    def function(m: Model, x: Tensor, h: Tensor) -> Tensor:
+        y = m.island(h).softmax(-1)
+        return torch.index_add(y, 0, torch.tensor([0, 1, 2]), m.island(y)) * m.sea(x)
+
+    island = nn.Linear(4, 4).to(torch.bfloat16)
+    check_cast(Model(function, island=island, sea=nn.Linear(4, 4)), X, torch.randn(3, 4).bfloat16())
+
+
+def _write_into_an_input(m: Model, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.l(x)
+    u = s.add_(y)
+    r = u.relu()  # reads before the next write, and must not be cast after it
+    z = m.l(s.exp())
+    s.add_(100.0)
+    return r + z, u.relu()
+
+
+def _fill_a_buffer(m: Model, x: Tensor, s: Tensor) -> Tensor:
+    y = torch.zeros(3, 4)
+    y[0] = m.l(x)[0]
+    y[1] = m.l(s)[1]
+    return y * 2.0
+
+
+@pytest.mark.parametrize("frontend", ["trace", "export"])
+@pytest.mark.parametrize("function", [_write_into_an_input, _fill_a_buffer])
+def test_writes_in_place_stay_in_float_and_in_order(function: Callable, frontend: str) -> None:
+    model, s = Model(function, l=nn.Linear(4, 4)).eval(), torch.randn(3, 4)
+    program = captured(model, X, s, frontend=frontend)
+    after, journal = rewritten(cast_half, program, X, s)
+    assert relative_error(outputs_of(program, X, s), outputs_of(after, X, s)) <= WITHIN["bfloat16"]
+    assert journal.refusals and all("in place" in refused.reason for refused in journal.refusals)
+    written = [node for node in after.calls if short_name(node.target).endswith("_")]
+    assert written and all(facts.dtype(node) is torch.float32 for node in written)
+
+
+def test_state_stays_float() -> None:
+    def function(m: Model, x: Tensor) -> Tensor:
+        m.count.add_(1)
+        return m.l(x) * m.count
+
+    after, _ = check_cast(Model(function, l=nn.Linear(4, 4), count=torch.zeros(1)), X)
+    assert after.constants["count"].dtype is torch.float32 and after.state == {"count"}
+
+
+def test_ops_in_no_table_stay_float_and_are_listed() -> None:
+    after, journal = check_cast(Model(lambda m, x: torch.fft.fft(m.l(x)).abs(), l=nn.Linear(4, 4)), X)
+    assert [r.reason for r in journal.refusals] == ["fft_fft is in no table of cast_half"]
+    assert ops(after) == ["to", "linear", "to", "fft_fft", "abs"]
+
+
+# -- masks and other large numbers --------------------------------------------------------------------------------------
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+def _attention(score: Callable[[Tensor, Tensor], Tensor]) -> Callable:
+    return lambda m, x, keep: score(m.l(x), keep).softmax(-1) @ m.l(x).t()
+
+
+MASKS: dict[str, Callable[[float], Callable]] = {
+    "masked_fill": lambda low: _attention(lambda s, keep: s.masked_fill(keep == 0, low)),
+    "where a scalar": lambda low: _attention(lambda s, keep: torch.where(keep > 0, s, low)),
+    "where a tensor": lambda low: _attention(lambda s, keep: torch.where(keep > 0, s, torch.full((), low))),
+    "added": lambda low: _attention(lambda s, keep: s + (1.0 - keep) * low),
+    "added, reshaped": lambda low: _attention(lambda s, keep: s + ((1.0 - keep) * low)[None].squeeze(0)),
+    "scaled dot product": lambda low: lambda m, x, keep: F.scaled_dot_product_attention(
+        m.l(x)[None], x[None], x[None], attn_mask=((1.0 - keep) * low)[:, :3]
+    )[:, ::2],  # where everything is masked, the kernel's float sums tell -65504 + 1 from -65504
+    "clamped": lambda low: _attention(lambda s, keep: (s * keep).clamp(min=low, max=-low)),
+}
+# The second row masks everything: attention is then uniform, and NaN where the mask became an infinity.
+KEEP = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("low", [-1e9, LOWEST], ids=["-1e9", "finfo.min"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_stay_finite(mask: str, low: float, dtype: str, level: str) -> None:
+    """apex#1052, fairseq#3575: a mask that overflows raises, or makes NaN of a row that is masked as a whole."""
+    model = Model(MASKS[mask](low), l=nn.Linear(4, 4))
+    _, journal = check_cast(model, X, KEEP, dtype=dtype, level=level)
+    if abs(low) > torch.finfo(HALVES[dtype]).max:
+        assert source.IS_WIDE in [r.reason for r in journal.refusals], "that a number was out of range is said"
+    else:
+        assert source.IS_WIDE not in [r.reason for r in journal.refusals]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_constant_mask_is_clamped_ahead_of_time(dtype: str) -> None:
+    mask = torch.tensor([0.0, -1e9, LOWEST, float("-inf"), 1.0])
+    model = Model(lambda m, x: (m.l(x) + m.mask).softmax(-1), l=nn.Linear(4, 5), mask=mask)
+    after, _ = check_cast(model, X, dtype=dtype)
+    clamped = after.constants["mask@cast_half"]
+    assert clamped.isinf().tolist() == [False, False, False, True, False], "only the user's infinity is infinite"
+
+
+def test_infinite_masks_stay_half() -> None:
+    model = Model(lambda m, x: m.l(x).masked_fill(x > 9, float("-inf")), l=nn.Linear(4, 4))
+    after, journal = check_cast(model, X, dtype="float16")
+    assert computes_in(after)["masked_fill"] is torch.float16 and not any(
+        r.reason == source.IS_WIDE for r in journal.refusals
+    )
+
+
+# -- sites and teeth ----------------------------------------------------------------------------------------------------
+
+
+def test_a_skipped_site_stays_float_and_only_that_one() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4), nn.Tanh()).eval()
+    program = captured(model, X)
+    _, journal = rewritten(cast_half, program, X)
+    sites = [r.site for r in journal.rewrites]
+    assert sites == [f"cast_half@{name}" for name in ("linear", "silu", "linear_1", "tanh")]
+    for i, site in enumerate(sites):
+        after, journal = rewritten(cast_half, program, X, skip={site})
+        assert [r.site for r in journal.rewrites] == [s for s in sites if s != site]
+        found = [facts.dtype(node) for node in after.calls if short_name(node.target) != "to"]
+        assert found == [torch.float32 if j == i else torch.bfloat16 for j in range(4)]
+        assert_casts_are_lean(after)
+    assert cast_half(program, skip=sites) is program
+
+
+def test_sites_are_the_same_from_run_to_run() -> None:
+    model = Model(_every_kind, linear=nn.Linear(4, 4), norm=nn.LayerNorm(4)).eval()
+    first, second = (rewritten(cast_half, captured(model, X), X)[1].rewrites for _ in range(2))
+    assert first == second and len(first) == 3
+
+
+def test_an_exponential_in_half_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(lambda m, x: (m.l(x) * 0 + 12.0).exp().log() * x, l=nn.Linear(4, 4))
+    check_cast(model, X, dtype="float16")
+    monkeypatch.setattr(source, "FOLLOWS", source.FOLLOWS | {"exp", "log"})
+    with pytest.raises(AssertionError, match="relative error"):
+        check_cast(model, X, dtype="float16")
+
+
+@pytest.mark.parametrize("mask", ["masked_fill", "added", "where a tensor"])
+def test_an_overflowing_mask_is_noticed(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "numbers_in", lambda node: [])
+    with pytest.raises((AssertionError, RuntimeError), match="relative error inf|without overflow"):
+        check_cast(Model(MASKS[mask](LOWEST), l=nn.Linear(4, 4)), X, KEEP, dtype="float16")
+
+
+def test_a_wide_result_that_is_not_clamped_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(source.Caster):
+        def _new_cast(self, node, dtype):
+            self.wide.clear()
+            return super()._new_cast(node, dtype)
+
+    monkeypatch.setattr(source, "Caster", Forgetful)
+    with pytest.raises(AssertionError, match="relative error inf"):
+        check_cast(Model(MASKS["added"](LOWEST), l=nn.Linear(4, 4)), X, KEEP, dtype="float16")
+
+
+def test_a_cast_that_forgets_the_outputs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source.Caster, "restore_outputs", lambda self, dtypes: None)
+    with pytest.raises(AssertionError, match="outputs keep their dtypes"):
+        check_cast(nn.Sequential(nn.Linear(4, 4)), X)
+
+
+def test_numbers_of_a_deep_net_stay_near() -> None:
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(6)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    after, _ = rewritten(cast_half.with_options(dtype="float16"), captured(model, IMAGE), IMAGE)
+    assert_numbers_agree(model, after, IMAGE, within=WITHIN["float16"])
+    with pytest.raises(AssertionError, match="moved by"):
+        assert_bitwise_equal([model(IMAGE)], outputs_of(after, IMAGE))

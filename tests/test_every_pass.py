@@ -1,0 +1,193 @@
+"""The laws, once over every pass and several models."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ir_tools.ir import Program
+from ir_tools.rewrite.shapes import DECLARATIONS
+from ir_tools.verify.numerics import compare, smallest_sqnr
+from passes import CATALOGUE, DEFAULT, GROUPS, Pass
+from passes.hooks import narrowest_float
+from tests.check import captured, outputs_of, rewritten, with_random_statistics
+
+
+class Residual(nn.Module):
+    """Convolutions of three kinds, batch norms, activations, a residual, a dropout, a pool, a linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.a = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8), nn.ReLU6(inplace=True))
+        self.b = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8))
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 4, 2, 2), nn.BatchNorm2d(4), nn.Hardswish())
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.relu(self.b(self.a(x)) + x)
+        return self.head(self.up(x).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """Embeddings, a computed mask, attention, layer norm, a feed-forward block with its residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(11, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.full((4, 4), -1e9).triu(1)
+        x = self.layer(self.embed(tokens), src_mask=mask)
+        return x, x.softmax(-1)
+
+
+class Writes(nn.Module):
+    """Writes into an input, a buffer and a fresh tensor; reads before and after."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.register_buffer("count", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.add_(1)
+        before = x * 2
+        x[0].mul_(0.5)
+        y = self.bn(self.conv(x))
+        table = torch.zeros(2, 4)
+        table[0] = y.mean((0, 2, 3))
+        return F.relu(y) * self.count + table.sum() + before.sum()
+
+
+class Shared(nn.Module):
+    """One convolution three times: with batch norms of its own, and bare; several outputs, one of them an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.conv(F.gelu(self.a(self.conv(x))))
+        left, right = y.chunk(2, 1)
+        return self.b(y), F.silu(left + right), self.conv(x.neg()), x
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
+    "residual": (Residual, lambda: (torch.randn(2, 3, 8, 8),)),
+    "attention": (Attention, lambda: (torch.randint(11, (2, 4)),)),
+    "writes": (Writes, lambda: (torch.randn(2, 3, 6, 6),)),
+    "shared": (Shared, lambda: (torch.randn(2, 4, 6, 6),)),
+    "mlp": (lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)), lambda: (torch.randn(4, 6),)),
+    "bfloat16": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU()).bfloat16(), lambda: (torch.randn(2, 3, 6, 6).bfloat16(),)),
+    "float64": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double(), lambda: (torch.randn(2, 3, 6, 6).double(),)),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Tanh()), lambda: (torch.randn(2, 3, 9),)),
+}  # fmt: skip
+
+BEFORE: dict[str, tuple[str, ...]] = {
+    "lower_aten": ("fuse_conv_bn", "fuse_conv_relu", "insert_quant_stubs"),
+    "lower_onednn": ("fuse_conv_bn", "fuse_conv_relu", "insert_quant_stubs"),
+    "insert_quant_stubs": ("fuse_conv_bn", "fuse_conv_relu"),
+}
+"""What a pass is given to chew on besides the captured graph."""
+
+
+def programs(name: str, pass_: Pass) -> tuple[list[Program], tuple[Tensor, ...]]:
+    build, make_inputs = MODELS[name]
+    inputs = make_inputs()
+    model = with_random_statistics(build())
+    found = [captured(model, *inputs, frontend=frontend) for frontend in ("trace", "export")]
+    prepared = found[0]
+    for earlier in BEFORE.get(pass_.name, ()):
+        prepared = CATALOGUE[earlier](prepared)
+    return [*found, *([prepared] if prepared is not found[0] else [])], inputs
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_laws_hold(name: str, model: str) -> None:
+    """Input untouched, well-formed, facts true, a second run gives the same object (`rewritten`), numbers as declared."""
+    pass_ = CATALOGUE[name]
+    found, inputs = programs(model, pass_)
+    for program in found:
+        expected = outputs_of(program, *inputs)
+        after, _ = rewritten(pass_, program, *inputs)
+        for _ in range(2):  # a first run must leave nothing behind for a second one
+            comparison = compare(expected, outputs_of(after, *inputs))
+            if pass_.declares == "exact":
+                assert comparison.equal, comparison
+            else:
+                allowed = smallest_sqnr(pass_.declares, narrowest_float(after))
+                assert not comparison.problem and comparison.sqnr_db >= allowed, comparison
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_pass_has_something_to_do_on_these_models(name: str) -> None:
+    """Or the laws above would hold for the pass that does nothing."""
+    pass_ = CATALOGUE[name]
+    journals = []
+    for model in MODELS:
+        found, inputs = programs(model, pass_)
+        if name == "remove_dead_code":
+            from tests.passes.test_remove_dead_code import with_dead_code
+
+            found = [with_dead_code(found[0], (torch.ops.aten.abs.default,))]
+        journals += [rewritten(pass_, program, *inputs)[1] for program in found]
+    assert sum(bool(journal.rewrites) for journal in journals) >= 2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_passes_one_after_the_other(model: str) -> None:
+    build, make_inputs = MODELS[model]
+    inputs = make_inputs()
+    program = captured(with_random_statistics(build()), *inputs)
+    expected = outputs_of(program, *inputs)
+    for lowering in ("lower_aten", "lower_onednn"):
+        after = program
+        for name in (*DEFAULT, "insert_quant_stubs", "cast_half", "remove_dead_code", lowering):
+            after, _ = rewritten(CATALOGUE[name], after, *inputs)
+        comparison = compare(expected, outputs_of(after, *inputs))
+        assert not comparison.problem and comparison.sqnr_db >= smallest_sqnr("lower_precision", torch.bfloat16)
+        assert all(getattr(node.target, "namespace", "") != "torch_passes" for node in after.calls)
+
+
+# -- names and words ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_one_name_for_file_function_and_string(name: str) -> None:
+    module = importlib.import_module(f"passes.{name}")
+    assert getattr(module, name) is CATALOGUE[name] and CATALOGUE[name].name == name
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_test_has_the_same_name(name: str) -> None:
+    importlib.import_module(f"tests.passes.test_{name}")
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_docstring_opens_with_a_sentence_and_an_equation_or_table(name: str) -> None:
+    pass_ = CATALOGUE[name]
+    lines = pass_.doc.strip().splitlines()
+    assert pass_.doc == importlib.import_module(f"passes.{name}").__doc__
+    assert pass_.summary == lines[0] and lines[0].endswith(".") and lines[1] == "" and lines[2].startswith("    ")
+    equation = pass_.equation
+    assert "->" in equation or len(equation.splitlines()) > 1
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_pass_declares_what_it_does_to_numbers(name: str) -> None:
+    assert CATALOGUE[name].declares in DECLARATIONS
+    if CATALOGUE[name].declares != "exact":
+        assert smallest_sqnr(CATALOGUE[name].declares, torch.float32) < math.inf
+
+
+def test_groups_hold_passes() -> None:
+    assert GROUPS and all(name in CATALOGUE for names in GROUPS.values() for name in names)
