@@ -179,7 +179,8 @@ def _check_options(
         raise OptionError("dynamic_shapes is not built yet: sizes are baked in; optimise once per size")
     if calibration_data is not None:
         raise OptionError("calibration_data is not used by any pass yet; leave it out")
-    if tolerance is not None and not isinstance(tolerance, (int, float)):
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and tolerance == tolerance
+    if tolerance is not None and not number:
         raise OptionError(f"tolerance is the smallest SQNR allowed, a number of dB, got {tolerance!r}")
 
 

@@ -33,7 +33,7 @@ class OptimizedModel(nn.Module):
     """
 
     def __init__(self, scripted: ScriptModule, program: Program, report: Report, dumps: Sequence[Path],
-                 manifest: dict[str, Any], golden: tuple[list[torch.Tensor], list[torch.Tensor]]):  # fmt: skip
+                 manifest: dict[str, Any], golden: tuple[list[Any], list[torch.Tensor]]):  # fmt: skip
         super().__init__()
         self.scripted = scripted
         self.program = program

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import networkx as nx
+
 from ir_tools.ir import Program
 from ir_tools.rewrite import Pass
-from passes.catalogue import CATALOGUE
 from passes.errors import PassOrderError
 from passes.hooks import Hook, Step, run_pass, wrap
 from passes.report import StepReport
@@ -43,10 +44,18 @@ def check_order(passes: Sequence[Pass]) -> None:
     names = [p.name for p in passes]
     for first, second, why in ORDER_RULES:
         if first in names and second in names and names.index(first) > names.index(second):
-            fixed = sorted(names, key=lambda n: list(CATALOGUE).index(n) if n in CATALOGUE else 0)
             raise PassOrderError(
-                f"{first} must come before {second}: {why}. Given: {', '.join(names)}. An order that works: {', '.join(fixed)}"
+                f"{first} must come before {second}: {why}. Given: {', '.join(names)}. "
+                f"An order that works: {', '.join(legal_order(names))}"
             )
+
+
+def legal_order(names: Sequence[str]) -> list[str]:
+    """`names` in an order that breaks no rule, and otherwise as given."""
+    graph: nx.DiGraph = nx.DiGraph()
+    graph.add_nodes_from(names)
+    graph.add_edges_from((a, b) for a, b, _ in ORDER_RULES if a in graph and b in graph)
+    return list(nx.lexicographical_topological_sort(graph, key=names.index))
 
 
 def run_pipeline(program: Program, passes: Sequence[Pass], hooks: Sequence[Hook]) -> tuple[Program, list[StepReport]]:

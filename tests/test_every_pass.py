@@ -80,16 +80,28 @@ class Shared(nn.Module):
         return self.b(y), F.silu(left + right), self.conv(x.neg()), x
 
 
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3))
+
+
+def small_conv(dtype: torch.dtype) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU()).to(dtype)
+
+
+def conv1d() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Tanh())
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
     "residual": (Residual, lambda: (torch.randn(2, 3, 8, 8),)),
     "attention": (Attention, lambda: (torch.randint(11, (2, 4)),)),
     "writes": (Writes, lambda: (torch.randn(2, 3, 6, 6),)),
     "shared": (Shared, lambda: (torch.randn(2, 4, 6, 6),)),
-    "mlp": (lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)), lambda: (torch.randn(4, 6),)),
-    "bfloat16": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU()).bfloat16(), lambda: (torch.randn(2, 3, 6, 6).bfloat16(),)),
-    "float64": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double(), lambda: (torch.randn(2, 3, 6, 6).double(),)),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Tanh()), lambda: (torch.randn(2, 3, 9),)),
-}  # fmt: skip
+    "mlp": (mlp, lambda: (torch.randn(4, 6),)),
+    "conv1d": (conv1d, lambda: (torch.randn(2, 3, 9),)),
+    "bfloat16": (lambda: small_conv(torch.bfloat16), lambda: (torch.randn(2, 3, 6, 6, dtype=torch.bfloat16),)),
+    "float64": (lambda: small_conv(torch.float64), lambda: (torch.randn(2, 3, 6, 6, dtype=torch.float64),)),
+}
 
 BEFORE: dict[str, tuple[str, ...]] = {
     "lower_aten": ("fuse_conv_bn", "fuse_conv_relu", "insert_quant_stubs"),

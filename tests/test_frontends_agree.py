@@ -214,8 +214,10 @@ def test_the_result_is_called_like_the_model(name, tmp_path):
     fast.save(tmp_path / "model.pt")
     loaded = load(tmp_path / "model.pt")
     emitted = arguments_for(fast.program.signature, fast.program.signature.flatten(case.args, case.kwargs))
-    with torch.no_grad():
-        assert_close(case(), loaded(*emitted))
+    expected = case()
+    if isinstance(expected, models.Pair):  # a class that pytree cannot write into a file
+        expected = tuple(expected)
+    assert_close(expected, loaded(*emitted))
 
 
 def test_one_extra_argument_is_not_taken_for_a_tensor():

@@ -3,7 +3,7 @@
 A file is an ordinary TorchScript archive (a zip); `torch.jit.load` and libtorch read it. Extra files in it:
 
     extra/manifest.json       whatever the caller wants to remember, as JSON
-    extra/golden_inputs.pt    tensors of one call, as `torch.save` writes a list
+    extra/golden_inputs.pt    the arguments of one call (tensors, or containers of them), as `torch.save` writes a list
     extra/golden_outputs.pt   what that call returned; with state in the model, the first call after loading
 
 In C++, `torch::jit::pickle_load(bytes).toListRef()` gives the golden tensors.
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch.jit import ScriptModule
+from torch.utils import _pytree as pytree
 
 from ir_tools.emit.errors import ModelFileError
 from ir_tools.emit.torch_jit import from_bytes, from_file, to_bytes, to_file
@@ -43,17 +44,19 @@ def save(
     scripted: ScriptModule,
     path: PathLike,
     manifest: dict[str, Any],
-    inputs: Sequence[torch.Tensor],
+    inputs: Sequence[Any],
     outputs: Sequence[torch.Tensor],
 ) -> None:
     """Write `scripted` to `path`, all or nothing: a failure leaves what was there before.
 
+    `inputs` are the arguments of one call: tensors, and lists, tuples and dicts of tensors.
+
     Raises ModelFileError when the file cannot be written.
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if os.path.isdir(target):
         raise ModelFileError(f"cannot write {path}: it is a directory; give the name of a file")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise ModelFileError(f"cannot write {path}: the directory {target.parent} does not exist; make it first")
     extra_files = {
         MANIFEST: _manifest_text(path, manifest),
@@ -76,7 +79,7 @@ def save(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(path: PathLike) -> tuple[ScriptModule, dict[str, Any], list[torch.Tensor], list[torch.Tensor]]:
+def load(path: PathLike) -> tuple[ScriptModule, dict[str, Any], list[Any], list[torch.Tensor]]:
     """(module, manifest, golden inputs, golden outputs) of a file that `save` wrote.
 
     Raises ModelFileError, saying what the file is, for any other file.
@@ -194,10 +197,10 @@ def _manifest_text(path: PathLike, manifest: dict[str, Any]) -> str:
         raise ModelFileError(f"cannot write {path}: the manifest is no JSON: {error}") from error
 
 
-def _tensor_bytes(tensors: Sequence[torch.Tensor]) -> bytes:
+def _tensor_bytes(arguments: Sequence[Any]) -> bytes:
     buffer = io.BytesIO()
     # Clones, so that a view does not bring all of its storage into the file.
-    torch.save([t.detach().clone() for t in tensors], buffer)
+    torch.save(pytree.tree_map(lambda t: t.detach().clone(), list(arguments)), buffer)
     return buffer.getvalue()
 
 

@@ -66,9 +66,13 @@ class Signature:
     @cached_property
     def is_plain(self) -> bool:
         """Every argument is one tensor, in the order of `forward`, and the result is one tensor: nothing to flatten."""
-        by_position = self.bind(*range(len(self.parameters)))
+        try:
+            by_position = self.bind(*range(len(self.parameters)))
+        except SignatureError:  # some go by keyword only
+            return False
         return (
             tuple(by_position) == self.parameters
+            and all(argument.is_leaf() for argument in self.in_tree.children())
             and self.in_leaves == tuple(range(len(self.parameters)))
             and self.out_tree.is_leaf()
         )

@@ -23,7 +23,6 @@ from ir_tools.rewrite.journal import Journal
 from ir_tools.rewrite.match import Match, match_at
 from ir_tools.rewrite.rule import Rule, Value, call_with, reason
 
-
 MOST_REWRITES = 100
 """At one place; a rule that fits more often than that fits its own result."""
 

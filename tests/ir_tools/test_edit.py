@@ -69,9 +69,9 @@ def test_calls_that_an_op_rejects_raise() -> None:
     draft = Draft.of(program_of(nn.Linear(4, 3)))
     (x,) = draft.program.placeholders
     with draft.before(draft.program.output):
-        with pytest.raises(TypeError, match="aten::relu takes 1 positional arguments, got 2"):
+        with pytest.raises(TypeError, match=r"aten::relu takes 1 positional arguments, got 2"):
             draft.call(aten.relu.default, x, 1)
-        with pytest.raises(TypeError, match="aten::softmax.int needs the argument 'dim'"):
+        with pytest.raises(TypeError, match=r"aten::softmax.int needs the argument 'dim'"):
             draft.call(aten.softmax.int, x)
         with pytest.raises(TypeError, match="has no argument 'dims'"):
             draft.call(aten.softmax.int, x, 1, dims=2)

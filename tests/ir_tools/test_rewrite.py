@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import aten, overload_name
 from ir_tools.ir.origin import origin
+from ir_tools.rewrite import Journal, Ops, OptionError, Rule, Value, graph_pass, rule_pass, table_pass
 from ir_tools.rewrite.apply import EndlessRuleError
-from ir_tools.rewrite import Journal, OptionError, Ops, Rule, Value, graph_pass, rule_pass, table_pass
 from tests.check import assert_bitwise_equal, captured, ops, outputs_of, rewritten
 
 X, Y = torch.randn(3, 4), torch.randn(3, 4)

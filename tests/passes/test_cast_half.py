@@ -120,9 +120,7 @@ def test_levels(level: str, dtype: str) -> None:
 def test_the_graph_is_the_module_with_casts_written_out(dtype: str) -> None:
     half = HALVES[dtype]
     model = Model(lambda m, x: F.relu(m.linear(x)).softmax(-1), linear=nn.Linear(4, 4))
-    written_out = Model(
-        lambda m, x: F.relu(m.linear(x.to(half))).float().softmax(-1), linear=nn.Linear(4, 4).to(half)
-    )
+    written_out = Model(lambda m, x: F.relu(m.linear(x.to(half))).float().softmax(-1), linear=nn.Linear(4, 4).to(half))
     after, journal = check_cast(model, X, dtype=dtype)
     assert_same_graph(after, written_out.eval(), X)
     assert [r.rule for r in journal.rewrites] == ["linear", "relu"]
@@ -367,9 +365,11 @@ MASKS: dict[str, Callable[[float], Callable]] = {
     "where a tensor": lambda low: _attention(lambda s, keep: torch.where(keep > 0, s, torch.full((), low))),
     "added": lambda low: _attention(lambda s, keep: s + (1.0 - keep) * low),
     "added, reshaped": lambda low: _attention(lambda s, keep: s + ((1.0 - keep) * low)[None].squeeze(0)),
-    "scaled dot product": lambda low: lambda m, x, keep: F.scaled_dot_product_attention(
-        m.l(x)[None], x[None], x[None], attn_mask=((1.0 - keep) * low)[:, :3]
-    )[:, ::2],  # where everything is masked, the kernel's float sums tell -65504 + 1 from -65504
+    "scaled dot product": lambda low: (
+        lambda m, x, keep: F.scaled_dot_product_attention(
+            m.l(x)[None], x[None], x[None], attn_mask=((1.0 - keep) * low)[:, :3]
+        )[:, ::2]
+    ),  # where everything is masked, the kernel's float sums tell -65504 + 1 from -65504
     "clamped": lambda low: _attention(lambda s, keep: (s * keep).clamp(min=low, max=-low)),
 }
 # The second row masks everything: attention is then uniform, and NaN where the mask became an infinity.
@@ -402,9 +402,7 @@ def test_a_constant_mask_is_clamped_ahead_of_time(dtype: str) -> None:
 def test_infinite_masks_stay_half() -> None:
     model = Model(lambda m, x: m.l(x).masked_fill(x > 9, float("-inf")), l=nn.Linear(4, 4))
     after, journal = check_cast(model, X, dtype="float16")
-    assert computes_in(after)["masked_fill"] is torch.float16 and not any(
-        r.reason == source.IS_WIDE for r in journal.refusals
-    )
+    assert computes_in(after)["masked_fill"] is torch.float16 and not any(r.reason == source.IS_WIDE for r in journal.refusals)
 
 
 # -- sites and teeth ----------------------------------------------------------------------------------------------------
@@ -442,7 +440,7 @@ def test_an_exponential_in_half_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("mask", ["masked_fill", "added", "where a tensor"])
 def test_an_overflowing_mask_is_noticed(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "numbers_in", lambda node: [])
-    with pytest.raises((AssertionError, RuntimeError), match="relative error inf|without overflow"):
+    with pytest.raises((AssertionError, RuntimeError), match=r"relative error inf|without overflow"):
         check_cast(Model(MASKS[mask](LOWEST), l=nn.Linear(4, 4)), X, KEEP, dtype="float16")
 
 

@@ -239,9 +239,7 @@ def refusal(model: nn.Module, *inputs: Tensor, frontend: str = "trace") -> str:
 
 FROZEN = "not so: The batch norm uses its stored statistics, not those of the batch."
 TWO_AXES = "not so: The linear's result has two axes, so that its features are the axis that the batch norm normalises."
-BATCHED = (
-    "not so: The convolution's input has a batch axis, so that its channels are the axis that the batch norm normalises."
-)
+BATCHED = "not so: The convolution's input has a batch axis, so that its channels are the axis that the batch norm normalises."
 
 
 def test_statistics_of_the_batch_are_refused() -> None:

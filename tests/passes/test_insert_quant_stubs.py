@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ir_tools.ir.dialect import argument, short_name
 from passes import CATALOGUE
-from tests.check import assert_bitwise_equal, assert_sites_can_be_skipped, captured, ops, outputs_of, rewritten
+from tests.check import assert_bitwise_equal, captured, ops, outputs_of, rewritten
 
 insert_quant_stubs = CATALOGUE["insert_quant_stubs"]
 X = torch.randn(2, 3, 8, 8)
@@ -53,9 +53,7 @@ def test_a_region_gets_a_stub_at_each_end() -> None:
 
 
 def test_an_op_that_is_not_quantisable_parts_two_regions() -> None:
-    after, _ = check_stubs(
-        Model(lambda m, x: m.b(m.a(x).softmax(1)), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)), X
-    )
+    after, _ = check_stubs(Model(lambda m, x: m.b(m.a(x).softmax(1)), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)), X)
     assert ops(after) == ["quant_stub", "conv2d", "quant_stub", "softmax", "quant_stub", "conv2d", "quant_stub"]
     assert list(stubs(after)) == ["region0.in0", "region0.out0", "region1.in0", "region1.out0"]
 
