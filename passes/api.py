@@ -19,10 +19,10 @@ from ir_tools.emit.to_torchscript import emit
 from ir_tools.frontends.capture import FRONTENDS, capture
 from ir_tools.frontends.source import Source, prepare
 from ir_tools.ir import Program
-from ir_tools.ir.dialect import short_name
+from ir_tools.ir.dialect import op_name, short_name
 from ir_tools.rewrite import Pass
 from passes.catalogue import CATALOGUE, find_passes
-from passes.errors import InputError, ModelInTrainingError, OptionError
+from passes.errors import CaptureError, InputError, ModelInTrainingError, OptionError
 from passes.hooks import Hook, Numerics, announced, dump, dumped, timed, wellformed
 from passes.optimized import OptimizedModel, build_manifest, call_flat
 from passes.pipeline import DEFAULT, LOWERINGS, check_order, run_pipeline
@@ -98,6 +98,7 @@ def optimize(
     clock = time.perf_counter()
     captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
     program = captured.program
+    _refuse_lowered(program)
     report.capture_seconds = time.perf_counter() - clock
     report.frontend, report.frontend_reason = captured.frontend, captured.reason
     report.frontend_refusals, report.captured_nodes = captured.refusals, len(program)
@@ -203,6 +204,15 @@ def _check_mode(model: Any) -> None:
         more = f" and {len(training) - 5} more" if len(training) > 5 else ""
         raise ModelInTrainingError(
             f"the model is in training mode ({', '.join(training[:5])}{more}); call model.eval() before optimize"
+        )
+
+
+def _refuse_lowered(program: Program) -> None:
+    """A file that was lowered to oneDNN can be drawn and run, but its graph is past rewriting."""
+    lowered = [node for node in program.calls if op_name(node.target).startswith("mkldnn::")]
+    if lowered:
+        raise CaptureError(
+            f"the model holds {op_name(lowered[0].target)}: it was optimised already; give the model it was made from"
         )
 
 

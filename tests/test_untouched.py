@@ -321,7 +321,7 @@ def test_attributes_of_every_kind_are_put_back(frontend):
 
 class Random(Linear):
     def forward(self, x):
-        return self.linear(x) + torch.rand(4) + random.random() * 0  # noqa: S311
+        return self.linear(x) + torch.rand(4) + random.random() * 0
 
 
 @pytest.mark.parametrize("verify", ["each", "ends", "off"])

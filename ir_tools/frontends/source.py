@@ -270,11 +270,6 @@ def finish(draft: Draft, outputs: Sequence[Any]) -> Program:
         raise CaptureError(
             f"the captured graph gives {len(values)} tensors, the model {draft.program.signature.output_count}"
         )
-    packed = [name for name, tensor in draft.program.constants.items() if tensor.is_mkldnn]
-    if packed:
-        raise CaptureError(
-            f"the weight {packed[0]} is packed for oneDNN: this model was optimised already; give the model it was made from"
-        )
     draft.output(values)
     purify(draft)
     program = draft.finish()

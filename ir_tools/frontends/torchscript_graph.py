@@ -229,7 +229,8 @@ class GraphWalk:
     def _known(self, value: Any, path: str) -> Any:
         """A constant or attribute of the module: its tensors become constants, containers stay containers."""
         if isinstance(value, torch.Tensor):
-            return self.draft.constant(path, value)
+            # A weight packed for oneDNN is opaque; its plain form is exact.
+            return self.draft.constant(path, value.to_dense() if value.is_mkldnn else value)
         if isinstance(value, (list, tuple)):
             return type(value)(self._known(v, f"{path}.{i}") for i, v in enumerate(value))
         if isinstance(value, dict):
