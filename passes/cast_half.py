@@ -8,7 +8,7 @@
 Constants (weights, biases) are cast once, ahead of time; a value is cast once per dtype; a cast that would undo another
 one reads its source instead. Levels are named after NVIDIA Apex's. An op with a float64 operand, an op that writes in
 place, and an explicit cast in the model stay as they are. So does an op with a number beyond the half dtype's range (a
-mask of -1e9); its result is clamped to that range where it is cast.
+mask of -1e9), and the pointwise and shape ops behind it; their result is clamped to that range where it is cast.
 """
 
 import math
@@ -65,7 +65,7 @@ def cast_half(
 
     for node in draft.program.calls:
         site = f"cast_half@{node.name}"
-        why_float = reason_for_float(node, original, mutated, level, half)
+        why_float = reason_for_float(node, original, mutated, caster.wide, level, half)
         if why_float is IS_A_CAST:
             continue
         in_half = why_float is None and journal.allows(site)
@@ -73,7 +73,7 @@ def cast_half(
         original[new] = original[node]
         if node in mutated:
             mutated.add(new)
-        if why_float is IS_WIDE or (why_float is FOLLOWS_FLOAT and not caster.wide.isdisjoint(nodes_in(new.args))):
+        if why_float in (IS_WIDE, READS_WIDE):
             caster.wide.add(new)
         if in_half and new is not node:
             journal.rewrote(site, short_name(node.target), place(node))
@@ -87,10 +87,11 @@ FOLLOWS_FLOAT = "an operand is float, and at O1 the op follows its operands"
 IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half precision"
 IS_A_CAST = "the model casts explicitly"
 IS_WIDE = "a number in it lies beyond the range of half precision; its result is clamped where it is cast"
-EXPECTED = (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST)
+READS_WIDE = "an operand may lie beyond the range of half precision"
+EXPECTED = (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE)
 
 
-def reason_for_float(node, original, mutated, level, half):
+def reason_for_float(node, original, mutated, wide, level, half):
     """Why an op is computed in float, None when it may be computed in half."""
     name = short_name(node.target)
     if name == "to":
@@ -99,12 +100,14 @@ def reason_for_float(node, original, mutated, level, half):
     if node in mutated or any(n in mutated for n in nodes_in(node.args)):
         return "its operands or result are written in place"
     if any(dtype_of(n) is torch.float64 for n in operands) or original.get(node) is torch.float64:
-        return "an operand is float64"
+        return "an operand or the result is float64"
     largest = torch.finfo(half).max
     if original.get(node) is torch.float32 and any(largest <= abs(number) < math.inf for number in numbers_in(node)):
         return IS_WIDE
     if name in MATRIX:
         return None
+    if name in FOLLOWS and not wide.isdisjoint(operands):
+        return READS_WIDE
     if name in FOLLOWS:
         all_half = all(dtype_of(n) is half for n in operands if n.op != "get_attr")
         return None if level != "O1" or all_half else FOLLOWS_FLOAT

@@ -133,7 +133,7 @@ def test_a_tolerance_that_is_not_reached_is_a_failure_with_the_figures():
 # -- models -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [3, None, lambda x: x, Runs, {"weight": row()}], ids=["int", "None", "function", "class", "dict"])
+@pytest.mark.parametrize("given", [3, None, lambda x: x, Runs, {"weight": row()}], ids=lambda given: type(given).__name__)
 def test_a_model_that_is_none(given):
     with pytest.raises(InputError, match=says("model must be an nn.Module", f"got {type(given).__name__}")):
         optimize(given, example_inputs=row())
@@ -244,7 +244,9 @@ def ways_to_call(request, tmp_path_factory) -> dict[str, Any]:
 
 IMAGE, MASK = torch.zeros(2, 3, 6, 6), torch.zeros(2, 1, 6, 6)
 WRONG_CALLS = {
-    "batch 4 on a file captured at batch 2": ((torch.zeros(4, 3, 6, 6), torch.zeros(4, 1, 6, 6)), ("'image'", "[2, 3, 6, 6]", "[4, 3, 6, 6]")),
+    "batch 4 on a file captured at batch 2": (
+        (torch.zeros(4, 3, 6, 6), torch.zeros(4, 1, 6, 6)), ("'image'", "[2, 3, 6, 6]", "[4, 3, 6, 6]"),
+    ),
     "batch 1, which would broadcast": ((torch.zeros(1, 3, 6, 6), MASK), ("'image'", "[2, 3, 6, 6]", "[1, 3, 6, 6]")),
     "a mask that would broadcast": ((IMAGE, torch.zeros(1, 1, 6, 6)), ("'mask'", "[2, 1, 6, 6]", "[1, 1, 6, 6]")),
     "another height": ((torch.zeros(2, 3, 8, 6), MASK), ("'image'", "[2, 3, 6, 6]", "[2, 3, 8, 6]")),
@@ -291,7 +293,7 @@ def test_sizes_are_checked_whatever_the_front_end(frontend):
     case.model = model()
     fast = optimize(case.model, example_inputs=case.args, frontend=frontend)
     for way in (fast, fast.scripted):
-        with pytest.raises((SignatureError, torch.jit.Error), match=says("input 'x'" if frontend != "fx" else "must have shape")):
+        with pytest.raises((SignatureError, torch.jit.Error), match=says("input 'x' must have shape [2, 4]", "[4, 4]")):
             way(row(4, 4))
 
 
@@ -350,7 +352,11 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("read", [lambda p: optimize(p, example_inputs=row()), lambda p: optimize(str(p), example_inputs=row()), load])
+def optimize_file(path: Any) -> Any:
+    return optimize(path, example_inputs=row())
+
+
+@pytest.mark.parametrize("read", [optimize_file, lambda path: optimize_file(str(path)), load], ids=["path", "text", "load"])
 @pytest.mark.parametrize("kind", FILES)
 def test_files_that_are_no_model(kind, read, tmp_path):
     path, trace = tmp_path / "given.pt", tmp_path / "trace"
@@ -379,7 +385,7 @@ def test_a_file_cut_anywhere_is_said_to_be_cut(cut, tmp_path):
     optimize(model(), example_inputs=row()).save(whole)
     size = whole.stat().st_size
     path.write_bytes(whole.read_bytes()[: int(size * cut) if cut > 0 else size - 1])
-    for read in (load, lambda p: optimize(p, example_inputs=row())):
+    for read in (load, optimize_file):
         with pytest.raises(ModelFileError, match="cut short or damaged"):
             read(path)
 
@@ -398,7 +404,8 @@ def test_a_file_whose_numbers_are_not_its_golden_ones(tmp_path):
     inputs, outputs = fast._golden
     fast._golden = inputs, [t + 1 for t in outputs]
     fast.save(path)
-    with pytest.raises(NumericsError, match=says("does not give its golden outputs on this machine: SQNR", "expected at least 80 dB")):
+    message = says("does not give its golden outputs on this machine: SQNR", "expected at least 80 dB")
+    with pytest.raises(NumericsError, match=message):
         load(path)
 
 

@@ -66,7 +66,9 @@ class Snapshot:
 
 
 def bits(value: Any) -> list[bytes]:
-    return [t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+    """The bytes of every tensor in a structure, in order."""
+    tensors = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+    return [t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors]
 
 
 def random_state() -> tuple:

@@ -69,7 +69,10 @@ class Value:
         return self._node.op == "get_attr"
 
     def dies_at(self, reader: Value) -> bool:
-        """`reader` is the last to read this value, whose memory is the graph's own and shared with no other value."""
+        """`reader` is the last to read this value, whose memory is the graph's own and shared with no other value.
+
+        Its elements may still share memory among themselves (an expanded value): make it contiguous before writing.
+        """
         return facts.dies_at(self._node, reader._node)
 
     @property

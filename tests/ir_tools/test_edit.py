@@ -190,6 +190,7 @@ def dies(function, *inputs: Tensor) -> bool:
         (False, lambda x: (lambda e: x.relu().maximum(e.t().t()) + e)(x.exp())),
         (False, lambda x: (lambda e, v: x.relu().maximum(e) + v.sum())(*(lambda e: (e, e[:, 1]))(x.exp()))),
         (False, lambda x: (lambda a, b: x[:, :2].maximum(a) + b)(*x.exp().chunk(2, 1))),
+        (False, lambda x: (lambda e, n: x.relu().maximum(torch.broadcast_tensors(e, n)[1]) + n)(x.exp(), x[:1].neg())),
     ],
 )
 def test_when_a_value_dies(expected: bool, function) -> None:

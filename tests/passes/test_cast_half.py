@@ -261,7 +261,28 @@ def test_a_float64_island_stays_float64() -> None:
 def test_promotion_by_a_float64_constant_stays() -> None:
     after, journal = check_cast(Model(lambda m, x: m.l(x) * m.k, l=nn.Linear(4, 4), k=torch.randn(4).double()), X)
     assert computes_in(after)["mul"] is torch.float64
-    assert [r.reason for r in journal.refusals] == ["an operand is float64"]
+    assert [r.reason for r in journal.refusals] == ["an operand or the result is float64"]
+
+
+def test_a_sum_that_is_stated_in_float64_reads_float_at_every_level() -> None:
+    model = Model(lambda m, x: m.l(x).sum(-1, dtype=torch.float64), l=nn.Linear(4, 4))
+    for level in LEVELS:
+        after, journal = check_cast(model, X, level=level)
+        (total,) = (node for node in after.calls if short_name(node.target) == "sum")
+        assert facts.dtype(argument(total, "self")) is torch.float32
+        assert [r.reason for r in journal.refusals] == ["an operand or the result is float64"]
+
+
+def test_a_product_with_a_float64_number_stays_float() -> None:
+    """A tensor without axes promotes nothing: the product is float32, and as exact as the model wanted it."""
+    after, journal = check_cast(Model(lambda m, x: m.l(x) * m.k, l=nn.Linear(4, 4), k=torch.randn(()).double()), X)
+    assert computes_in(after)["mul"] is torch.float32 and after.constants["k"].dtype is torch.float64
+    assert [r.reason for r in journal.refusals] == ["an operand or the result is float64"]
+
+
+def test_a_constant_does_not_keep_an_op_in_float_at_o1() -> None:
+    after, _ = check_cast(Model(lambda m, x: m.l(x) + m.k, l=nn.Linear(4, 4), k=torch.randn(4)), X, level="O1")
+    assert computes_in(after)["add"] is torch.bfloat16 and list(after.constants)[-1] == "k@cast_half"
 
 
 def test_a_float64_model_is_left_alone() -> None:
@@ -299,12 +320,16 @@ def test_an_explicit_rounding_is_kept() -> None:
 
 
 def test_a_half_island_beside_float_keeps_its_dtype() -> None:
+    """Also where an op of the island is made anew, for its float operand without axes, and a fragile op reads it."""
+
     def function(m: Model, x: Tensor, h: Tensor) -> Tensor:
-        y = m.island(h).softmax(-1)
+        y = m.island(h * m.scale).softmax(-1)
         return torch.index_add(y, 0, torch.tensor([0, 1, 2]), m.island(y)) * m.sea(x)
 
-    island = nn.Linear(4, 4).to(torch.bfloat16)
-    check_cast(Model(function, island=island, sea=nn.Linear(4, 4)), X, torch.randn(3, 4).bfloat16())
+    island, sea = nn.Linear(4, 4).to(torch.bfloat16), nn.Linear(4, 4)
+    model = Model(function, island=island, sea=sea, scale=torch.tensor(0.5))
+    after, _ = check_cast(model, X, torch.randn(3, 4).bfloat16())
+    assert computes_in(after)["softmax"] is computes_in(after)["index_add"] is torch.bfloat16
 
 
 def _write_into_an_input(m: Model, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,6 +341,12 @@ def _write_into_an_input(m: Model, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor
     return r + z, u.relu()
 
 
+def _write_behind_a_view(m: Model, x: Tensor, s: Tensor) -> Tensor:
+    view = s.add_(m.l(x))[:2]
+    s.add_(100.0)
+    return view.relu()  # reads what was written last
+
+
 def _fill_a_buffer(m: Model, x: Tensor, s: Tensor) -> Tensor:
     y = torch.zeros(3, 4)
     y[0] = m.l(x)[0]
@@ -324,7 +355,7 @@ def _fill_a_buffer(m: Model, x: Tensor, s: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("frontend", ["trace", "export"])
-@pytest.mark.parametrize("function", [_write_into_an_input, _fill_a_buffer])
+@pytest.mark.parametrize("function", [_write_into_an_input, _write_behind_a_view, _fill_a_buffer])
 def test_writes_in_place_stay_in_float_and_in_order(function: Callable, frontend: str) -> None:
     model, s = Model(function, l=nn.Linear(4, 4)).eval(), torch.randn(3, 4)
     program = captured(model, X, s, frontend=frontend)
@@ -390,6 +421,12 @@ def test_masks_stay_finite(mask: str, low: float, dtype: str, level: str) -> Non
         assert source.IS_WIDE not in [r.reason for r in journal.refusals]
 
 
+def test_two_masks_may_be_added() -> None:
+    """Each one clamped by itself, their sum would overflow again."""
+    twice = _attention(lambda s, keep: s.masked_fill(keep == 0, -1e9) + (1.0 - keep) * -1e9)
+    check_cast(Model(twice, l=nn.Linear(4, 4)), X, KEEP, dtype="float16")
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_constant_mask_is_clamped_ahead_of_time(dtype: str) -> None:
     mask = torch.tensor([0.0, -1e9, LOWEST, float("-inf"), 1.0])
@@ -397,6 +434,15 @@ def test_a_constant_mask_is_clamped_ahead_of_time(dtype: str) -> None:
     after, _ = check_cast(model, X, dtype=dtype)
     clamped = after.constants["mask@cast_half"]
     assert clamped.isinf().tolist() == [False, False, False, True, False], "only the user's infinity is infinite"
+
+
+def test_what_may_be_out_of_range_stays_float_until_something_reads_it_in_half() -> None:
+    def function(m: Model, x: Tensor) -> Tensor:
+        y = (m.l(x) + 1e9 * x).clamp(-3.0, 3.0).reshape(4, 3)
+        return m.k(y)
+
+    after, _ = check_cast(Model(function, l=nn.Linear(4, 4), k=nn.Linear(3, 2)), X, dtype="float16")
+    assert ops(after) == ["to", "linear", "to", "mul", "add", "clamp", "reshape", "clamp", "to", "linear", "to"]
 
 
 def test_infinite_masks_stay_half() -> None:
@@ -452,7 +498,7 @@ def test_a_wide_result_that_is_not_clamped_is_noticed(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(source, "Caster", Forgetful)
     with pytest.raises(AssertionError, match="relative error inf"):
-        check_cast(Model(MASKS["added"](LOWEST), l=nn.Linear(4, 4)), X, KEEP, dtype="float16")
+        check_cast(Model(MASKS["added"](LOWEST), l=nn.Linear(4, 4)), X, KEEP, dtype="float16", level="O3")
 
 
 def test_a_cast_that_forgets_the_outputs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,11 @@ def test_a_value_that_leaves_and_stays_keeps_its_inner_readers() -> None:
     assert ("conv2d", ["exp"]) in stubs(after).values(), "the second convolution must read the first one, not the stub"
 
 
+def test_integers_get_no_stub() -> None:
+    after, _ = check_stubs(Model(lambda m, x, i: m.a(x) * i, a=nn.Conv2d(3, 4, 3)), X, torch.ones(6, dtype=torch.int64))
+    assert [value for value, _ in stubs(after).values()] == ["inputs_0_", "mul"]
+
+
 def test_constants_get_no_stub() -> None:
     after, _ = check_stubs(nn.Sequential(nn.Conv2d(3, 4, 3)), X)
     assert all("weight" not in value and "bias" not in value for value, _ in stubs(after).values())
