@@ -20,7 +20,8 @@ from ir_tools.ir import Draft, Program
 from ir_tools.ir.dialect import nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import mutated_values
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import origin, place
+from ir_tools.ir.view import upstream
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.cast import Caster, is_float
 
@@ -63,9 +64,10 @@ def cast_half(
     def was_cast(operand):
         return dtype_of(operand) is half and original.get(operand) is not half
 
+    precise = upstream(draft.program, is_periodic, passes_a_phase_on(draft.program))
     for node in draft.program.calls:
         site = f"cast_half@{node.name}"
-        why_float = reason_for_float(node, original, mutated, caster.wide, level, half)
+        why_float = IS_A_PHASE if node in precise else reason_for_float(node, original, mutated, caster.wide, level, half)
         if why_float is IS_A_CAST:
             continue
         in_half = why_float is None and journal.allows(site)
@@ -88,7 +90,25 @@ IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half p
 IS_A_CAST = "the model casts explicitly"
 IS_WIDE = "a number in it lies beyond the range of half precision; its result is clamped where it is cast"
 READS_WIDE = "an operand may lie beyond the range of half precision"
-EXPECTED = (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE)
+IS_A_PHASE = "a sine, a cosine or a rounding is taken of it, where half precision has no digits behind the point"
+KEEPS_FLOAT = "the model switches autocast off around it"
+EXPECTED = (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE, IS_A_PHASE, KEEPS_FLOAT)
+PERIODIC = frozenset("sin cos tan floor ceil round trunc frac remainder fmod".split())
+
+
+def is_periodic(node):
+    return short_name(node.target) in PERIODIC
+
+
+def passes_a_phase_on(program):
+    """Ops between a position and the sine of it: pointwise and shape ops, and a product that no other product feeds."""
+    after_product = set()
+    for node in program.calls:
+        if any(n in after_product or short_name(n.target) in MATRIX for n in nodes_in(node.args)):
+            after_product.add(node)
+    return lambda node: short_name(node.target) in FOLLOWS or (
+        short_name(node.target) in MATRIX and node not in after_product
+    )
 
 
 def reason_for_float(node, original, mutated, wide, level, half):
@@ -96,6 +116,8 @@ def reason_for_float(node, original, mutated, wide, level, half):
     name = short_name(node.target)
     if name == "to":
         return IS_A_CAST
+    if origin(node).keep_float:
+        return KEEPS_FLOAT
     operands = [n for n in nodes_in(node.args) if (dtype_of(n) or torch.bool).is_floating_point]
     if node in mutated or any(n in mutated for n in nodes_in(node.args)):
         return "its operands or result are written in place"

@@ -1,4 +1,4 @@
-"""A trace that tracer warnings make doubtful is run on perturbed inputs: refused by auto when wrong, noted when right."""
+"""A trace of a model that reads tensor values in Python: refused by auto; where asked for, tried on perturbed inputs."""
 
 import pytest
 import torch
@@ -26,9 +26,18 @@ class HarmlessCheck(nn.Module):
         return torch.relu(x)
 
 
-def test_auto_refuses_a_trace_that_is_wrong_for_other_inputs():
-    with pytest.raises(CaptureError, match=r"trace is wrong for other inputs: with negated inputs"):
+class ReadsEqual(nn.Module):
+    """Compares tensors by a function that the tracer does not warn about."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y if torch.equal(x, y) else x * y
+
+
+def test_auto_refuses_a_trace_of_a_model_that_reads_values():
+    with pytest.raises(CaptureError, match=r"trace: .*forward reads tensor values in Python \(_local_scalar_dense\)"):
         optimize(EarlyExit().eval(), example_inputs=torch.rand(2, 4))
+    with pytest.raises(CaptureError, match=r"trace: .*forward reads tensor values in Python \(equal\)"):
+        optimize(ReadsEqual().eval(), example_inputs=(torch.rand(2, 4), torch.rand(2, 4)))
 
 
 def test_a_trace_that_was_asked_for_says_that_it_is_wrong():

@@ -8,9 +8,11 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.frontends.errors import CaptureError, first_line
 from ir_tools.frontends.from_export import from_export
@@ -59,11 +61,14 @@ def capture(
             accept(program)
             tracer = [str(w.message).splitlines()[0] for w in heard if issubclass(w.category, torch.jit.TracerWarning)]
             told = list(dict.fromkeys(tracer))
-            if told:
-                verdict = verdict_on_trace(program, source)
-                if verdict.wrong and frontend == "auto":
-                    raise CaptureError(verdict.sentence)
-                told.append(verdict.sentence)
+            if name == "trace" and (reads := value_reads(source)):
+                if frontend == "auto":
+                    raise CaptureError(
+                        f"forward reads tensor values in Python ({', '.join(reads)}), and a trace holds only what the example "
+                        "inputs gave; where that is right, ask for frontend='trace'"
+                    )
+                told.append(f"forward reads tensor values in Python ({', '.join(reads)})")
+                told.append(verdict_on_trace(program, source))
         except Exception as error:  # a front end may fail in any way; its reason is kept
             refusals[name] = f"{type(error).__name__}: {first_line(error)}"
             if len(order) == 1:
@@ -91,15 +96,27 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
         logger.disabled = disabled
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether what the tracer warned about matters, as far as perturbed inputs tell."""
+class _ValueReads(TorchDispatchMode):
+    """Notes the ops through which Python learns the value of a tensor."""
 
-    wrong: bool
-    sentence: str
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.names[str(func.overloadpacket.__name__)] = None
+        return func(*args, **(kwargs or {}))
 
 
-def verdict_on_trace(program: Program, source: Source) -> Verdict:
+def value_reads(source: Source) -> list[str]:
+    """Ops by which the model's `forward` reads tensor values in Python: `.item()`, `bool()`, `torch.equal`, ..."""
+    with _ValueReads() as reads:
+        answer(source.model, source.examples[0].arguments)
+    return list(reads.names)
+
+
+def verdict_on_trace(program: Program, source: Source) -> str:
     """Run the traced Program and the model on perturbed inputs of the same sizes, and compare.
 
     Floats are negated, scaled and shuffled, integers reversed: values that may take another branch than the example's.
@@ -115,9 +132,9 @@ def verdict_on_trace(program: Program, source: Source) -> Verdict:
         result = compare([t for t in expected if isinstance(t, torch.Tensor)], got)
         if result.problem or result.sqnr_db < SMALLEST_SQNR_OF_A_TRACE:
             how = result.problem or f"SQNR {result.sqnr_db:.0f} dB"
-            return Verdict(True, f"the trace is wrong for other inputs: with {kind} inputs it differs from the model ({how})")
+            return f"the trace is wrong for other inputs: with {kind} inputs it differs from the model ({how})"
         compared += 1
-    return Verdict(False, f"the traced graph agrees with the model on {compared} sets of perturbed inputs of the same sizes")
+    return f"the traced graph agrees with the model on {compared} sets of perturbed inputs of the same sizes"
 
 
 SMALLEST_SQNR_OF_A_TRACE = 60.0

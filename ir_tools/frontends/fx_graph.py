@@ -18,10 +18,17 @@ from ir_tools.ir.dialect import map_argument
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
-def copy_graph(normalizer: Normalizer, module: fx.GraphModule, values: dict[fx.Node, Any], prefix: str = "") -> list[Any]:
+def copy_graph(
+    normalizer: Normalizer,
+    module: fx.GraphModule,
+    values: dict[fx.Node, Any],
+    prefix: str = "",
+    keep_float: bool = False,
+) -> list[Any]:
     """Copy every op; `values` holds what placeholders (and `get_attr` nodes) stand for. Returns the flat outputs.
 
-    `prefix` is cut from module paths. Raises `CaptureError` naming the source line of an op that cannot be copied.
+    `prefix` is cut from module paths; `keep_float` marks what stands where the model switched autocast off.
+    Raises `CaptureError` naming the source line of an op that cannot be copied.
     """
 
     def look_up(leaf: Any) -> Any:
@@ -38,18 +45,18 @@ def copy_graph(normalizer: Normalizer, module: fx.GraphModule, values: dict[fx.N
             continue
         if node.op != "call_function":
             raise CaptureError(f"{node.op} of {node.target} is not an ATen operator{_where(node)}")
-        origin = Origin(_module_path(node, prefix), source_line(node.meta.get("stack_trace") or ""))
+        origin = Origin(_module_path(node, prefix), source_line(node.meta.get("stack_trace") or ""), keep_float=keep_float)
         with normalizer.draft.origin(origin):
-            values[node] = _copy_call(normalizer, node, values, look_up, prefix)
+            values[node] = _copy_call(normalizer, node, look_up, prefix, keep_float)
     raise CaptureError("the graph has no output")
 
 
-def _copy_call(normalizer: Normalizer, node: fx.Node, values: dict[fx.Node, Any], look_up: Any, prefix: str) -> Any:
+def _copy_call(normalizer: Normalizer, node: fx.Node, look_up: Any, prefix: str, keep_float: bool) -> Any:
     target = node.target
     args = [map_argument(a, look_up) for a in node.args]
     kwargs = {k: map_argument(v, look_up) for k, v in node.kwargs.items()}
     if isinstance(target, HigherOrderOperator):
-        return _inline(normalizer, node, args, prefix)
+        return _inline(normalizer, node, args, prefix, keep_float)
     if target is operator.getitem:
         container = args[0]
         return container[args[1]] if isinstance(container, (list, tuple)) else normalizer.call(target, *args)
@@ -65,7 +72,7 @@ def _copy_call(normalizer: Normalizer, node: fx.Node, values: dict[fx.Node, Any]
     raise CaptureError(f"{target} is not an ATen operator{_where(node)}")
 
 
-def _inline(normalizer: Normalizer, node: fx.Node, args: list[Any], prefix: str) -> Any:
+def _inline(normalizer: Normalizer, node: fx.Node, args: list[Any], prefix: str, keep_float: bool) -> Any:
     name = str(node.target)
     if name not in _INLINED:
         raise CaptureError(f"control flow by {name} is not supported yet{_where(node)}")
@@ -74,7 +81,7 @@ def _inline(normalizer: Normalizer, node: fx.Node, args: list[Any], prefix: str)
     at = next(i for i, a in enumerate(args) if isinstance(a, fx.GraphModule))
     body, operands = args[at], args[at + 1 :]
     inner = dict(zip(body.graph.find_nodes(op="placeholder"), operands, strict=True))
-    return copy_graph(normalizer, body, inner, prefix)
+    return copy_graph(normalizer, body, inner, prefix, keep_float or name == "wrap_with_autocast")
 
 
 def _attribute(module: fx.GraphModule, path: str) -> Any:

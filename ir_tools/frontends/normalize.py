@@ -30,6 +30,7 @@ from ir_tools.ir.dialect import (
     written_arguments,
     written_nodes,
 )
+from ir_tools.ir.origin import place
 
 aten = torch.ops.aten
 
@@ -163,7 +164,52 @@ def _dropout_in_place(draft: Draft, target: OpOverload, a: dict[str, Any]) -> An
 # -- identities ---------------------------------------------------------------------------------------------------------
 
 
-@_spells("detach", "detach_", "alias", "lift_fresh", "lift_fresh_copy", "positive", "data", "resolve_conj", "resolve_neg")
+@_spells("lift_fresh_copy")
+def _fresh_literal(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    # A tensor made of numbers inside forward: new at every call. `purify` drops the copy where nobody writes into it.
+    return draft.call(aten.clone.default, a["self"])
+
+
+@_spells("_native_batch_norm_legit_no_training")
+def _decomposed_batch_norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    statistics = (a["running_mean"], a["running_var"])
+    x, affine = a["input"], (a["weight"], a["bias"])
+    return draft.call(aten.batch_norm.default, x, *affine, *statistics, False, a["momentum"], a["eps"], True), None, None
+
+
+@_spells("native_layer_norm")
+def _decomposed_layer_norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    shape, affine = a["normalized_shape"], (a["weight"], a["bias"])
+    return draft.call(aten.layer_norm.default, a["input"], shape, *affine, a["eps"], True), None, None
+
+
+@_spells("addmm")
+def _decomposed_linear(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    weight = transposed_operand(a["mat2"])
+    if weight is None or a["beta"] != 1 or a["alpha"] != 1 or facts.rank(a["self"]) != 1:
+        return draft.call(target, **a)
+    return draft.call(aten.linear.default, a["mat1"], weight, a["self"])
+
+
+def transposed_operand(value: Any) -> fx.Node | None:
+    """`w` when `value` is the transpose of a matrix `w`, else None."""
+    if not isinstance(value, fx.Node) or value.op != "call_function" or facts.rank(value) != 2:
+        return None
+    name, (source, *axes) = op_name(value.target), value.args
+    flips = name in ("aten::t", "aten::numpy_T") or (name == "aten::permute" and axes in ([[1, 0]], [[-1, -2]]))
+    flips = flips or (name == "aten::transpose" and sorted(map(str, axes)) in (["0", "1"], ["-1", "-2"]))
+    return source if flips and isinstance(source, fx.Node) else None
+
+
+@_spells("_softmax", "_log_softmax")
+def _decomposed_softmax(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    if a["half_to_float"]:
+        return draft.call(target, **a)
+    pure = aten.softmax.int if short_name(target) == "_softmax" else aten.log_softmax.int
+    return draft.call(pure, a["self"], a["dim"], None)
+
+
+@_spells("detach", "detach_", "alias", "lift_fresh", "positive", "data", "resolve_conj", "resolve_neg")
 def _identity(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     return a["self"]
 
@@ -176,9 +222,7 @@ def _dropped(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 
 @_spells("contiguous")
 def _contiguous(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
-    known = facts.fact(a["self"])
-    if known is not None and known.is_contiguous(memory_format=a["memory_format"]):
-        return a["self"]
+    # Whether it copies depends on the layout of the input at each call: `purify` drops it where nobody can tell.
     return draft.call(target, **a)
 
 
@@ -262,8 +306,18 @@ def purify(draft: Draft) -> None:
         sharing[node] = group
     mutated = facts.mutated_values(graph)
     for node in list(graph.nodes):
-        if node.op == "get_attr" and node in mutated:
+        if node in mutated and op_name(node.target) in LAYOUT_DECIDES:
+            if any(member.op == "placeholder" for member in sharing[node]):
+                raise CaptureError(
+                    f"the model writes into a value that is, or is not, its input: {short_name(node.target)} at "
+                    f"{place(node)} copies or not by the input's memory layout"
+                )
+        elif node.op == "call_function" and _changes_nothing(node, mutated):
+            draft.redirect(node, node.args[0])
+        elif node.op == "get_attr" and node in mutated:
             name = str(node.target)
+            if name == "constant" or name.startswith("constant@"):
+                raise CaptureError("the model writes into a tensor that is no buffer; make it a buffer")
             if name not in draft.program.state:
                 draft.program.state |= {name}
                 draft.program.constants[name] = draft.program.constants[name].clone()
@@ -275,6 +329,23 @@ def purify(draft: Draft) -> None:
                 continue
             with draft.before(node):
                 draft.redirect(node, draft.call(aten.reshape.default, node.args[0], list(known)))
+
+
+LAYOUT_DECIDES = frozenset({"aten::contiguous", "aten::reshape"})
+"""Ops that copy or alias by the memory layout of their operand."""
+
+
+def _changes_nothing(node: fx.Node, mutated: frozenset[fx.Node]) -> bool:
+    """A `contiguous` of what is contiguous, or a copy of a constant, where nobody writes into either."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or node in mutated or source in mutated:
+        return False
+    if op_name(node.target) == "aten::clone":
+        return source.op == "get_attr" and not any(reader.op == "output" for reader in node.users)
+    known = facts.fact(source)
+    if op_name(node.target) != "aten::contiguous" or known is None:
+        return False
+    return bool(known.is_contiguous(memory_format=node.kwargs["memory_format"]))
 
 
 def _purified(
@@ -291,9 +362,12 @@ def _purified(
             return None
         if member is not target and any(order[reader] > now for reader in member.users):
             return None
+    moves_axes = torch.Tag.inplace_view in getattr(writer.target, "tags", ())
+    if moves_axes and any(order[reader] > now for reader in target.users):
+        raise CaptureError(f"{short_name(writer.target)} at {place(writer)} changes the shape of a value that is read again")
     with draft.before(writer):
         new = draft.call(pure, *writer.args, **writer.kwargs)
-        if facts.shape(new) != facts.shape(target):
+        if not moves_axes and facts.shape(new) != facts.shape(target):
             new = draft.call(aten.expand.default, new, list(facts.shape(target) or ()))
         if facts.dtype(new) != facts.dtype(target):
             new = draft.call(aten.to.dtype, new, facts.dtype(target))

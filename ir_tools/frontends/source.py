@@ -102,12 +102,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for container, content in containers:
-            container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
+            if _identities(container) != _identities(content):  # never empty what another thread may be reading
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
         with torch.no_grad():
             for tensor, value in tensors:
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+def _identities(container: Any) -> list[int]:
+    parts = [part for pair in container.items() for part in pair] if isinstance(container, dict) else container
+    return [id(part) for part in parts]
 
 
 def _state_of(model: nn.Module) -> tuple[list[tuple[Any, Any]], list[tuple[torch.Tensor, torch.Tensor]]]:

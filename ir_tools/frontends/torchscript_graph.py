@@ -399,11 +399,15 @@ def _num_to_tensor(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     return a[0].node if isinstance(a[0], Unknown) else torch.tensor(a[0])
 
 
+_NUMBER_DTYPES = {"Int": torch.int64, "IntImplicit": torch.int64, "Float": torch.float64, "FloatImplicit": torch.float64}
+
+
 @_handles("aten::tensor", "aten::as_tensor", "aten::scalar_tensor")
 def _tensor(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     if _holds(a, fx.Node) or _holds(a, Unknown):
-        if isinstance(a[0], fx.Node):
-            return a[0]
+        if isinstance(a[0], fx.Node) and node.kind() == "aten::as_tensor":
+            wanted = DTYPE_NUMBERS[a[1]] if a[1] is not None else facts.dtype(a[0])
+            return a[0] if wanted is facts.dtype(a[0]) else walk.draft.call(aten.to.dtype, a[0], wanted)
         raise CaptureError(f"a tensor is made from values that depend on data{where(node)}")
     dtype = DTYPE_NUMBERS[a[1]] if len(a) > 1 and a[1] is not None else None
     return torch.as_tensor(a[0], dtype=dtype) if isinstance(a[0], torch.Tensor) else torch.tensor(a[0], dtype=dtype)
@@ -418,8 +422,12 @@ def _number(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     if isinstance(value, fx.Node):
         if name == "Bool" and facts.dtype(value) is not torch.bool:
             value = walk.normalizer.call(aten.ne.Scalar, value, 0)
+        elif name in _NUMBER_DTYPES and facts.dtype(value) is not _NUMBER_DTYPES[name]:
+            value = walk.draft.call(aten.to.dtype, value, _NUMBER_DTYPES[name])
         return Unknown(value)
     if isinstance(value, Unknown):
+        if name in _NUMBER_DTYPES and facts.dtype(value.node) is not _NUMBER_DTYPES[name]:
+            return Unknown(walk.draft.call(aten.to.dtype, value.node, _NUMBER_DTYPES[name]))
         return value
     if isinstance(value, torch.Tensor):
         value = value.item()

@@ -78,6 +78,9 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
         return None
     try:
         with torch.no_grad(), mode:
+            if torch.Tag.inplace_view in getattr(target, "tags", ()):
+                # It changes the shape of the very tensor: give it another one over the same storage.
+                fake_args = (torch.ops.aten.alias.default(fake_args[0]), *fake_args[1:])
             return target(*fake_args, **fake_kwargs)
     except UnsupportedOperatorException as error:
         like = SAME_FACT_AS.get(overload_name(target))

@@ -9,11 +9,15 @@ from torch import fx
 
 @dataclass(frozen=True)
 class Origin:
-    """`module` is the dotted path in the user's model ("" is the root), `source` is "file.py:12" or ""."""
+    """`module` is the dotted path in the user's model ("" is the root), `source` is "file.py:12" or "".
+
+    `keep_float`: the model switched autocast off there.
+    """
 
     module: str = ""
     source: str = ""
     rules: tuple[str, ...] = ()
+    keep_float: bool = False
 
     def made_by(self, rule: str) -> Origin:
         return replace(self, rules=(*self.rules, rule))

@@ -94,7 +94,7 @@ class Signature:
                 if not isinstance(leaf, torch.Tensor):
                     raise SignatureError(f"input '{name}' must be a tensor, got {type(leaf).__name__}")
                 tensors.append(leaf)
-            elif isinstance(leaf, torch.Tensor) or leaf != wanted.value:
+            elif not _same_leaf(leaf, wanted.value):
                 raise SignatureError(
                     f"input '{name}' was {wanted.value!r} when the model was captured and is baked in; got "
                     f"{'a tensor' if isinstance(leaf, torch.Tensor) else repr(leaf)}. Capture again with the new value."
@@ -172,6 +172,13 @@ def binder(parameters: Sequence[inspect.Parameter]) -> Callable[..., dict[str, A
         return out
 
     return bind
+
+
+def _same_leaf(value: Any, baked: Any) -> bool:
+    """A baked leaf given again: of the same type (1, 1.0 and True make different graphs) and value; NaN equals NaN."""
+    if type(value) is not type(baked):
+        return False
+    return value is baked or bool(value == baked) or (value != value and baked != baked)
 
 
 def _is_default(value: Any, default: Any) -> bool:

@@ -48,3 +48,14 @@ def regions(program: Program, belongs: Callable[[fx.Node], bool]) -> list[Region
         exits = [n for n in nodes if any(r not in component for r in graph.successors(n))]
         found.append(Region(set(component), list(entries), exits))
     return sorted(found, key=lambda region: min(order[n] for n in region.nodes))
+
+
+def upstream(program: Program, starts: Callable[[fx.Node], bool], through: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The ops that lead to an op for which `starts` holds, over ops for which `through` holds only; without the starts."""
+    first = {node for node in program.calls if starts(node)}
+    if not first:
+        return set()
+    graph = dataflow(program)
+    reached = graph.subgraph([n for n in graph if n in first or (n.op == "call_function" and through(n))]).copy()
+    reached.add_edges_from((node, "end") for node in first)
+    return set(nx.ancestors(reached, "end")) - first

@@ -514,3 +514,37 @@ def test_numbers_of_a_deep_net_stay_near() -> None:
     assert_numbers_agree(model, after, IMAGE, within=WITHIN["float16"])
     with pytest.raises(AssertionError, match="moved by"):
         assert_bitwise_equal([model(IMAGE)], outputs_of(after, IMAGE))
+
+
+class Timestep(nn.Module):
+    """Positions, frequencies, sine and cosine: half precision has no digits left for the phase of a large position."""
+
+    def __init__(self, autocast_off: bool = False):
+        super().__init__()
+        self.register_buffer("frequencies", torch.exp(-torch.arange(16) / 4.0))
+        self.linear = nn.Linear(32, 8)
+        self.autocast_off = autocast_off
+
+    def phase(self, t):
+        return t[:, None] @ self.frequencies[None] if self.autocast_off else t[:, None] * self.frequencies[None]
+
+    def forward(self, t):
+        if self.autocast_off:
+            with torch.autocast("cpu", enabled=False):
+                phase = self.phase(t)
+                features = torch.cat([phase.sin(), phase.cos()], 1)
+        else:
+            phase = self.phase(t)
+            features = torch.cat([phase.sin(), phase.cos()], 1)
+        return self.linear(features)
+
+
+@pytest.mark.parametrize("autocast_off", [False, True])
+def test_phases_stay_in_float(autocast_off):
+    from passes import optimize
+
+    model = Timestep(autocast_off).eval()
+    fast = optimize(model, ["cast_half"], example_inputs=torch.tensor([3.0]), frontend="export")
+    far = torch.tensor([999.0])
+    error = (fast(far) - model(far)).square().sum()
+    assert 10 * torch.log10(model(far).square().sum() / error) > 35

@@ -1,0 +1,122 @@
+"""One spelling per op, and in-place ops: fresh literals, layouts that decide, views in place, decomposed programs."""
+
+import pytest
+import torch
+from torch import nn
+
+from passes import CaptureError, NumericsError, SignatureError, optimize
+
+FRONTENDS = ("export", "trace", "script", "fx")
+
+
+class WritesIntoALiteral(nn.Module):
+    def forward(self, x):
+        total = torch.tensor([0.0, 0.0])
+        total += x.sum()
+        return total
+
+
+class WritesBehindContiguous(nn.Module):
+    def forward(self, x):
+        z = x.contiguous()
+        z.add_(1)
+        return x * 2 + z
+
+
+class UnsqueezesInPlace(nn.Module):
+    def forward(self, x):
+        return torch.relu(x).unsqueeze_(1) + 1
+
+
+class Scaled(nn.Module):
+    def forward(self, x, factor):
+        return x * factor
+
+
+@pytest.mark.parametrize("frontend", ["auto", *FRONTENDS])
+def test_a_literal_is_new_at_every_call(frontend):
+    x = torch.randn(3)
+    try:
+        fast = optimize(WritesIntoALiteral().eval(), example_inputs=x, frontend=frontend)
+    except CaptureError as error:
+        assert frontend != "auto" and "writes into a tensor that is no buffer" in str(error)
+        return
+    assert not fast.program.state
+    for _ in range(3):
+        assert torch.allclose(fast(x), x.sum().expand(2))
+
+
+def test_contiguous_in_front_of_a_write_follows_the_layout_of_each_call():
+    model = WritesBehindContiguous().eval()
+    x = torch.randn(1, 3, 4, 4)
+    try:
+        fast = optimize(model, example_inputs=x)
+    except CaptureError as error:
+        assert "by the input's memory layout" in str(error)
+        return
+    for y in (x, x.to(memory_format=torch.channels_last)):
+        assert torch.allclose(fast(y.clone(memory_format=torch.preserve_format)), model(y.clone()))
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_a_view_in_place(frontend):
+    x = torch.randn(2, 3)
+    fast = optimize(UnsqueezesInPlace().eval(), example_inputs=x, frontend=frontend)
+    assert torch.equal(fast(x), torch.relu(x).unsqueeze(1) + 1)
+
+
+def test_a_baked_number_is_another_number_when_its_type_is():
+    fast = optimize(Scaled().eval(), example_inputs=(torch.arange(3), 1))
+    assert torch.equal(fast(torch.arange(3), 1), torch.arange(3))
+    for other in (1.0, True):
+        with pytest.raises(SignatureError, match="input 'factor' was 1 when the model was captured"):
+            fast(torch.arange(3), other)
+
+
+def test_a_decomposed_exported_program_is_spelled_as_any_other():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5), nn.LayerNorm(5), nn.Softmax(-1)
+    ).eval()
+    nn.init.uniform_(model[1].running_mean)
+    x = torch.randn(1, 3, 8, 8)
+    exported = torch.export.export(model, (x,)).run_decompositions()
+    fast = optimize(exported, ["fuse_conv_bn"], example_inputs=x, engine="aten")
+    assert len(fast.report.steps[0].rewrites) == 1
+    assert {"conv2d", "linear", "layer_norm", "softmax"} <= set(fast.report.ops_left)
+    assert "_native_batch_norm_legit_no_training" not in fast.report.ops_left
+    assert torch.allclose(fast(x), model(x), atol=1e-5)
+
+
+@torch.jit.script
+def rounds_to_int(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.as_tensor(x, dtype=torch.int64)
+
+
+class RoundsToInt(nn.Module):
+    def forward(self, x):
+        return rounds_to_int(x)
+
+
+def test_as_tensor_keeps_its_dtype():
+    x = torch.tensor([1.7, -2.2])
+    fast = optimize(RoundsToInt().eval(), example_inputs=x, frontend="script", verify="off")
+    assert torch.equal(fast(x), x * x.to(torch.int64))
+
+
+def test_a_pass_that_swaps_classes_is_caught_however_large_the_products_are():
+    from ir_tools.ir import Draft
+    from ir_tools.ir.dialect import aten
+    from passes import graph_pass
+
+    @graph_pass(declares="lower_precision")
+    def swap_classes(program, journal):
+        draft = Draft.of(program)
+        last = draft.program.calls[-1]
+        if str(last.target) != "aten.flip.default":
+            draft.insert_after(last, list(last.users), "swap_classes", aten.flip.default, [1])
+        return draft.finish()
+
+    model = nn.Sequential(nn.Linear(8, 4), nn.Softmax(-1)).eval()
+    x = torch.randn(2, 8) * 1000
+    with pytest.raises(NumericsError, match="swap_classes"):
+        optimize(model, ["cast_half", swap_classes], example_inputs=x)
