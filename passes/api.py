@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -17,13 +18,14 @@ from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for
 from ir_tools.emit.to_torchscript import emit
 from ir_tools.frontends.capture import FRONTENDS, capture
-from ir_tools.frontends.source import Source, prepare
+from ir_tools.frontends.source import Source, one_at_a_time, prepare
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import op_name, short_name
 from ir_tools.rewrite import Pass
+from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB
 from passes.catalogue import CATALOGUE, find_passes
 from passes.errors import CaptureError, InputError, ModelInTrainingError, OptionError
-from passes.hooks import Hook, Numerics, announced, dump, dumped, timed, wellformed
+from passes.hooks import Hook, Numerics, announced, dump, dumped, narrowest_float, timed, wellformed
 from passes.optimized import OptimizedModel, build_manifest, call_flat
 from passes.pipeline import DEFAULT, LOWERINGS, check_order, run_pipeline
 from passes.report import Report
@@ -53,7 +55,8 @@ def optimize(
 
     Args:
         model: an `nn.Module` in eval mode, a `ScriptModule`, an `fx.GraphModule`, an `ExportedProgram`, or the path of a
-            TorchScript `.pt` file. It is left exactly as it was.
+            TorchScript `.pt` file. It is left exactly as it was. Nobody else may run it during the call, which may move
+            its state and puts it back; calls of `optimize` in several threads wait for each other.
         passes: names, groups and `Pass` objects, in order; options as in `"cast_half:dtype=float16"`. The default
             changes no precision.
         example_inputs: a tensor, a tuple of arguments, or a list of such tuples (all are verified; the first one is
@@ -82,6 +85,7 @@ def optimize(
     """
     start = time.perf_counter()
     tell = progress or (lambda line: None)
+    _refuse_autocast()
     pipeline = plan(passes, engine)
     _check_options(frontend, verify, on_failure, dynamic_shapes, calibration_data, tolerance)
     module = _open_model(model)
@@ -96,7 +100,8 @@ def optimize(
 
     tell("capturing")
     clock = time.perf_counter()
-    captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
+    with one_at_a_time:  # capturing also sets warning filters, which are the whole process's
+        captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
     program = captured.program
     _refuse_lowered(program)
     report.capture_seconds = time.perf_counter() - clock
@@ -133,7 +138,7 @@ def optimize(
         golden = call_flat(scripted, arguments[0])
     report.emit_seconds = time.perf_counter() - clock
     report.seconds = time.perf_counter() - start
-    manifest = build_manifest(program, report, numerics.golden_sqnr_db(program))
+    manifest = build_manifest(program, report, SMALLEST_GOLDEN_SQNR_DB[narrowest_float(program)])
     independent = _independent(program, captured.program)
     return OptimizedModel(scripted, independent, report, dumps, manifest, (arguments[0], golden))
 
@@ -180,9 +185,18 @@ def _check_options(
         raise OptionError("dynamic_shapes is not built yet: sizes are baked in; optimise once per size")
     if calibration_data is not None:
         raise OptionError("calibration_data is not used by any pass yet; leave it out")
-    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and tolerance == tolerance
+    number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and abs(tolerance) < math.inf
     if tolerance is not None and not number:
-        raise OptionError(f"tolerance is the smallest SQNR allowed, a number of dB, got {tolerance!r}")
+        raise OptionError(f"tolerance is the smallest SQNR allowed, a finite number of dB, got {tolerance!r}")
+
+
+def _refuse_autocast() -> None:
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            raise InputError(
+                f"torch.autocast is enabled for {device}, and would change dtypes while the model is captured: "
+                "call optimize outside of it, and ask for the pass cast_half to compute in a half dtype"
+            )
 
 
 def _open_model(model: Any) -> Any:

@@ -44,7 +44,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def find_passes(wanted: str | Pass | Iterable[str | Pass]) -> list[Pass]:
-    """The passes meant by names, groups and pass objects, in order; a pass that comes twice in a row of groups runs once.
+    """The passes meant by names, groups and pass objects, in order.
+
+    A group leaves out the passes that are there already; what the user repeats runs again.
 
     Raises `UnknownPassError` listing the nearest names, `OptionError` for options that a pass does not have.
     """
@@ -52,9 +54,8 @@ def find_passes(wanted: str | Pass | Iterable[str | Pass]) -> list[Pass]:
         wanted = [wanted]
     found: list[Pass] = []
     for item in wanted:
-        for pass_ in _expand(item):
-            if pass_ not in found:
-                found.append(pass_)
+        group = isinstance(item, str) and item.strip() in GROUPS
+        found += [pass_ for pass_ in _expand(item) if not (group and pass_ in found)]
     return found
 
 

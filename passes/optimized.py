@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,27 @@ from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for, flat_outputs, typed_outputs
 from ir_tools.emit.torch_jit import ScriptModule
 from ir_tools.frontends.source import seeded
-from ir_tools.ir import Program
+from ir_tools.ir import Program, Signature
 from ir_tools.verify.numerics import compare
 from ir_tools.visualize.to_dot import draw_svg, to_dot, write_whole
 from passes.errors import ModelFileError, NumericsError, PassesError
 from passes.report import Report
+
+FORMAT = 1
+MANIFEST: dict[str, tuple[type, ...]] = {
+    "torch": (str,),
+    "torch_passes": (str,),
+    "frontend": (str,),
+    "engine": (str,),
+    "passes": (list,),
+    "inputs": (list,),
+    "typed_outputs": (bool,),
+    "out_tree": (str, type(None)),
+    "out_leaves": (list,),
+    "verified": (bool,),
+    "golden_sqnr_db": (int, float),
+}
+"""What a manifest of this format must hold, by type."""
 
 
 class OptimizedModel(nn.Module):
@@ -120,8 +137,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     >>> y = model(torch.randn(1, 3, 224, 224))                  # doctest: +SKIP
     """
     scripted, manifest, inputs, expected = package.load(path)
-    if "golden_sqnr_db" not in manifest:
-        raise ModelFileError(f"{path} has no torch-passes manifest; load it with torch.jit.load")
+    _check_manifest(path, manifest, inputs, expected)
     with torch.no_grad():
         outputs = call_flat(scripted, inputs)
     comparison = compare(expected, outputs)
@@ -131,6 +147,27 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
             f"{manifest['golden_sqnr_db']:g} dB. {comparison.problem}".rstrip()
         )
     return LoadedModel(scripted, manifest)
+
+
+def _check_manifest(path: str | os.PathLike[str], manifest: Any, inputs: Any, outputs: Any) -> None:
+    """Raise `ModelFileError` for a manifest or golden tensors that `save` would not write."""
+    if not isinstance(manifest, dict) or "golden_sqnr_db" not in manifest:
+        raise ModelFileError(f"{path} has no torch-passes manifest; load it with torch.jit.load")
+    if manifest.get("format") != FORMAT:
+        raise ModelFileError(f"{path} has format {manifest.get('format')!r}, and this version reads {FORMAT}; save it again")
+    for key, types in MANIFEST.items():
+        if key not in manifest or type(manifest[key]) not in types:
+            names = " or ".join(t.__name__ for t in types)
+            raise ModelFileError(f"{path} has a damaged manifest: {key} must be {names}, got {manifest.get(key)!r}")
+    if not math.isfinite(manifest["golden_sqnr_db"]):
+        raise ModelFileError(f"{path} has a damaged manifest: golden_sqnr_db is {manifest['golden_sqnr_db']}")
+    leaves, tree = manifest["out_leaves"], _read_tree(manifest["out_tree"])
+    if any(leaf != "tensor" and not (isinstance(leaf, dict) and "baked" in leaf) for leaf in leaves):
+        raise ModelFileError(f'{path} has a damaged manifest: out_leaves are "tensor" or {{"baked": value}}, got {leaves!r}')
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or not all(isinstance(t, torch.Tensor) for t in outputs):
+        raise ModelFileError(f"{path} has damaged golden tensors: they are two lists, of arguments and of output tensors")
+    if leaves.count("tensor") != len(outputs) or (tree is not None and tree.num_leaves != len(leaves)):
+        raise ModelFileError(f"{path} has a damaged manifest: out_leaves do not fit out_tree and the golden outputs")
 
 
 def call_flat(scripted: ScriptModule, arguments: Sequence[Any]) -> list[torch.Tensor]:
@@ -148,7 +185,7 @@ def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> d
     """What a file says about itself: versions, passes, signature, baked sizes, numbers."""
     signature = program.signature
     return {
-        "format": 1,
+        "format": FORMAT,
         "torch": torch.__version__,
         "torch_passes": version(),
         "frontend": report.frontend,
@@ -158,7 +195,7 @@ def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> d
             {"name": i.name, "shape": list(i.shape), "dtype": str(i.dtype).removeprefix("torch.")} for i in signature.inputs
         ],
         "typed_outputs": typed_outputs(signature),
-        "out_tree": _write_tree(signature.out_tree),
+        "out_tree": _write_tree(signature),
         "out_leaves": ["tensor" if isinstance(leaf, int) else {"baked": _plain(leaf.value)} for leaf in signature.out_leaves],
         "verified": report.verified,
         "sqnr_db": report.to_dict()["sqnr_db"],
@@ -178,13 +215,20 @@ def version() -> str:
         return "unknown"
 
 
+def _is_plain(value: Any) -> bool:
+    return type(value) in (type(None), bool, int, float, str)  # what JSON gives back as it was; an IntEnum is not
+
+
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+    return value if _is_plain(value) else repr(value)
 
 
-def _write_tree(tree: pytree.TreeSpec) -> str | None:
+def _write_tree(signature: Signature) -> str | None:
+    """The output structure as text; None where a file cannot tell it, and gives flat tensors."""
+    if not all(isinstance(leaf, int) or _is_plain(leaf.value) for leaf in signature.out_leaves):
+        return None
     try:
-        return pytree.treespec_dumps(tree)
+        return pytree.treespec_dumps(signature.out_tree)
     except Exception:  # an output class that registers no serialisation: the file gives flat tensors then
         return None
 

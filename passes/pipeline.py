@@ -43,7 +43,7 @@ def check_order(passes: Sequence[Pass]) -> None:
     """Raise `PassOrderError` with the reason when a hard order rule is broken."""
     names = [p.name for p in passes]
     for first, second, why in ORDER_RULES:
-        if first in names and second in names and names.index(first) > names.index(second):
+        if second in names and first in names[names.index(second) :]:  # a pass may come more than once
             raise PassOrderError(
                 f"{first} must come before {second}: {why}. Given: {', '.join(names)}. "
                 f"An order that works: {', '.join(legal_order(names))}"

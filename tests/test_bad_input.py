@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from passes import (
     CATALOGUE,
@@ -108,6 +109,8 @@ def test_the_order_offered_is_one_that_works():
         ("frontend", "dynamo", says("frontend must be one of 'auto', 'export', 'trace', 'script', 'fx', got 'dynamo'")),
         ("tolerance", "60", says("tolerance", "dB", "got '60'")),
         ("tolerance", float("nan"), says("tolerance", "got nan")),
+        ("tolerance", float("inf"), says("tolerance", "finite", "got inf")),
+        ("tolerance", -float("inf"), says("tolerance", "finite", "got -inf")),
         ("tolerance", True, says("tolerance", "got True")),
         ("on_failure", "rollback", says("on_failure must be 'raise'", "got 'rollback'")),
         ("dynamic_shapes", {"x": {0: "batch"}}, says("dynamic_shapes is not built yet")),
@@ -122,6 +125,13 @@ def test_options_that_are_not(option, value, message):
 def test_an_engine_and_a_lowering_that_disagree():
     with pytest.raises(OptionError, match=says("the pass lower_aten stands for engine='aten'", "'onednn_ops' was given")):
         optimize(model(), ["lower_aten"], example_inputs=row(), engine="onednn_ops")
+
+
+def test_autocast_is_refused_before_any_work():
+    with torch.autocast("cpu"), pytest.raises(InputError, match=says("torch.autocast is enabled for cpu", "cast_half")):
+        optimize(model(), example_inputs=row())
+    with torch.autocast("cpu", enabled=False):
+        optimize(model(), example_inputs=row())
 
 
 def test_a_tolerance_that_is_not_reached_is_a_failure_with_the_figures():
@@ -404,9 +414,75 @@ def test_a_file_whose_numbers_are_not_its_golden_ones(tmp_path):
     inputs, outputs = fast._golden
     fast._golden = inputs, [t + 1 for t in outputs]
     fast.save(path)
-    message = says("does not give its golden outputs on this machine: SQNR", "expected at least 80 dB")
+    message = says("does not give its golden outputs on this machine: SQNR", "expected at least 60 dB")
     with pytest.raises(NumericsError, match=message):
         load(path)
+
+
+def test_a_half_precision_file_is_held_to_its_own_outputs(tmp_path):
+    path = tmp_path / "model.pt"
+    fast = optimize(model(), "cast_half", example_inputs=row())
+    inputs, outputs = fast._golden
+    fast.save(path)
+    load(path)
+    fast._golden = inputs, [t * 1.2 for t in outputs]  # 16 dB
+    fast.save(path)
+    with pytest.raises(NumericsError, match="expected at least 20 dB"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("format", 99, says("has format 99, and this version reads 1")),
+        ("format", None, says("has format None")),
+        ("golden_sqnr_db", "80", says("damaged manifest: golden_sqnr_db must be int or float, got '80'")),
+        ("golden_sqnr_db", float("nan"), says("damaged manifest: golden_sqnr_db is nan")),
+        ("typed_outputs", "yes", says("damaged manifest: typed_outputs must be bool, got 'yes'")),
+        ("out_tree", 3, says("damaged manifest: out_tree must be str or NoneType, got 3")),
+        ("out_leaves", None, says("damaged manifest: out_leaves must be list, got None")),
+        ("out_leaves", ["tensor", {}], says("damaged manifest: out_leaves are")),
+        ("out_leaves", ["tensor", "tensor"], says("damaged manifest: out_leaves do not fit")),
+        ("out_leaves", ["tensor", {"baked": 1}], says("damaged manifest: out_leaves do not fit")),
+    ],
+)
+def test_a_manifest_that_was_changed(key, value, message, tmp_path):
+    path = tmp_path / "model.pt"
+    fast = optimize(model(), example_inputs=row())
+    fast.manifest[key] = value
+    fast.save(path)
+    with pytest.raises(ModelFileError, match=message):
+        load(path)
+    del fast.manifest[key]
+    fast.save(path)
+    with pytest.raises(ModelFileError):
+        load(path)
+
+
+def test_a_manifest_that_is_no_manifest(tmp_path):
+    path = tmp_path / "model.pt"
+    fast = optimize(model(), example_inputs=row())
+    fast.manifest = None
+    fast.save(path)
+    with pytest.raises(ModelFileError, match="has no torch-passes manifest"):
+        load(path)
+
+
+class TellsDtype(Linear):
+    def forward(self, x):
+        y = self.linear(x)
+        return {"y": y, "dtype": y.dtype}
+
+
+def test_a_file_that_cannot_tell_the_structure_gives_flat_tensors(tmp_path):
+    path = tmp_path / "model.pt"
+    given = TellsDtype().eval()
+    fast = optimize(given, example_inputs=row(), frontend="trace")
+    assert fast(row())["dtype"] is torch.float32
+    fast.save(path)
+    loaded, x = load(path), row()
+    assert loaded.manifest["out_tree"] is None
+    torch.testing.assert_close(pytree.tree_leaves(loaded(x)), [given(x)["y"]])
 
 
 def test_a_result_is_no_model_to_optimise_again(tmp_path):

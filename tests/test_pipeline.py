@@ -73,6 +73,15 @@ def test_names_groups_options_and_objects_are_found_in_order() -> None:
     assert find_passes(CATALOGUE["cast_half"]) == [CATALOGUE["cast_half"]]
 
 
+def test_what_the_user_repeats_runs_again() -> None:
+    found = find_passes(["fuse_conv_bn_relu", "fold_constants", "fuse_conv_bn_relu", "fold_constants"])
+    assert names(found) == [*GROUPS["fuse_conv_bn_relu"], "fold_constants", "fold_constants"]
+    report = optimize(net(), ["fold_constants", "remove_dropout", "fold_constants"], example_inputs=X).report
+    assert [s.name for s in report.steps][:3] == ["fold_constants", "remove_dropout", "fold_constants"]
+    with pytest.raises(PassOrderError, match="fuse_conv_bn must come before cast_half"):
+        check_order(find_passes(["fuse_conv_bn", "cast_half", "fuse_conv_bn"]))
+
+
 def test_the_default_changes_no_precision_and_is_in_order() -> None:
     found = find_passes(DEFAULT)
     check_order(found)

@@ -40,6 +40,24 @@ def test_auto_refuses_a_trace_of_a_model_that_reads_values():
         optimize(ReadsEqual().eval(), example_inputs=(torch.rand(2, 4), torch.rand(2, 4)))
 
 
+class ReadsThroughNumpy(nn.Module):
+    """Leaves torch: only the tracer's own warning tells."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * float(x.detach().numpy().max())
+
+
+def test_auto_refuses_a_trace_that_went_through_numpy():
+    with pytest.raises(CaptureError, match=r"trace: .*forward reads tensor values in Python \(numpy\)"):
+        optimize(ReadsThroughNumpy().eval(), example_inputs=torch.rand(2, 4))
+
+
+def test_buffers_are_no_reason_to_refuse_a_trace():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    report = optimize(model, example_inputs=torch.rand(1, 3, 8, 8), frontend="trace").report
+    assert report.notes == []
+
+
 def test_a_trace_that_was_asked_for_says_that_it_is_wrong():
     report = optimize(EarlyExit().eval(), example_inputs=torch.rand(2, 4), frontend="trace").report
     assert any("wrong for other inputs" in note for note in report.notes)

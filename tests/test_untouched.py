@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 import random
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import FRONTENDS
+from ir_tools.frontends.source import undisturbed
 from passes import PassesError, load, optimize
 from tests import models
 from tests.models import Case, Linear, row, seeded
@@ -318,12 +322,94 @@ def test_attributes_of_every_kind_are_put_back(frontend):
     assert isinstance(model(x), torch.Tensor)  # no fake tensors of the capture were left in its memo
 
 
+class WritesParameters(Linear):
+    """Writes a parameter through `.data`, another by giving it other memory, and one that holds NaN not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(4))
+        self.moved = nn.Parameter(torch.ones(4))
+        self.nan = nn.Parameter(torch.tensor([torch.nan, 0.0]))
+
+    def forward(self, x):
+        self.w.data.mul_(2)
+        self.moved.data = self.moved.data + 1
+        return self.linear(x) * 1.5
+
+
+class Renormed(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4, max_norm=0.5)
+
+    def forward(self, x):
+        return self.linear(self.table(x.argmax(-1)))
+
+
+@pytest.mark.parametrize("frontend", ["auto", *FRONTENDS])
+@pytest.mark.parametrize("model", [WritesParameters, Renormed])
+def test_parameters_that_forward_writes_are_put_back(model, frontend):
+    model = model().eval()
+    snapshot = Snapshot(model)
+    versions = [p._version for p in model.parameters()] if isinstance(model, WritesParameters) else []
+    with contextlib.suppress(PassesError):  # capturing may fail; the model must be as it was either way
+        optimize(model, example_inputs=row(), frontend=frontend)
+    for name, value in snapshot.values.items():
+        assert snapshot.tensors[name].detach().numpy().tobytes() == value.numpy().tobytes(), name
+    assert {n: snapshot._facts(t) for n, t in snapshot.tensors.items()} == snapshot.facts
+    assert versions == [p._version for p in model.parameters()][: len(versions)]
+
+
+def test_putting_back_changes_only_what_moved():
+    class Changes(Linear):
+        def forward(self, x):
+            del self.a
+            self.a, self.b = 3, 4
+            self.seen.add(1)
+            self.rows[0] = 2
+            return self.linear(x)
+
+    model = Changes().eval()
+    model.a, model.c, model.seen, model.rows = 1, 2, {0}, [1]
+    before, order = dict(vars(model)), list(vars(model))
+    with undisturbed(model):
+        model(row())
+    assert list(vars(model)) == order and all(vars(model)[k] is v for k, v in before.items())
+    assert (model.a, model.seen, model.rows) == (1, {0}, [1])
+
+
+@pytest.mark.parametrize("name", ["conv_net", "counter"])
+def test_two_threads_may_optimise_one_model(name):
+    case = seeded(CASES[name])
+    with saved_buffers(case.model):
+        expected = case()
+    snapshot, state, settings = Snapshot(case.model), random_state(), switches()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: optimize(case.model, example_inputs=case.args), range(8)))
+    snapshot.check()
+    assert random_state() == state and switches() == settings
+    for fast in results:
+        torch.testing.assert_close(fast(*case.args), expected)
+
+
 # -- random generators --------------------------------------------------------------------------------------------------
 
 
 class Random(Linear):
     def forward(self, x):
         return self.linear(x) + torch.rand(4) + random.random() * 0
+
+
+class RandomOfNumpy(Linear):
+    def forward(self, x):
+        return self.linear(x) + numpy.random.rand() * 0
+
+
+def test_the_generator_of_numpy_does_not_move():
+    numpy.random.seed(5)
+    before = pickle.dumps(numpy.random.get_state())
+    optimize(RandomOfNumpy().eval(), example_inputs=row(), frontend="trace")
+    assert pickle.dumps(numpy.random.get_state()) == before
 
 
 @pytest.mark.parametrize("verify", ["each", "ends", "off"])

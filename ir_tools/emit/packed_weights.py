@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.jit import ScriptModule
 
-from ir_tools.emit.errors import EmitError
+from ir_tools.emit.errors import EmitError, interpreter_message
 from ir_tools.emit.torch_jit import define, new_box
 from ir_tools.ir.program import Packing, Program
 
@@ -23,6 +23,15 @@ def __getstate__(self) -> Tuple[List[Tensor], bool]:
 def __setstate__(self, state: Tuple[List[Tensor], bool]) -> None:
     self.training = state[1]
     self._pack(state[0])
+"""
+
+_NO_BFLOAT16 = (
+    "this file holds bfloat16 weights packed for oneDNN, and this CPU lacks AVX-512, which that needs; "
+    "optimise the model with engine='aten' to run it here"
+)
+_CHECK_CPU = f"""\
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise RuntimeError("{_NO_BFLOAT16}")
 """
 
 
@@ -39,13 +48,15 @@ def attach_packing(packed: ScriptModule, program: Program, names: Sequence[str],
     define(packed, packing_text(program, names, chunk_size))
     try:
         packed._pack([program.constants[name] for name in names])
-    except RuntimeError as error:
-        raise EmitError(f"a weight cannot be packed for oneDNN: {error}") from error
+    except (RuntimeError, torch.jit.Error) as error:
+        raise EmitError(f"a weight cannot be packed for oneDNN: {interpreter_message(error)}") from error
 
 
 def packing_text(program: Program, names: Sequence[str], chunk_size: int) -> str:
     """The methods of the submodule: `_pack` in parts of `chunk_size` weights, and saving and loading."""
     parts, pack = [], ["def _pack(self, plain: List[Tensor]) -> None:\n    self.weights = []\n"]
+    if any(program.constants[name].dtype == torch.bfloat16 for name in names):
+        pack.append(_CHECK_CPU)
     for start in range(0, len(names), chunk_size):
         part = f"_pack_{start // chunk_size}"
         lines = [f"def {part}(self, plain: List[Tensor]) -> None:\n"]

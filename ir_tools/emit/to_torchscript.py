@@ -1,11 +1,14 @@
 """Emission: a Program as a ScriptModule.
 
     _chunk_0 ... _chunk_n   the calls, `chunk_size` of them in each (one huge function compiles in quadratic time)
-    forward                 checks the inputs, runs the chunks, builds the outputs
+    forward                 checks the inputs, detaches them, runs the chunks, builds the outputs
     <user's paths>          the constants, as parameters and buffers
     packed                  weights laid out for oneDNN, packed again whenever the file is loaded
 
 The text names ops without their overloads, so after compiling every call is compared with the Program's overload.
+
+The module is for inference: oneDNN's ops have no gradients and would give wrong ones silently, so results never require
+them, whatever the inputs do.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from ir_tools.emit.local_names import LocalNames
 from ir_tools.emit.packed_weights import add_packed_weights, attach_packing, packing_text
 from ir_tools.emit.torch_jit import define, script_tree
 from ir_tools.ir.dialect import DIALECT_ONLY, argument_names, getitem, overload_name
-from ir_tools.ir.facts import FactError, compute_fact, dtype
+from ir_tools.ir.facts import FactError, compute_fact, dtype, fact, mutated_values
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
 
@@ -54,6 +57,13 @@ def _check_input(self, value: Tensor, name: str, dtype: int, shape: List[int]) -
             name, shape, value.size()))
 """
 
+_CHECK_LAYOUT = """\
+def _check_layout(self, value: Tensor, name: str, stride: List[int]) -> None:
+    if value.stride() != stride:
+        raise RuntimeError("input '{}' must have strides {} as at capture, got {}: the model writes into it, and what shares "
+            "its memory depends on its layout".format(name, stride, value.stride()))
+"""
+
 _CHECK_LENGTH = """\
 def _check_length(self, name: str, expected: int, given: int) -> None:
     if given != expected:
@@ -65,6 +75,15 @@ def _check_keys(self, name: str, expected: List[str], given: List[str]) -> None:
     if sorted(given) != expected:
         raise RuntimeError("input '{}' must have the keys {}, got {}".format(name, expected, sorted(given)))
 """
+
+# TorchScript takes a call of an assertion for dead code, because it has no result; a raise stays.
+_CHECK_HOLDS = """\
+def _check_holds(self, holds: Tensor, message: str) -> None:
+    if not bool(holds):
+        raise RuntimeError(message)
+"""
+_ASSERTIONS = frozenset({torch.ops.aten._assert_async.default, torch.ops.aten._assert_async.msg})
+_UNNAMED_ASSERTION = "an assertion of the model failed"
 
 
 def emit(program: Program, chunk_size: int = 250) -> ScriptModule:
@@ -109,7 +128,7 @@ def torchscript_source(program: Program, chunk_size: int = 250) -> str:
 
 @dataclass(frozen=True)
 class _Statement:
-    """One line of a chunk. `expected` is the full name of the overload that it must resolve to."""
+    """One line of a chunk. `expected` is the full name of the overload, or of our method, that it must resolve to."""
 
     node: fx.Node
     text: str
@@ -186,17 +205,28 @@ class _Writer:
             f"self._check_input({input_locals[i]}, {spell_string(spec.name)}, {spec.dtype}, {list(spec.shape)})"
             for i, spec in enumerate(self.program.signature.inputs)
         ]
+        written = mutated_values(self.program.graph)
+        checks += [
+            f"self._check_layout({input_locals[i]}, {spell_string(spec.name)}, {list(fact(node).stride())})"
+            for i, (spec, node) in enumerate(zip(self.program.signature.inputs, self.program.placeholders, strict=True))
+            if node in written
+        ]
+        detached = [f"{local} = {local}.detach()" for _, local in sorted(input_locals.items())]
         declared = [f"{local}: {a.structure.annotation}" for a, local in zip(arguments, argument_locals, strict=True)]
-        forward = _method("forward", declared, result_type, [*unpack, *checks, *calls, f"return {result}"])
+        forward = _method("forward", declared, result_type, [*unpack, *checks, *detached, *calls, f"return {result}"])
 
         methods = self.text.methods
         if checks:
             methods["_dtype_name"] = _dtype_name_method()
             methods["_check_input"] = _CHECK_INPUT
+        if "self._check_layout(" in forward:
+            methods["_check_layout"] = _CHECK_LAYOUT
         if "self._check_length(" in forward:
             methods["_check_length"] = _CHECK_LENGTH
         if "self._check_keys(" in forward:
             methods["_check_keys"] = _CHECK_KEYS
+        if any(s.expected == "self._check_holds" for s in statements):
+            methods["_check_holds"] = _CHECK_HOLDS
         methods.update(self._chunk_methods)
         methods["forward"] = forward
 
@@ -273,10 +303,13 @@ class _Writer:
         if not isinstance(node.target, OpOverload):
             raise EmitError(f"{node.name} calls {node.target!r}, which is not an op")
         try:
-            call = self._call(node, node.target)
+            assertion = node.target in _ASSERTIONS
+            call = self._assertion(node) if assertion else self._call(node, node.target)
         except EmitError as error:
             raise EmitError(f"{place(node)}: {overload_name(node.target)}: {error}") from None
         reads = tuple(self._reads)
+        if assertion:
+            return _Statement(node, call, reads, (), "self._check_holds")
         results = [r.type.annotation_str for r in node.target._schema.returns]
         names = [self.names.fresh(node.name if len(results) == 1 else f"{node.name}_{i}") for i in range(len(results))]
         self.types.update(zip(names, results, strict=True))
@@ -318,6 +351,12 @@ class _Writer:
             arguments.append(f"{name}={spell(kwargs[name], declared[name].type, self._variable, self._held_float)}")
         namespace, packet = target._schema.name.split("::")
         return f"torch.ops.{namespace}.{packet}({', '.join(arguments)})"
+
+    def _assertion(self, node: fx.Node) -> str:
+        holds, message = (*node.args, _UNNAMED_ASSERTION)[:2]
+        if not isinstance(holds, fx.Node) or not isinstance(message, str):
+            raise EmitError(f"takes a tensor and a message, got {node.args}")
+        return f"self._check_holds({self._variable(holds)}, {spell_string(message)})"
 
     def _held_float(self, value: float) -> str:
         for name, known in self.text.floats.items():
@@ -455,6 +494,8 @@ def _check_overloads(scripted: ScriptModule, method: str, statements: list[_Stat
 def _resolved_schemas(graph: torch._C.Graph) -> Iterator[str]:
     """The schemas of a chunk's calls in order; reads of packed weights are no calls of the Program."""
     for node in graph.nodes():
+        if node.kind() == "prim::CallMethod":
+            yield f"self.{node.s('name')}"
         if node.kind().startswith("prim::"):
             continue
         if node.kind() == "aten::__getitem__" and next(node.inputs()).node().kind() == "prim::GetAttr":

@@ -19,7 +19,7 @@ from ir_tools.frontends.from_export import from_export
 from ir_tools.frontends.from_fx import from_fx
 from ir_tools.frontends.from_script import from_script
 from ir_tools.frontends.from_trace import from_trace
-from ir_tools.frontends.source import Source, answer, seeded, undisturbed
+from ir_tools.frontends.source import Source, answer, call_model, seeded, undisturbed
 from ir_tools.ir import Program
 from ir_tools.verify.numerics import compare
 
@@ -61,7 +61,9 @@ def capture(
             accept(program)
             tracer = [str(w.message).splitlines()[0] for w in heard if issubclass(w.category, torch.jit.TracerWarning)]
             told = list(dict.fromkeys(tracer))
-            if name == "trace" and (reads := value_reads(source)):
+            reads = value_reads(source) if name == "trace" else []
+            reads += ["numpy"] if any("to a NumPy array" in line for line in told) else []
+            if reads:
                 if frontend == "auto":
                     raise CaptureError(
                         f"forward reads tensor values in Python ({', '.join(reads)}), and a trace holds only what the example "
@@ -111,8 +113,9 @@ class _ValueReads(TorchDispatchMode):
 
 def value_reads(source: Source) -> list[str]:
     """Ops by which the model's `forward` reads tensor values in Python: `.item()`, `bool()`, `torch.equal`, ..."""
-    with _ValueReads() as reads:
-        answer(source.model, source.examples[0].arguments)
+    arguments = pytree.tree_map_only(torch.Tensor, torch.clone, source.examples[0].arguments)
+    with undisturbed(source.model), _ValueReads() as reads:
+        call_model(source.model, arguments)
     return list(reads.names)
 
 

@@ -238,4 +238,5 @@ def _identity(tensor: torch.Tensor) -> tuple:
     """Equal for two tensors that are the same view of the same storage."""
     if tensor.is_mkldnn or tensor.layout is not torch.strided or tensor.numel() == 0:
         return (id(tensor),)
-    return (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+    view = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
+    return (*view, tensor.is_conj(), tensor.is_neg())

@@ -93,6 +93,19 @@ SMALLEST_SQNR_DB: dict[str, dict[torch.dtype, float]] = {
 """The smallest SQNR, in dB, that a pass's declaration allows, by the narrowest float dtype the graph computes in."""
 
 
+SMALLEST_GOLDEN_SQNR_DB: dict[torch.dtype, float] = {
+    torch.float64: 150.0,
+    torch.float32: 60.0,
+    torch.float16: 30.0,
+    torch.bfloat16: 20.0,
+}
+"""The smallest SQNR, in dB, of a file against its own golden outputs, by the narrowest float dtype the graph computes in.
+
+The same file on another machine differs by the order of its sums alone, whatever its passes did to the numbers: half the
+bits of float64 and float32 may go in a deep net, and as much of a half dtype as leaves three bits (bfloat16) or five.
+"""
+
+
 def smallest_sqnr(declares: str, dtype: torch.dtype) -> float:
     """The table's figure for a declaration and a dtype, in dB."""
     row = SMALLEST_SQNR_DB[declares]

@@ -95,6 +95,9 @@ def test_views_of_one_storage_are_constants_of_their_own() -> None:
     whole = torch.randn(4, 4)
     views = [whole, whole.t(), whole[:2], whole.view(torch.int32)]
     assert len({draft.constant("w", view) for view in views}) == len(views)
+    complex_ = torch.randn(4, dtype=torch.complex64)
+    views = [complex_, complex_.conj(), complex_.imag, complex_.conj().imag]  # the last one holds a negative bit
+    assert len({draft.constant("c", view) for view in views}) == len(views)
 
 
 def test_a_packed_constant_is_stored_beside_the_plain_one_and_once() -> None:

@@ -3,6 +3,7 @@
 import collections
 import inspect
 import math
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+import passes
 from ir_tools.emit import to_torchscript
 from ir_tools.emit.calling import arguments_for, emitted_arguments, flat_outputs, typed_outputs
 from ir_tools.emit.constants import place_constants
@@ -557,6 +559,136 @@ def test_the_plain_copies_of_packed_weights_are_not_kept():
     scripted = emit(program)
     assert set(scripted.state_dict()) == {"packed.bias"}
     assert "weights[0]: " in torchscript_source(program)
+
+
+NO_AVX512 = """
+import sys, torch
+from ir_tools.emit.errors import ModelFileError
+from ir_tools.emit.package import read_torchscript
+if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    sys.exit(77)  # this torch does not heed the variable
+for load, error in ((torch.jit.load, torch.jit.Error), (read_torchscript, ModelFileError)):
+    try:
+        load(sys.argv[1])
+    except error as raised:
+        print(str(raised).strip().splitlines()[-1])
+torch.jit.load(sys.argv[2])
+"""
+
+
+def test_packed_bfloat16_weights_say_why_a_cpu_without_avx512_cannot_load_them(tmp_path):
+    half, full = packed_program(torch.bfloat16)[0], packed_program(torch.float32)[0]
+    assert "_is_mkldnn_bf16_supported" in torchscript_source(half)
+    assert "_is_mkldnn_bf16_supported" not in torchscript_source(full)
+    if not mkldnn._is_mkldnn_bf16_supported():
+        with pytest.raises(EmitError, match="cannot be packed for oneDNN: this file holds bfloat16 weights"):
+            emit(half)
+        return
+    emit(half).save(str(tmp_path / "half.pt"))
+    emit(full).save(str(tmp_path / "full.pt"))
+    command = [sys.executable, "-W", "ignore", "-c", NO_AVX512, str(tmp_path / "half.pt"), str(tmp_path / "full.pt")]
+    done = subprocess.run(command, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("oneDNN does not heed ONEDNN_MAX_CPU_ISA here")
+    assert done.returncode == 0, done.stderr
+    reason = (
+        "this file holds bfloat16 weights packed for oneDNN, and this CPU lacks AVX-512, which that needs; "
+        "optimise the model with engine='aten' to run it here"
+    )
+    first, second = done.stdout.splitlines()
+    assert first == f"builtins.RuntimeError: {reason}"
+    assert second == f"torch cannot read {tmp_path / 'half.pt'}: {reason}"
+
+
+# -- assertions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "op, message",
+    [
+        (aten._assert_async.msg, ['not "finite": {}']),
+        (aten._assert_async.default, []),
+    ],
+)
+@pytest.mark.parametrize("chunk_size", [1, 250])
+def test_an_assertion_raises_its_message(op, message, chunk_size):
+    def body(d, x):
+        d.call(op, d.call(aten.all.default, d.call(aten.isfinite.default, x)), *message)
+        return d.call(aten.relu.default, x)
+
+    x = torch.tensor([1.0, -2.0])
+    scripted = assert_same(build({"x": x}, body), x, chunk_size=chunk_size)
+    expected = message[0] if message else "an assertion of the model failed"
+    for module in (scripted, round_trip(scripted), round_trip(round_trip(scripted))):
+        for _ in range(3):
+            assert torch.equal(module(x), x.relu())
+            with pytest.raises(torch.jit.Error, match=f"RuntimeError: {re.escape(expected)}"):
+                module(x / 0)
+
+
+class RefusesNegative(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        if bool((x < 0).any()):
+            raise ValueError("negative")
+        return torch.relu(self.conv(x))
+
+
+class AssertsPositive(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        torch._assert_async((x >= 0).all(), "negative")
+        return torch.relu(self.conv(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
+@pytest.mark.parametrize("frontend", ["script", "export"])
+def test_an_assertion_of_the_model_is_in_its_file(frontend, engine, tmp_path):
+    model = torch.jit.script(RefusesNegative().eval()) if frontend == "script" else AssertsPositive().eval()
+    x = torch.rand(1, 3, 8, 8)
+    fast = passes.optimize(model, example_inputs=x, engine=engine, frontend=frontend)
+    fast.save(tmp_path / "model.pt")
+    for module in (fast, passes.load(tmp_path / "model.pt"), torch.jit.load(tmp_path / "model.pt")):
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), model(x))
+        with pytest.raises(Exception, match="negative"):
+            module(-x)
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+class Residual(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x, more):
+        return torch.relu(self.conv(x) + more["skip"]), x, more["skip"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
+def test_results_never_require_gradients(engine, tmp_path):
+    model, x, skip = Residual().eval(), torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    fast = passes.optimize(model, example_inputs=(x, {"skip": skip}), engine=engine)
+    fast.save(tmp_path / "model.pt")
+    x.requires_grad_(), skip.requires_grad_()
+    expected = model(x, {"skip": skip})
+    for module in (fast, passes.load(tmp_path / "model.pt"), torch.jit.load(tmp_path / "model.pt")):
+        for _ in range(3):  # the profiling executor gives later calls other code
+            results = module(x, {"skip": skip})
+            torch.testing.assert_close(results, tuple(e.detach() for e in expected))
+            assert not any(r.requires_grad for r in results)
+            assert [r.data_ptr() for r in results[1:]] == [x.data_ptr(), skip.data_ptr()]
+    assert x.requires_grad and x.grad is None and skip.requires_grad
 
 
 # -- what is meant is what is read -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ir_tools.verify.numerics import PERFECT, SMALLEST_SQNR_DB, Comparison, compare, smallest_sqnr
+from ir_tools.verify.numerics import PERFECT, SMALLEST_GOLDEN_SQNR_DB, SMALLEST_SQNR_DB, Comparison, compare, smallest_sqnr
 
 NAN, INF = float("nan"), float("inf")
 
@@ -104,4 +104,7 @@ def test_the_table_grows_stricter_with_the_dtype_and_milder_with_the_declaration
     assert row[torch.float64] > row[torch.float32] > row[torch.float16] > row[torch.bfloat16] > 0
     for dtype in (torch.float16, torch.bfloat16):
         assert smallest_sqnr("reassociates", dtype) > smallest_sqnr("lower_precision", dtype) > 0
+        assert SMALLEST_GOLDEN_SQNR_DB[dtype] > smallest_sqnr("lower_precision", dtype)
+    golden = SMALLEST_GOLDEN_SQNR_DB
+    assert golden[torch.float64] > golden[torch.float32] > golden[torch.float16] > golden[torch.bfloat16]
     assert smallest_sqnr("lower_precision", torch.float32) == min(SMALLEST_SQNR_DB["lower_precision"].values())
