@@ -8,7 +8,8 @@
     everything else of the dialect       ->  as in lower_aten
 
 A sum with a residual that nobody reads afterwards is written into the residual's memory. A packed convolution gives
-channels-last results, and the ops between convolutions keep that layout, so it holds throughout.
+channels-last results, and the ops between convolutions keep that layout, so it holds throughout. oneDNN's fused relu
+and hardtanh give a number for NaN, where ATen gives NaN.
 """
 
 import math
