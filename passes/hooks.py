@@ -165,10 +165,6 @@ class Numerics:
             worst = worst.worse(self._judge(program, outputs, "the emitted module does not give the model's numbers"))
         return worst
 
-    def golden_sqnr_db(self, program: Program) -> float:
-        """How near a saved file must come to its golden outputs on another machine, in dB."""
-        return self._smallest(program)
-
     def _run(self, program: Program) -> list[list[torch.Tensor]]:
         return [run_seeded(program, example) for example in self.examples]
 
