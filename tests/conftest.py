@@ -13,6 +13,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; more threads than cores only spin
     torch.set_num_threads(1)
 
+torch.manual_seed(0)  # torch seeds itself anew in every process; this is for values that test files make when imported
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:

@@ -51,7 +51,7 @@ def net() -> nn.Module:
     return with_random_statistics(Net())
 
 
-X = torch.randn(2, 3, 6, 6)
+X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))  # made before any test seeds
 
 
 def names(passes: list[Pass]) -> list[str]:
@@ -252,7 +252,7 @@ def test_a_wrong_pass_is_named_with_its_first_rewrite_and_module() -> None:
 
 @pytest.mark.parametrize("verify", ["each", "ends"])
 def test_wrong_numbers_never_get_out_of_the_house(verify: str) -> None:
-    wrong = wrong_rule(lambda op, x: op.mul(op.clamp_min(x, 0.0), 1.001))
+    wrong = wrong_rule(lambda op, x: op.mul(op.clamp_min(x, 0.0), 1.01))
     what = "the pass wrong" if verify == "each" else "the emitted module does not give the model's numbers"
     with pytest.raises(NumericsError, match=what):
         optimize(net(), [wrong], example_inputs=X, engine="aten", verify=verify)
