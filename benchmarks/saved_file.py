@@ -22,8 +22,8 @@ import typer
 from passes import optimize
 from passes.sources import load_source
 
-CHILD = """
-import sys, time
+LOAD_ALONE = """
+import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -35,6 +35,12 @@ import torch
 
 model = torch.jit.load(sys.argv[1])
 data = torch.load(sys.argv[2], weights_only=True)
+"""
+"""The start of a child process: torch and nothing of ours; argv holds the model's file and a file of tensors."""
+
+CHILD = LOAD_ALONE + """
+import time
+
 torch.set_num_threads(int(sys.argv[3]))
 with torch.no_grad():
     for _ in range(5):

@@ -7,23 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.saved_file import LOAD_ALONE
 from ir_tools.torchvision_ops import import_torchvision
 from passes import optimize
 
-CHILD = """
-import sys
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("passes", "ir_tools", "torchvision", "timm"):
-            raise ImportError(name + " must not be needed to run a saved file")
-
-sys.meta_path.insert(0, Blocked())
-import torch
-
-model = torch.jit.load(sys.argv[1])
-data = torch.load(sys.argv[2], weights_only=True)
-torch.set_num_threads(data["threads"])
+CHILD = LOAD_ALONE + """torch.set_num_threads(data["threads"])
 for call in range(3):
     out = model(data["x"])
     assert out.dtype == data["y"].dtype and torch.equal(out, data["y"]), (out - data["y"]).abs().max()

@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from ir_tools.emit.errors import ModelFileError, interpreter_message
 from ir_tools.emit.torch_jit import from_bytes, from_file, to_bytes, to_file
+from ir_tools.errors import first_line
 
 MANIFEST = "manifest.json"
 GOLDEN_INPUTS = "golden_inputs.pt"
@@ -73,7 +74,7 @@ def save(
         os.replace(unfinished, target)
         _flush(target.parent)
     except (OSError, RuntimeError) as error:
-        raise ModelFileError(f"cannot write {path}: {_first_line(error)}") from error
+        raise ModelFileError(f"cannot write {path}: {first_line(error)}") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -97,7 +98,7 @@ def load(path: PathLike) -> tuple[ScriptModule, dict[str, Any], list[Any], list[
             torch.load(io.BytesIO(extra_files[name]), weights_only=True) for name in (GOLDEN_INPUTS, GOLDEN_OUTPUTS)
         )
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise ModelFileError(f"{path} has a damaged manifest or golden tensors: {_first_line(error)}") from error
+        raise ModelFileError(f"{path} has a damaged manifest or golden tensors: {first_line(error)}") from error
     return _read(path), manifest, inputs, outputs
 
 
@@ -110,7 +111,7 @@ def read_torchscript(path: PathLike) -> tuple[ScriptModule, dict[str, Any] | Non
     try:
         manifest = None if text is None else json.loads(text)
     except ValueError as error:
-        raise ModelFileError(f"{path} has a damaged manifest: {_first_line(error)}") from error
+        raise ModelFileError(f"{path} has a damaged manifest: {first_line(error)}") from error
     return _read(path), manifest
 
 
@@ -143,7 +144,7 @@ def _extra_files(path: PathLike) -> dict[str, bytes]:
     except FileNotFoundError:
         raise ModelFileError(f"there is no file {path}") from None
     except (OSError, zipfile.BadZipFile) as error:
-        raise ModelFileError(f"cannot read {path}: {_first_line(error)}") from error
+        raise ModelFileError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _describe_no_zip(path: PathLike, start: bytes) -> str:
@@ -213,7 +214,3 @@ def _flush(path: PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

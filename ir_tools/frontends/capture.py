@@ -14,7 +14,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ir_tools.frontends.errors import CaptureError, first_line
+from ir_tools.errors import first_line
+from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.from_export import from_export
 from ir_tools.frontends.from_fx import from_fx
 from ir_tools.frontends.from_script import from_script

@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ir_tools.frontends.errors import CaptureError, first_line
+from ir_tools.errors import first_line
+from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.normalize import purify
 from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
 from ir_tools.ir.signature import binder, leaf_names, split_leaves

@@ -18,7 +18,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from ir_tools.frontends.errors import CaptureError, first_line
+from ir_tools.errors import first_line
+from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import source_line
 from ir_tools.frontends.normalize import Normalizer
 from ir_tools.ir import Draft, Origin, facts
@@ -434,15 +435,10 @@ def _number(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     return convert[name](value) if name in convert else value
 
 
-@_handles("aten::size")
+@_handles("aten::size", "aten::sym_size")
 def _size(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     shape = list(walk_shape(node, a[0]))
     return shape if len(a) == 1 else shape[a[1]]
-
-
-@_handles("aten::sym_size")
-def _sym_size(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
-    return _size(walk, node, a)
 
 
 @_handles("aten::dim")

@@ -69,7 +69,7 @@ class Draft:
     # -- adding -------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def before(self, node: fx.Node, made_by: str = "", name: str = "") -> Iterator[None]:
+    def before(self, node: fx.Node, made_by: str = "") -> Iterator[None]:
         """Add nodes before `node`, with its origin, marked as made by `made_by`."""
         previous = self._origin
         self._origin = origin(node).made_by(made_by) if made_by else origin(node)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ir_tools.ir.dialect import map_argument, nodes_in
+from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.facts import live_nodes
 from ir_tools.ir.signature import Signature
 
@@ -193,7 +193,3 @@ class Program:
 def public_name(constant: str) -> str:
     """The user's parameter path behind a constant that passes may have rewritten."""
     return constant.split("@", 1)[0]
-
-
-def output_values(program: Program) -> Sequence[Any]:
-    return list(nodes_in(program.output.args[0]))
