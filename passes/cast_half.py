@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from ir_tools.ir import Draft, Program
+from ir_tools.ir import Draft, Block
 from ir_tools.ir.dialect import nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import mutated_values
@@ -48,12 +48,12 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @graph_pass(declares="lower_precision")
 def cast_half(
-    program: Program,
+    program: Block,
     journal: Journal,
     *,
     dtype: Literal["bfloat16", "float16"] = "bfloat16",
     level: Literal["O1", "O2", "O3"] = "O2",
-) -> Program:
+) -> Block:
     half = DTYPES[dtype]
     draft = Draft.of(program)
     caster = Caster(draft, "cast_half")

@@ -5,7 +5,7 @@
 A result much larger than what it is made from (an `expand` or a wide `arange`) stays an op: it would swell the file.
 """
 
-from ir_tools.ir import Draft, Program
+from ir_tools.ir import Draft, Block
 from ir_tools.ir.facts import mutated_values
 from ir_tools.ir.origin import place
 from ir_tools.rewrite import Journal, graph_pass
@@ -16,7 +16,7 @@ LARGEST = 1 << 20
 
 
 @graph_pass(declares="exact")
-def fold_constants(program: Program, journal: Journal) -> Program:
+def fold_constants(program: Block, journal: Journal) -> Block:
     if not any(is_foldable(program, node) for node in program.calls):
         return program
     draft = Draft.of(program)

@@ -8,7 +8,7 @@ A region is a connected set of quantisable ops on float32 values. A stub is the 
 
 import torch
 
-from ir_tools.ir import Draft, Program
+from ir_tools.ir import Draft, Block
 from ir_tools.ir.dialect import nodes_in, quant_stub, short_name
 from ir_tools.ir.facts import dtype, mutated_values
 from ir_tools.ir.origin import place
@@ -24,7 +24,7 @@ STARTS_A_REGION = frozenset("conv1d conv2d conv3d conv_act linear linear_act mat
 
 
 @graph_pass(declares="exact")
-def insert_quant_stubs(program: Program, journal: Journal) -> Program:
+def insert_quant_stubs(program: Block, journal: Journal) -> Block:
     draft = Draft.of(program)
     mutated = mutated_values(draft.graph)
     found = regions(draft.program, lambda node: is_quantisable(node) and mutated.isdisjoint((node, *nodes_in(node.args))))

@@ -3,12 +3,12 @@
     y = op(x), y never read, op pure  ->  nothing        (writes, assertions and random draws stay)
 """
 
-from ir_tools.ir import Draft, Program
+from ir_tools.ir import Draft, Block
 from ir_tools.rewrite import Journal, graph_pass
 
 
 @graph_pass(declares="exact")
-def remove_dead_code(program: Program, journal: Journal) -> Program:
+def remove_dead_code(program: Block, journal: Journal) -> Block:
     draft = Draft.of(program)
     for name, where in draft.sweep():
         journal.rewrote(f"remove_dead_code@{name}", "remove_dead_code", where)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -309,9 +308,9 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> Sour
     return Source(module, exported, signature, examples)
 
 
-def start_draft(source: Source, frontend: str) -> tuple[Draft, list[fx.Node]]:
+def start_draft(source: Source, frontend: str) -> tuple[Draft[Program], list[fx.Node]]:
     """An empty draft with the placeholders of the source's signature."""
-    program = Program(fx.Graph(), source.signature, mode=FakeTensorMode(allow_non_fake_inputs=False), frontend=frontend)
+    program = Program(fx.Graph(), signature=source.signature, frontend=frontend)
     draft = Draft(program)
     nodes = [
         draft.placeholder("".join(c if c.isalnum() else "_" for c in spec.name), tensor)
@@ -320,7 +319,7 @@ def start_draft(source: Source, frontend: str) -> tuple[Draft, list[fx.Node]]:
     return draft, nodes
 
 
-def finish(draft: Draft, outputs: Sequence[Any]) -> Program:
+def finish(draft: Draft[Program], outputs: Sequence[Any]) -> Program:
     """Close a draft that a front end filled: outputs, purification, sweeping, the contract."""
     values = [draft.constant("constant", v) if isinstance(v, torch.Tensor) else v for v in outputs]
     if len(values) != draft.program.signature.output_count:

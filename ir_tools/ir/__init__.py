@@ -3,11 +3,12 @@
 from ir_tools.ir.edit import Draft
 from ir_tools.ir.facts import FactError
 from ir_tools.ir.origin import Origin
-from ir_tools.ir.program import Packing, Program
+from ir_tools.ir.program import Block, Packing, Program
 from ir_tools.ir.signature import InputSpec, Signature
 from ir_tools.ir.wellformed import IllFormedError, check_wellformed
 
 __all__ = [
+    "Block",
     "Draft",
     "FactError",
     "IllFormedError",

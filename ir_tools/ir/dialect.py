@@ -1,7 +1,7 @@
 """The dialect: which targets a node may call, how their arguments are named, and what they do to memory.
 
-Targets are pre-dispatch ATen `OpOverload`s, `operator.getitem` on an op's tuple or list of results, and the ops that this
-module registers. Arguments are stored in one spelling: everything that is not keyword-only goes by position, with every
+Targets are pre-dispatch ATen `OpOverload`s, `operator.getitem` on an op's tuple or list of results, ops on numbers and
+containers (`host`), regions (`regions`), and the ops that this module registers. Arguments are stored in one spelling: everything that is not keyword-only goes by position, with every
 default filled in, so that reading an argument by its schema name is a table look-up.
 
 Fused ops, registered here with a reference implementation in plain ATen, so that every Program runs anywhere:
@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+
+from ir_tools.ir.host import CONSTRUCTORS, fail, is_host
+from ir_tools.ir.regions import bodies, inputs_of, is_region, region_loop
 
 aten = torch.ops.aten
 
@@ -264,8 +267,10 @@ def _take(target: OpOverload, argument: Any, given: dict[str, Any]) -> Any:
 
 def bound_arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of a `call_function` node by schema name, in schema order."""
-    if not isinstance(node.target, OpOverload):
+    if node.target is getitem:
         return {"container": node.args[0], "index": node.args[1]}
+    if not isinstance(node.target, OpOverload):
+        return {str(i): a for i, a in enumerate(node.args)}
     positional, _ = argument_names(node.target)
     return dict(zip(positional, node.args, strict=False)) | dict(node.kwargs)
 
@@ -282,7 +287,11 @@ def argument(node: fx.Node, name: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def written_arguments(target: Any) -> tuple[str, ...]:
-    """Names of the arguments that the op writes into (none for a pure op)."""
+    """Names of the tensors, or lists of them, that the op writes into (none for a pure op)."""
+    return () if is_host(target) else _marked_as_written(target)
+
+
+def _marked_as_written(target: Any) -> tuple[str, ...]:
     if not isinstance(target, OpOverload):
         return ()
     return tuple(a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
@@ -295,6 +304,10 @@ def aliased_arguments(target: Any) -> tuple[str, ...]:
         return ("container",)
     if not isinstance(target, OpOverload):
         return ()
+    if is_host(target):
+        # A container holds what was put into it; a number or a string holds nothing.
+        plain = target._schema.returns and str(target._schema.returns[0].type) in PLAIN_TYPES
+        return () if plain else tuple(a.name for a in target._schema.arguments)
     hidden = op_name(target) in HIDDEN_ALIASES
     returns_alias = any(r.alias_info is not None for r in target._schema.returns)
     names = []
@@ -305,10 +318,16 @@ def aliased_arguments(target: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+PLAIN_TYPES = frozenset({"int", "float", "bool", "str", "number", "complex", "Device", "List[int]", "List[float]", "List[bool]"})
+"""Types of values that hold no tensor."""
+
+
 def written_nodes(node: fx.Node) -> list[fx.Node]:
     """The nodes whose tensors `node` writes into."""
     if node.op != "call_function":
         return []
+    if is_region(node):
+        return _inputs(node, lambda effects: effects.written)
     names = written_arguments(node.target)
     switch, hidden = HIDDEN_WRITES.get(op_name(node.target), ("", ()))
     if not names and not hidden:
@@ -323,12 +342,39 @@ def aliased_nodes(node: fx.Node) -> list[fx.Node]:
     """The arguments of `node` whose storage its result may share."""
     if node.op != "call_function":
         return []
+    if is_region(node):
+        # A loop of no rounds gives back what it was to carry.
+        carried = nodes_in(node.args[3]) if node.target is region_loop else ()
+        return [*_inputs(node, lambda effects: effects.escaping), *carried]
+    if node.target in CONSTRUCTORS:
+        return list(nodes_in(node.args))
     given = bound_arguments(node)
     return [n for name in aliased_arguments(node.target) for n in nodes_in(given.get(name))]
 
 
+def changed_containers(node: fx.Node) -> list[fx.Node]:
+    """The lists and dicts that `node` changes: not the tensors in them, but which ones they are."""
+    if node.op != "call_function":
+        return []
+    if is_region(node):
+        return _inputs(node, lambda effects: effects.changed)
+    if not isinstance(node.target, OpOverload) or not is_host(node.target):
+        return []
+    names = _marked_as_written(node.target)
+    given = bound_arguments(node) if names else {}
+    return [n for name in names for n in nodes_in(given.get(name))]
+
+
+def _inputs(node: fx.Node, which: Callable[[Any], frozenset[int]]) -> list[fx.Node]:
+    """The nodes given to those placeholders of a region's bodies that `which(effects)` numbers."""
+    given = inputs_of(node)
+    return [n for body in bodies(node) for i in sorted(which(body.effects)) for n in nodes_in(given[i])]
+
+
 def is_random(node: fx.Node) -> bool:
     """The op draws from a random generator (a dropout only when it is switched on)."""
+    if is_region(node):
+        return any(body.effects.random for body in bodies(node))
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return False
     if op_name(node.target) not in _SEEDED and torch.Tag.nondeterministic_seeded not in node.target.tags:
@@ -339,10 +385,17 @@ def is_random(node: fx.Node) -> bool:
 
 
 def has_effect(node: fx.Node) -> bool:
-    """Dropping the node could be noticed: it writes, may raise on purpose, or draws random numbers."""
+    """Dropping the node could be noticed: it writes, may raise on purpose, draws random numbers, or may never end."""
     if node.op != "call_function":
         return node.op in ("placeholder", "output")
-    return bool(written_nodes(node)) or op_name(node.target) in _SIDE_EFFECTS or is_random(node)
+    return bool(written_nodes(node)) or bool(changed_containers(node)) or acts(node)
+
+
+def acts(node: fx.Node) -> bool:
+    """The node does something other than computing its result and writing into its operands."""
+    if is_region(node):
+        return node.target is region_loop or any(body.effects.acts for body in bodies(node))
+    return node.target is fail or op_name(node.target) in _SIDE_EFFECTS or is_random(node)
 
 
 def numbers_in(node: fx.Node) -> list[float]:

@@ -1,4 +1,4 @@
-"""Editing: a `Draft` of a Program to which nodes and constants are added and in which readers are redirected.
+"""Editing: a `Draft` of a Program (or of the body of a region) to which nodes and constants are added and in which readers are redirected.
 
 A draft only adds and redirects, it never overwrites an argument of an existing op or the tensor behind a name. What lost its
 last reader is swept when the draft is finished.
@@ -6,9 +6,9 @@ last reader is swept when the draft is finished.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import fx
@@ -17,11 +17,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import getitem, has_effect, map_argument, short_name, spell_arguments
+from ir_tools.ir.host import TENSOR, is_host, set_value_type, value_type
 from ir_tools.ir.origin import Origin, origin, place, set_origin
-from ir_tools.ir.program import Packing, Program, public_name
+from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
+from ir_tools.ir.regions import Body, bodies, is_region, region_loop, with_bodies
+
+B = TypeVar("B", bound=Block)
 
 
-class Draft:
+class Draft(Generic[B]):
     """A Program under construction. Use `Draft.of(program)` to edit a copy of a finished one.
 
     >>> draft = Draft.of(program)                     # doctest: +SKIP
@@ -31,7 +35,7 @@ class Draft:
     >>> program = draft.finish()                      # the very object given when nothing was edited
     """
 
-    def __init__(self, program: Program, original: Program | None = None):
+    def __init__(self, program: B, original: B | None = None):
         self.program = program
         self.graph = program.graph
         self._original = original
@@ -48,10 +52,10 @@ class Draft:
             self._head = node
 
     @classmethod
-    def of(cls, program: Program) -> Draft:
-        return cls(program.copy(), original=program)
+    def of(cls, program: B) -> Draft[B]:
+        return cls(program.copy(), original=program)  # type: ignore[arg-type]
 
-    def finish(self) -> Program:
+    def finish(self) -> B:
         """The edited Program without what became dead; the Program given to `of` when nothing was edited."""
         if not self._edited:
             assert self._original is not None
@@ -130,7 +134,58 @@ class Draft:
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._name_hint(target, args))
         facts.set_fact(node, value)
         set_origin(node, self._origin)
+        if is_host(target) and isinstance(target, OpOverload) and target._schema.returns:
+            set_value_type(node, target._schema.returns[0].type.annotation_str)
+        elif target is getitem:
+            set_value_type(node, _part_type(value_type(args[0])))
         return node
+
+    def operand(self, name: str, value: Any, annotation: str) -> fx.Node:
+        """A placeholder of a body: a value with the fact `value` and a TorchScript type."""
+        with self._at_head():
+            node = self.graph.placeholder(self.program.name + name)
+        facts.set_fact(node, value)
+        set_value_type(node, annotation)
+        self._head = node
+        return node
+
+    def region(self, target: Any, args: Sequence[Any], values: Sequence[Any], types: Sequence[str]) -> list[fx.Node]:
+        """A region, and a node for each of its results, with their facts and types."""
+        node = self.graph.create_node("call_function", target, tuple(args), name=self._name_hint(target, tuple(args)))
+        facts.set_fact(node, tuple(values))
+        set_origin(node, self._origin)
+        results = []
+        for i, (value, annotation) in enumerate(zip(values, types, strict=True)):
+            result = self.graph.create_node("call_function", getitem, (node, i), name=f"{node.name}_{i}")
+            facts.set_fact(result, value)
+            set_value_type(result, annotation)
+            set_origin(result, self._origin)
+            results.append(result)
+        return results
+
+    def change_bodies(self, change: Callable[[Block], Block]) -> None:
+        """Let `change` make another Block of each region's body, or give back the one it is given."""
+        for node in self.program.calls:
+            if not is_region(node):
+                continue
+            old = bodies(node)
+            carried = len(node.args[3]) if node.target is region_loop else 0  # type: ignore[arg-type]
+            new = [self._changed_body(body, change, carried) for body in old]
+            if any(a is not b for a, b in zip(old, new, strict=True)):
+                with self.graph.inserting_before(node):
+                    copy = self.graph.create_node("call_function", node.target, with_bodies(node, new))
+                copy.meta = dict(node.meta)
+                self.replace(node, copy)
+
+    def _changed_body(self, body: Body, change: Callable[[Block], Block], carried: int) -> Body:
+        before = self.program.of_body(body)
+        after = change(before)
+        if after is before:
+            return body
+        self.program.constants.update(after.constants)
+        self.program.packings.update(after.packings)
+        self.program.state |= after.state
+        return body_of(after, carried)
 
     def insert_after(self, value: fx.Node, readers: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
         """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `readers`."""
@@ -191,12 +246,16 @@ class Draft:
                 self._head = None if before.op == "root" else before
             self.graph.erase_node(node)
             self._edited = True
+        if isinstance(self.program, Program):  # a body shares its tables with others
+            self._forget_constants()
+        return removed
+
+    def _forget_constants(self) -> None:
         program = self.program
-        for name in set(program.constants) - set(self._constant_nodes):
+        for name in set(program.constants) - set(program.used_constants()):
             del program.constants[name]
             program.packings.pop(name, None)
         program.state &= set(program.constants)
-        return removed
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -216,22 +275,27 @@ class Draft:
         return candidate
 
     def _insert_at_head(self, name: str) -> fx.Node:
-        anchor = self._head
-        node_name = name.replace(".", "_").replace("@", "__")
-        if anchor is None:
-            first = next(iter(self.graph.nodes), None)
-            place = self.graph.inserting_before(first) if first is not None else self.graph.inserting_before(None)
-        else:
-            place = self.graph.inserting_after(anchor)
-        with place:
+        node_name = self.program.name + name.replace(".", "_").replace("@", "__")
+        with self._at_head():
             node = self.graph.create_node("get_attr", name, name=node_name)
         self._head = node
         return node
 
+    def _at_head(self) -> Any:
+        """Insert behind the placeholders and constants that there are."""
+        if self._head is not None:
+            return self.graph.inserting_after(self._head)
+        return self.graph.inserting_before(next(iter(self.graph.nodes), None))
+
     def _name_hint(self, target: Any, args: tuple) -> str:
         if target is getitem:
             return f"{args[0].name}_{args[1]}"
-        return short_name(target)
+        return self.program.name + short_name(target)
+
+
+def _part_type(container: str) -> str:
+    """The type of an element of a list; that of a tuple's part is set by who reads it."""
+    return container[len("List[") : -1] if container.startswith("List[") else TENSOR
 
 
 def _identity(tensor: torch.Tensor) -> tuple:

@@ -12,14 +12,39 @@ from typing import Any
 import torch
 from networkx.utils import UnionFind
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedOperatorException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from ir_tools.errors import PassesError
-from ir_tools.ir.dialect import aliased_nodes, has_effect, map_argument, nodes_in, overload_name, written_nodes
+from ir_tools.ir.dialect import (
+    PLAIN_TYPES,
+    acts,
+    aliased_nodes,
+    changed_containers,
+    has_effect,
+    is_random,
+    map_argument,
+    nodes_in,
+    overload_name,
+    written_nodes,
+)
+from ir_tools.ir.host import CONSTRUCTORS, is_container_type, is_host, make_tuple, meaning, value_type
+from ir_tools.ir.regions import Effects, bodies, is_region
 
 
 class FactError(PassesError, RuntimeError):
     """An op rejects the shapes or dtypes of its arguments."""
+
+
+def new_mode() -> FakeTensorMode:
+    """A mode in which sizes may be symbols: those declared dynamic, and those that depend on data."""
+    env = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+    return FakeTensorMode(allow_non_fake_inputs=False, shape_env=env)
 
 
 def fact(value: Any) -> Any:
@@ -31,9 +56,21 @@ def set_fact(node: fx.Node, value: Any) -> None:
     node.meta["val"] = value
 
 
-def shape(value: Any) -> tuple[int, ...] | None:
+def shape(value: Any) -> tuple[Any, ...] | None:
+    """The sizes of a tensor: ints, and sympy expressions for those that are symbols.
+
+    Expressions are compared by their form: equal ones have equal values whatever the symbols stand for.
+    """
     known = fact(value)
-    return tuple(known.shape) if isinstance(known, torch.Tensor) else None
+    return tuple(map(size, known.shape)) if isinstance(known, torch.Tensor) else None
+
+
+def size(value: Any) -> Any:
+    """An int, or the expression of a symbolic one."""
+    if not isinstance(value, torch.SymInt):
+        return value
+    expression = value.node.expr
+    return int(expression) if expression.is_number else expression
 
 
 def rank(value: Any) -> int | None:
@@ -74,6 +111,8 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
 
     fake_args = tuple(map_argument(a, known) for a in args)
     fake_kwargs = {k: map_argument(v, known) for k, v in kwargs.items()}
+    if is_host(target):
+        return _host_fact(mode, target, fake_args, unknown)
     if unknown:
         return None
     try:
@@ -82,14 +121,105 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
                 # It changes the shape of the very tensor: give it another one over the same storage.
                 fake_args = (torch.ops.aten.alias.default(fake_args[0]), *fake_args[1:])
             return target(*fake_args, **fake_kwargs)
+    except (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException):
+        return None
     except UnsupportedOperatorException as error:
         like = SAME_FACT_AS.get(overload_name(target))
         if like is None:
             raise FactError(f"{overload_name(target)} has no fake kernel, so its result's shape cannot be known") from error
         return fake_args[like]
     except Exception as error:
+        if any(isinstance(v, SYMBOLS) for v in _leaves((fake_args, fake_kwargs))):
+            return None  # it may be the symbol that the op rejects, where a number would do
         shapes = ", ".join(_describe(a) for a in fake_args)
         raise FactError(f"{overload_name(target)}({shapes}) fails: {str(error).splitlines()[0]}") from error
+
+
+SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) -> Any:
+    """A number or string where it is known, a symbol for an unknown number; None for containers, which may change."""
+    if target is make_tuple:
+        return args
+    function = meaning(target)
+    assert function is not None
+    result = None
+    if not unknown and target not in CONSTRUCTORS:
+        try:
+            with torch.no_grad(), mode:
+                result = function(*args)
+        except Exception:  # what symbols do not support; an error of the model's own comes when it runs
+            result = None
+    if isinstance(result, (list, dict)):
+        return None
+    returns = getattr(getattr(target, "_schema", None), "returns", ())
+    return unknown_number(mode, str(returns[0].type)) if result is None and returns else result
+
+
+def unknown_number(mode: FakeTensorMode, annotation: str) -> Any:
+    """A fresh symbol for a number of that TorchScript type, None for anything else."""
+    env = mode.shape_env
+    assert env is not None
+    if annotation == "int":
+        return env.create_unbacked_symint()
+    if annotation == "float":
+        return env.create_unbacked_symfloat()
+    return env.create_unbacked_symbool() if annotation == "bool" else None
+
+
+def join(mode: FakeTensorMode, one: Any, other: Any) -> Any:
+    """What is true of a value that is one or the other: sizes that differ become symbols; None when too little is.
+
+    Where the layouts differ, it is that of the one that is not contiguous.
+    """
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
+        return tuple(join(mode, a, b) for a, b in zip(one, other, strict=True))
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return None
+    if (one.dim(), one.dtype, one.device, one.layout) != (other.dim(), other.dtype, other.device, other.layout):
+        return None
+    if same_tensor(one, other):
+        return one
+    if shape(one) == shape(other):
+        return other if one.is_contiguous() else one
+    sizes = [a if size(a) == size(b) else _unknown_size(mode) for a, b in zip(one.shape, other.shape, strict=True)]
+    with mode:
+        return torch.empty(sizes, dtype=one.dtype, device=one.device)
+
+
+def same_tensor(one: Any, other: Any) -> bool:
+    """Two facts say the same: sizes, layout, dtype, device."""
+    return (
+        isinstance(one, torch.Tensor)
+        and isinstance(other, torch.Tensor)
+        and (one.dtype, one.device, shape(one)) == (other.dtype, other.device, shape(other))
+        and tuple(map(size, one.stride())) == tuple(map(size, other.stride()))
+    )
+
+
+def _unknown_size(mode: FakeTensorMode) -> Any:
+    symbol = unknown_number(mode, "int")
+    torch._check_is_size(symbol)
+    return symbol
+
+
+def holds_always(value: Any) -> bool | None:
+    """What a (symbolic) condition is for all values of its symbols; None when it depends on them."""
+    if not isinstance(value, torch.SymBool):
+        return bool(value) if isinstance(value, (bool, int, float)) else None
+    known = value.node.shape_env._maybe_evaluate_static(value.node.expr)
+    return None if known is None else bool(known)
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _leaves(v)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
 
 
 def _describe(value: Any) -> str:
@@ -99,23 +229,88 @@ def _describe(value: Any) -> str:
 
 
 def storage_classes(nodes: Iterable[fx.Node]) -> UnionFind:
-    """Values grouped by "may share storage"."""
+    """Values grouped by "may share storage", with the names of constants whose memory they may have."""
     classes = UnionFind()
     for node in nodes:
         classes[node]
         for other in aliased_nodes(node):
             classes.union(node, other)
+        for name in constants_seen(node, "escaping_constants"):
+            classes.union(node, name)
     return classes
 
 
+def constants_seen(node: fx.Node, which: str) -> frozenset[str]:
+    """Names of constants: the one that a `get_attr` reads, those that a region's effects name under `which`."""
+    if node.op == "get_attr":
+        return frozenset({str(node.target)})
+    if not is_region(node):
+        return frozenset()
+    return frozenset().union(*(getattr(body.effects, which) for body in bodies(node)))
+
+
 def mutated_values(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Every value whose storage some node of the graph may write into: passes leave these alone."""
-    writers = [n for n in graph.nodes if n.op == "call_function" and written_nodes(n)]
+    """Every value that some node of the graph may change: passes leave these alone."""
+    writers = [n for n in graph.nodes if n.op == "call_function" and _writes(n)]
     if not writers:
         return frozenset()
+    return _mutated(graph, writers, storage_classes(graph.nodes))
+
+
+def _writes(node: fx.Node) -> bool:
+    return bool(written_nodes(node) or changed_containers(node) or (is_region(node) and _written_constants(node)))
+
+
+def _written_constants(node: fx.Node) -> frozenset[str]:
+    return constants_seen(node, "written_constants")
+
+
+def _mutated(graph: fx.Graph, writers: list[fx.Node], classes: UnionFind) -> frozenset[fx.Node]:
+    written = {classes[target] for writer in writers for target in written_nodes(writer)}
+    written |= {classes[name] for writer in writers if is_region(writer) for name in _written_constants(writer)}
+    changed = {classes[target] for writer in writers for target in changed_containers(writer)}
+    return frozenset(
+        n
+        for n in graph.nodes
+        if classes[n] in written or (classes[n] in changed and is_container_type(value_type(n)))
+    )
+
+
+def effects_of(graph: fx.Graph, carried: int = 0) -> Effects:
+    """What a body does to its inputs and to constants. A loop hands its last `carried` results to its next round."""
     classes = storage_classes(graph.nodes)
-    roots = {classes[target] for writer in writers for target in written_nodes(writer)}
-    return frozenset(n for n in graph.nodes if classes[n] in roots)
+    placeholders = graph.find_nodes(op="placeholder")
+    results = list(graph.output_node().args[0])
+    if carried:
+        for placeholder, result in zip(placeholders[1 : 1 + carried], results[1:], strict=True):
+            if isinstance(result, fx.Node):
+                classes.union(placeholder, result)
+    calls = [n for n in graph.nodes if n.op == "call_function"]
+    writers = [n for n in calls if _writes(n)]
+    mutated = _mutated(graph, writers, classes)
+    returned = {classes[n] for n in nodes_in(results)}
+    written_names = frozenset(str(n.target) for n in graph.nodes if n.op == "get_attr" and n in mutated)
+    written_names = written_names.union(*(_written_constants(n) for n in calls if is_region(n)))
+    names = {name for n in graph.nodes for name in constants_seen(n, "escaping_constants")}
+    changed = frozenset(i for i, p in enumerate(placeholders) if p in mutated)
+    return Effects(
+        written=frozenset(i for i in changed if _is_written(placeholders[i], writers, classes)),
+        changed=frozenset(i for i in changed if is_container_type(value_type(placeholders[i]))),
+        escaping=frozenset(i for i, p in enumerate(placeholders) if classes[p] in returned and holds_memory(p)),
+        written_constants=written_names,
+        escaping_constants=frozenset(name for name in names if classes[name] in returned),
+        acts=bool(written_names) or any(acts(n) for n in calls),
+        random=any(is_random(n) for n in calls),
+    )
+
+
+def _is_written(value: fx.Node, writers: list[fx.Node], classes: UnionFind) -> bool:
+    return any(classes[target] == classes[value] for writer in writers for target in written_nodes(writer))
+
+
+def holds_memory(value: fx.Node) -> bool:
+    """The value is a tensor or may hold one; numbers and strings share nothing."""
+    return value_type(value) not in PLAIN_TYPES
 
 
 def dies_at(node: fx.Node, reader: fx.Node) -> bool:
@@ -123,7 +318,7 @@ def dies_at(node: fx.Node, reader: fx.Node) -> bool:
     if sum(n is node for n in nodes_in([*reader.args, *reader.kwargs.values()])) != 1:
         return False
     last = reader
-    while node.op == "call_function":
+    while node.op == "call_function" and not constants_seen(node, "escaping_constants"):
         if any(user is not last and (user > last or node in aliased_nodes(user)) for user in node.users):
             return False
         sources = aliased_nodes(node)

@@ -1,8 +1,12 @@
-"""`Program`: a `torch.fx` graph held to the dialect, its table of constants, and the model's call signature."""
+"""`Program`: a `torch.fx` graph held to the dialect, its table of constants, and the model's call signature.
+
+A Program is the outermost `Block`. The body of a region is seen as a Block too (`Block.of_body`), over the same tables, so
+that whatever works on a graph works on a branch or a loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +15,9 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ir_tools.ir.dialect import map_argument
-from ir_tools.ir.facts import live_nodes
+from ir_tools.ir.facts import effects_of, live_nodes, new_mode
+from ir_tools.ir.host import meaning
+from ir_tools.ir.regions import Body, bodies, is_region
 from ir_tools.ir.signature import Signature
 
 
@@ -45,24 +51,23 @@ class Packing:
 
 
 @dataclass
-class Program:
-    """One model as one graph.
+class Block:
+    """A graph and the tables that it reads.
 
     - `graph`: `placeholder`, `get_attr` into `constants`, `call_function`, one `output` with a tuple of values.
     - `constants`: name -> tensor. Names are the user's parameter paths; a constant that a pass made is named
       `<path>@<pass>`. Tensors are detached aliases of the user's, and shared storage is one entry.
     - `state`: names of constants that the model itself writes into (a counter buffer).
     - `packings`: constants that are packed for oneDNN where they run.
-    - `signature`: how the model is called, and which sizes are baked in.
+    - `name`: what the names of nodes in a body begin with, so that they are unique in the whole Program.
     """
 
     graph: fx.Graph
-    signature: Signature
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     state: frozenset[str] = frozenset()
     packings: dict[str, Packing] = field(default_factory=dict)
-    mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=False))
-    frontend: str = ""
+    mode: FakeTensorMode = field(default_factory=new_mode)
+    name: str = ""
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -80,11 +85,16 @@ class Program:
 
     @property
     def calls(self) -> list[fx.Node]:
-        """The nodes that compute, in order of execution."""
+        """The nodes that compute, in order of execution; a region is one of them."""
         return [n for n in self.graph.nodes if n.op == "call_function"]
 
+    @property
+    def all_calls(self) -> list[fx.Node]:
+        """`calls`, and those in the bodies of regions, each region before what is in it."""
+        return [n for n in all_nodes(self.graph) if n.op == "call_function"]
+
     def __len__(self) -> int:
-        return len(self.calls)
+        return len(self.all_calls)
 
     def constant(self, value: Any) -> torch.Tensor | None:
         """The tensor behind a `get_attr` node, None for anything that is known only at run time (state included)."""
@@ -97,56 +107,60 @@ class Program:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def run(self, *inputs: torch.Tensor) -> list[Any]:
+    def run(self, *inputs: Any) -> list[Any]:
         """Run the graph node by node, without gradients. State is copied first, so a run leaves no trace."""
-        outputs: list[Any] = []
-        for node, value in self.trace_values(*inputs):
-            if node.op == "output":
-                outputs = value
-        return outputs
+        return run_graph(self.graph, inputs, self._loader())
 
-    def trace_values(self, *inputs: torch.Tensor) -> Iterator[tuple[fx.Node, Any]]:
-        """Run the graph and yield (node, value) for each live node; values are dropped after their last reader."""
-        if len(inputs) != len(self.placeholders):
-            raise TypeError(f"the Program takes {len(self.placeholders)} tensors, got {len(inputs)}")
-        live = live_nodes(self.graph)
-        last_reader: dict[fx.Node, fx.Node] = {}
+    def trace_values(self, *inputs: Any) -> Iterator[tuple[fx.Node, Any]]:
+        """Run the graph and yield (node, value) for each live node; values are dropped after their last reader.
+
+        Raises `TypeError` when the number of inputs is another.
+        """
+        return trace_graph(self.graph, inputs, self._loader())
+
+    def _loader(self) -> Callable[[str], torch.Tensor]:
+        """What `get_attr` reads during one run: packed weights, and one copy of each state."""
+        state: dict[str, torch.Tensor] = {}
+
+        def load(name: str) -> torch.Tensor:
+            tensor = self.constants[name]
+            if name in self.state:
+                return state.setdefault(name, tensor.clone())
+            return self.packings[name].apply(tensor) if name in self.packings else tensor
+
+        return load
+
+    # -- bodies of regions --------------------------------------------------------------------------------------------
+
+    def of_body(self, body: Body) -> Block:
+        """The body of a region as a Block over the tables of this one."""
+        return Block(body.graph, self.constants, self.state, self.packings, self.mode, body.name)
+
+    # -- copying ------------------------------------------------------------------------------------------------------
+
+    def copy(self) -> Block:
+        """A Block with its own graph and tables; tensors and bodies are shared. Node names stay."""
+        return Block(self._copied_graph(), dict(self.constants), self.state, dict(self.packings), self.mode, self.name)
+
+    def _copied_graph(self) -> fx.Graph:
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
         for node in self.graph.nodes:
-            if node in live:
-                for n in node.all_input_nodes:
-                    last_reader[n] = node
-        dying: dict[fx.Node, list[fx.Node]] = {}
-        for n, reader in last_reader.items():
-            dying.setdefault(reader, []).append(n)
+            mapping[node] = graph.node_copy(node, mapping.__getitem__)
+        return graph
 
-        values: dict[fx.Node, Any] = {}
-        feed = iter(inputs)
+    def used_constants(self) -> list[str]:
+        """Names of the constants that the graph or a body in it reads, in order of first appearance."""
+        names = (str(n.target) for n in all_nodes(self.graph) if n.op == "get_attr" and n.users)
+        return list(dict.fromkeys(names))
 
-        def look_up(leaf: Any) -> Any:
-            return values[leaf] if isinstance(leaf, fx.Node) else leaf
 
-        with torch.no_grad():
-            for node in self.graph.nodes:
-                if node.op == "placeholder":
-                    values[node] = next(feed)
-                elif node not in live:
-                    continue
-                elif node.op == "get_attr":
-                    values[node] = self._load(str(node.target))
-                elif node.op == "call_function":
-                    args = [map_argument(a, look_up) for a in node.args]
-                    values[node] = node.target(*args, **{k: map_argument(v, look_up) for k, v in node.kwargs.items()})  # type: ignore[operator]
-                else:
-                    values[node] = [look_up(leaf) for leaf in node.args[0]]  # type: ignore[union-attr]
-                yield node, values[node]
-                for n in dying.get(node, ()):
-                    del values[n]
+@dataclass
+class Program(Block):
+    """One model: a Block with the call signature, which says how the model is called and which sizes are baked in."""
 
-    def _load(self, name: str) -> torch.Tensor:
-        tensor = self.constants[name]
-        if name in self.state:
-            return tensor.clone()
-        return self.packings[name].apply(tensor) if name in self.packings else tensor
+    signature: Signature = field(kw_only=True)
+    frontend: str = field(default="", kw_only=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the Program as the user calls the model."""
@@ -155,41 +169,132 @@ class Program:
         return self.signature.unflatten_outputs(self.run(*inputs))
 
     def graph_module(self) -> fx.GraphModule:
-        """An ordinary GraphModule over flat tensors, for the ecosystem's tools; the graph and constants are copies."""
-        copy = self.copy()
-        root = torch.nn.Module()
-        targets = {name: f"constant_{i}" for i, name in enumerate(copy.constants)}
-        for name, attribute in targets.items():
-            root.register_buffer(attribute, copy._load(name))
-        for node in copy.graph.nodes:
-            if node.op == "get_attr":
-                node.target = targets[node.target]
-        return fx.GraphModule(root, copy.graph)
+        """An ordinary GraphModule over flat tensors, for the ecosystem's tools; the graph and constants are copies.
 
-    # -- copying ------------------------------------------------------------------------------------------------------
+        A region calls its bodies, which are submodules.
+        """
+        return _graph_module(self.copy(), self._loader())
 
     def copy(self) -> Program:
-        """A Program with its own graph and tables; tensors are shared. Node names stay."""
-        graph = fx.Graph()
-        mapping: dict[fx.Node, fx.Node] = {}
-        for node in self.graph.nodes:
-            mapping[node] = graph.node_copy(node, mapping.__getitem__)
         return Program(
-            graph=graph,
+            self._copied_graph(),
+            dict(self.constants),
+            self.state,
+            dict(self.packings),
+            self.mode,
             signature=self.signature,
-            constants=dict(self.constants),
-            state=self.state,
-            packings=dict(self.packings),
-            mode=self.mode,
             frontend=self.frontend,
         )
 
-    def used_constants(self) -> list[str]:
-        """Names of the constants that the graph reads, in order of first appearance."""
-        names = (str(n.target) for n in self.graph.nodes if n.op == "get_attr" and n.users)
-        return list(dict.fromkeys(names))
+
+def all_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The nodes of a graph and of the bodies in it, each region before what is in it."""
+    for node in graph.nodes:
+        yield node
+        if is_region(node):
+            for body in bodies(node):
+                yield from all_nodes(body.graph)
+
+
+Load = Callable[[str], torch.Tensor]
+
+
+def run_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> list[Any]:
+    """The results of a graph on `inputs`, one per placeholder; `load(name)` gives the constants."""
+    results: list[Any] = []
+    for node, value in trace_graph(graph, inputs, load):
+        if node.op == "output":
+            results = value
+    return results
+
+
+def trace_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> Iterator[tuple[fx.Node, Any]]:
+    """Run `graph` and yield (node, value) for each live node; values are dropped after their last reader."""
+    placeholders = len(graph.find_nodes(op="placeholder"))
+    if len(inputs) != placeholders:
+        raise TypeError(f"the graph takes {placeholders} inputs, got {len(inputs)}")
+    live = live_nodes(graph)
+    last_reader: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node in live:
+            for n in node.all_input_nodes:
+                last_reader[n] = node
+    dying: dict[fx.Node, list[fx.Node]] = {}
+    for n, reader in last_reader.items():
+        dying.setdefault(reader, []).append(n)
+
+    values: dict[fx.Node, Any] = {}
+    feed = iter(inputs)
+
+    def look_up(leaf: Any) -> Any:
+        return values[leaf] if isinstance(leaf, fx.Node) else leaf
+
+    def run_body(body: Body, given: list[Any]) -> list[Any]:
+        return run_graph(body.graph, given, load)
+
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(feed)
+            elif node not in live:
+                continue
+            elif node.op == "get_attr":
+                values[node] = load(str(node.target))
+            elif node.op == "call_function":
+                args = [map_argument(a, look_up) for a in node.args]
+                kwargs = {k: map_argument(v, look_up) for k, v in node.kwargs.items()}
+                if is_region(node):
+                    kwargs["run"] = run_body
+                function: Any = meaning(node.target) or node.target
+                values[node] = function(*args, **kwargs)
+            else:
+                values[node] = [look_up(leaf) for leaf in node.args[0]]  # type: ignore[union-attr]
+            yield node, values[node]
+            for n in dying.get(node, ()):
+                del values[n]
+
+
+def _graph_module(block: Block, load: Load) -> fx.GraphModule:
+    """A GraphModule of a copied block; constants become buffers, bodies submodules."""
+    root = torch.nn.Module()
+    targets: dict[str, str] = {}
+    for node in list(block.graph.nodes):
+        if node.op == "get_attr":
+            name = str(node.target)
+            if name not in targets:
+                targets[name] = f"constant_{len(targets)}"
+                root.register_buffer(targets[name], load(name))
+            node.target = targets[name]
+        elif is_region(node):
+            _take_bodies_out(block, node, root, load)
+        elif meaning(node.target) is not None:
+            node.target = meaning(node.target)
+    return fx.GraphModule(root, block.graph)
+
+
+def _take_bodies_out(block: Block, node: fx.Node, root: torch.nn.Module, load: Load) -> None:
+    arguments: list[Any] = []
+    with block.graph.inserting_before(node):
+        for argument in node.args:
+            if isinstance(argument, Body):
+                name = f"body_{sum(1 for _ in root.children())}"
+                root.add_module(name, _graph_module(block.of_body(argument).copy(), load))
+                argument = block.graph.get_attr(name)
+            arguments.append(argument)
+    node.args = tuple(arguments)
+    node.kwargs = {"run": run_module}
+
+
+def run_module(module: fx.GraphModule, inputs: list[Any]) -> list[Any]:
+    """How a region of a `graph_module` runs its bodies."""
+    return list(module(*inputs))
 
 
 def public_name(constant: str) -> str:
     """The user's parameter path behind a constant that passes may have rewritten."""
     return constant.split("@", 1)[0]
+
+
+def body_of(block: Block, carried: int = 0) -> Body:
+    """A finished block as the body of a region; `carried` is the number of values that a loop hands from round to round."""
+    return Body(block.graph, effects_of(block.graph, carried), block.name)

@@ -1,4 +1,4 @@
-"""The networkx view of a Program: graph questions (cuts, components, longest paths) are asked here."""
+"""The networkx view of a Block: graph questions (cuts, components, longest paths) are asked here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
-from ir_tools.ir.program import Program
+from ir_tools.ir.program import Block
 
 
-def dataflow(program: Program) -> nx.DiGraph:
-    """A `DiGraph` whose nodes are the Program's fx nodes (constants left out) and whose edges run from value to reader."""
+def dataflow(program: Block) -> nx.DiGraph:
+    """A `DiGraph` whose nodes are the Block's fx nodes (constants left out) and whose edges run from value to reader."""
     graph: nx.DiGraph = nx.DiGraph()
     for node in program.nodes:
         if node.op == "get_attr":
@@ -36,7 +36,7 @@ class Region:
         return [reader for reader in value.users if (reader in self.nodes) is inside]
 
 
-def regions(program: Program, belongs: Callable[[fx.Node], bool]) -> list[Region]:
+def regions(program: Block, belongs: Callable[[fx.Node], bool]) -> list[Region]:
     """The connected regions of the ops for which `belongs` holds, in order of execution."""
     graph = dataflow(program)
     order = {node: i for i, node in enumerate(program.nodes)}
@@ -50,7 +50,7 @@ def regions(program: Program, belongs: Callable[[fx.Node], bool]) -> list[Region
     return sorted(found, key=lambda region: min(order[n] for n in region.nodes))
 
 
-def upstream(program: Program, starts: Callable[[fx.Node], bool], through: Callable[[fx.Node], bool]) -> set[fx.Node]:
+def upstream(program: Block, starts: Callable[[fx.Node], bool], through: Callable[[fx.Node], bool]) -> set[fx.Node]:
     """The ops that lead to an op for which `starts` holds, over ops for which `through` holds only; without the starts."""
     first = {node for node in program.calls if starts(node)}
     if not first:

@@ -6,8 +6,11 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from ir_tools.ir import facts
 from ir_tools.ir.dialect import argument_names, getitem, op_name
+from ir_tools.ir.host import CONSTRUCTORS, fail
 from ir_tools.ir.program import Program
+from ir_tools.ir.regions import bodies, inputs_of, is_region, region_loop
 
 
 class IllFormedError(AssertionError):
@@ -16,25 +19,10 @@ class IllFormedError(AssertionError):
 
 def check_wellformed(program: Program) -> None:
     """Raise `IllFormedError` listing what breaks the contract; return None when nothing does."""
-    problems: list[str] = []
-    seen: set[fx.Node] = set()
     names: set[str] = set()
-    nodes = program.nodes
-    for node in nodes:
-        for n in node.all_input_nodes:
-            if n not in seen:
-                problems.append(f"{node.name} reads {n.name} before it is computed")
-        if node.name in names:
-            problems.append(f"two nodes are called {node.name}")
-        names.add(node.name)
-        seen.add(node)
-        problems.extend(_node_problems(program, node))
-    outputs = [n for n in nodes if n.op == "output"]
-    if len(outputs) != 1 or nodes[-1] is not outputs[0]:
-        problems.append("there must be one output node, and it must be last")
-    elif not isinstance(outputs[0].args[0], tuple):
-        problems.append("the output must hold a flat tuple")
-    elif len(outputs[0].args[0]) != program.signature.output_count:
+    problems = _graph_problems(program, program.graph, names)
+    outputs = program.graph.find_nodes(op="output")
+    if outputs and isinstance(outputs[0].args[0], tuple) and len(outputs[0].args[0]) != program.signature.output_count:
         problems.append(
             f"the output holds {len(outputs[0].args[0])} values, the signature {program.signature.output_count}"
         )
@@ -50,6 +38,45 @@ def check_wellformed(program: Program) -> None:
         raise IllFormedError("the Program is ill-formed:\n  " + "\n  ".join(problems))
 
 
+def _graph_problems(program: Program, graph: fx.Graph, names: set[str]) -> list[str]:
+    """The problems of a graph and of the bodies in it; `names` are those of nodes seen so far."""
+    problems: list[str] = []
+    seen: set[fx.Node] = set()
+    nodes = list(graph.nodes)
+    for node in nodes:
+        for n in node.all_input_nodes:
+            if n not in seen:
+                problems.append(f"{node.name} reads {n.name} before it is computed")
+        if node.name in names:
+            problems.append(f"two nodes are called {node.name}")
+        names.add(node.name)
+        seen.add(node)
+        problems.extend(_node_problems(program, node))
+        if is_region(node):
+            problems.extend(_region_problems(node))
+            for body in bodies(node):
+                problems.extend(_graph_problems(program, body.graph, names))
+    outputs = [n for n in nodes if n.op == "output"]
+    if len(outputs) != 1 or nodes[-1] is not outputs[0]:
+        problems.append("there must be one output node, and it must be last")
+    elif not isinstance(outputs[0].args[0], tuple):
+        problems.append("the output must hold a flat tuple")
+    return problems
+
+
+def _region_problems(node: fx.Node) -> list[str]:
+    """Bodies take what the region gives them, and give what it hands on."""
+    given = len(inputs_of(node))
+    wanted = len(facts.fact(node)) + (node.target is region_loop)
+    problems = []
+    for body in bodies(node):
+        if len(body.placeholders) != given:
+            problems.append(f"{node.name} gives {given} values to a body that takes {len(body.placeholders)}")
+        if len(body.results) != wanted:
+            problems.append(f"a body of {node.name} gives {len(body.results)} results instead of {wanted}")
+    return problems
+
+
 def _node_problems(program: Program, node: fx.Node) -> list[str]:
     if node.op in ("placeholder", "output"):
         return []
@@ -59,7 +86,7 @@ def _node_problems(program: Program, node: fx.Node) -> list[str]:
         return []
     if node.op != "call_function":
         return [f"{node.name} is a {node.op} node; the dialect has placeholder, get_attr, call_function, output"]
-    if node.target is getitem:
+    if node.target is getitem or node.target in CONSTRUCTORS or node.target is fail or is_region(node):
         return []
     if not isinstance(node.target, OpOverload):
         return [f"{node.name} calls {node.target!r}, which is not an OpOverload"]

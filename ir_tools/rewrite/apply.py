@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx
 
 from ir_tools.errors import PassesError
-from ir_tools.ir import Draft, Program, facts
+from ir_tools.ir import Draft, Block, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.origin import place
 from ir_tools.rewrite.build import Ops
@@ -31,7 +31,7 @@ class EndlessRuleError(PassesError, RuntimeError):
     """The rules of a pass undo each other, or one fits its own result."""
 
 
-def apply_rules(program: Program, rules: Sequence[Rule], journal: Journal, made_by: str) -> Program:
+def apply_rules(program: Block, rules: Sequence[Rule], journal: Journal, made_by: str) -> Block:
     """Apply `rules`, earlier ones first at each node, until none fits. The very `program` when none did."""
     by_target: dict[Any, list[Rule]] = {}
     for rule in rules:
@@ -95,7 +95,7 @@ def _build(draft: Draft, rule: Rule, match: Match, made_by: str) -> fx.Node:
     return result._node
 
 
-def _objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Program) -> str | None:
+def _objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Block) -> str | None:
     """Why the rule must not be applied here, None when it may."""
     inside = set(match.nodes)
     for node in match.inner:

@@ -63,7 +63,7 @@ class Caster:
         return new
 
     def restore_outputs(self, dtypes: Sequence[torch.dtype | None]) -> None:
-        """Cast the Program's outputs back to `dtypes`."""
+        """Cast the Block's outputs back to `dtypes`."""
         output = self.draft.program.output
         for value, dtype in zip(list(nodes_in(output.args)), dtypes, strict=True):
             if dtype is not None and facts.dtype(value) is not dtype:

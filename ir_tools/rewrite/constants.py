@@ -6,11 +6,11 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from ir_tools.ir import Program, facts
+from ir_tools.ir import Block, facts
 from ir_tools.ir.dialect import DIALECT_ONLY, has_effect, map_argument
 
 
-def is_foldable(program: Program, node: fx.Node) -> bool:
+def is_foldable(program: Block, node: fx.Node) -> bool:
     """The node gives one tensor, which is read; it has no effect, and its tensor operands are constants, not state."""
     if not node.users or not isinstance(node.target, OpOverload) or node.target in DIALECT_ONLY or has_effect(node):
         return False
@@ -19,7 +19,7 @@ def is_foldable(program: Program, node: fx.Node) -> bool:
     return all(program.constant(n) is not None and n.target not in program.packings for n in node.all_input_nodes)
 
 
-def evaluate(program: Program, node: fx.Node) -> tuple[torch.Tensor, int]:
+def evaluate(program: Block, node: fx.Node) -> tuple[torch.Tensor, int]:
     """The tensor that a foldable node gives (a copy that shares nothing), and the bytes of its operands together."""
 
     def look_up(leaf: object) -> object:

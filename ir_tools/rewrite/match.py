@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ir_tools.ir import Program
+from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments
 from ir_tools.rewrite.rule import Call, Pattern, Rule, Unknown, wrap
 
@@ -31,7 +31,7 @@ class Match:
         """The values that enter the match from outside."""
         return [v for v in self.bound.values() if isinstance(v, fx.Node)]
 
-    def view(self, rule: Rule, program: Program) -> dict[str, Any]:
+    def view(self, rule: Rule, program: Block) -> dict[str, Any]:
         """What `requires` and `replace` see, by name: Values, constant tensors, literals and named Calls."""
         out: dict[str, Any] = {name: Call(node) for name, node in self.named.items()}
         for name, value in self.bound.items():
@@ -40,13 +40,13 @@ class Match:
         return out
 
 
-def match_at(rule: Rule, node: fx.Node, program: Program) -> Match | None:
+def match_at(rule: Rule, node: fx.Node, program: Block) -> Match | None:
     """The match of `rule` whose root is `node`, None when the left side does not fit."""
     match = Match(node)
     return match if _fits(rule.pattern, node, program, match) else None
 
 
-def _fits(pattern: Pattern, value: Any, program: Program, match: Match) -> bool:
+def _fits(pattern: Pattern, value: Any, program: Block, match: Match) -> bool:
     if not isinstance(value, fx.Node) or value.op != "call_function" or value.target not in pattern.targets:
         return False
     given = bound_arguments(value)
@@ -60,7 +60,7 @@ def _fits(pattern: Pattern, value: Any, program: Program, match: Match) -> bool:
     return len(positional) == len(pattern.args) and all(_argument_fits(p, v, program, match) for p, v in pairs)
 
 
-def _argument_fits(pattern: Any, value: Any, program: Program, match: Match) -> bool:
+def _argument_fits(pattern: Any, value: Any, program: Block, match: Match) -> bool:
     if isinstance(pattern, Pattern):
         return _fits(pattern, value, program, match)
     if not isinstance(pattern, Unknown):

@@ -65,7 +65,7 @@ class Value:
 
     @property
     def is_constant(self) -> bool:
-        """Known now: an entry of the Program's table."""
+        """Known now: an entry of the Block's table."""
         return self._node.op == "get_attr"
 
     def dies_at(self, reader: Value) -> bool:

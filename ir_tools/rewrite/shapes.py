@@ -11,17 +11,20 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import fx
 
 from ir_tools.errors import PassesError
-from ir_tools.ir import Draft, Program, facts
+from ir_tools.ir import Block, Draft, facts
 from ir_tools.ir.origin import place
+from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.journal import Journal
 from ir_tools.rewrite.rule import Call, Rule
+
+B = TypeVar("B", bound=Block)
 
 Declares = Literal["exact", "reassociates", "lower_precision", "quantizes"]
 """What a pass may do to numbers, mildest first."""
@@ -35,22 +38,31 @@ class OptionError(PassesError, ValueError):
 
 @dataclass(frozen=True)
 class Pass:
-    """A function `Program -> Program`. Unchanged means the very object comes back.
+    """A function `Block -> Block`. Unchanged means the very object comes back.
 
     `name` equals its file and its test; `declares` says what it may do to numbers; `given` are options set by the user.
     """
 
     name: str
-    function: Callable[..., Program]
+    function: Callable[..., Any]
     declares: Declares
     doc: str = ""
     given: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, program: Program, *, skip: Iterable[str] = (), journal: Journal | None = None) -> Program:
+    def __call__(self, program: Block, *, skip: Iterable[str] = (), journal: Journal | None = None) -> Block:
         """Run the pass; sites whose id is in `skip` are left alone; what was done is written into `journal`."""
         if journal is None:
             journal = Journal.skipping(skip)
-        return self.function(program, journal, **self.given)
+        return self._on(program, journal)
+
+    def _on(self, block: B, journal: Journal) -> B:
+        """Run the function on a block, then on the bodies of its regions, each as a block of its own."""
+        block = self.function(block, journal, **self.given)
+        if not any(is_region(node) for node in block.calls):
+            return block
+        draft = Draft.of(block)
+        draft.change_bodies(lambda body: self._on(body, journal))
+        return draft.finish()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -103,7 +115,7 @@ def _option_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parame
 def rule_pass(name: str, rules: Sequence[Rule], *, declares: Declares, doc: str | None) -> Pass:
     """A pass that applies `rules`."""
 
-    def run(program: Program, journal: Journal) -> Program:
+    def run(program: Block, journal: Journal) -> Block:
         return apply_rules(program, rules, journal, name)
 
     return Pass(name, run, declares, doc or "")
@@ -118,7 +130,7 @@ def table_pass(name: str, table: Mapping[Any, TableEntry], *, declares: Declares
     An entry takes `(op, call)` and returns the new Value, or None to leave the op alone; `op.decline(why)` says why not.
     """
 
-    def run(program: Program, journal: Journal) -> Program:
+    def run(program: Block, journal: Journal) -> Block:
         if not any(node.target in table for node in program.calls):
             return program
         draft = Draft.of(program)
@@ -151,10 +163,10 @@ def _replace_by_table(
     journal.rewrote(site, name, place(node))
 
 
-def graph_pass(*, declares: Declares) -> Callable[[Callable[..., Program]], Pass]:
+def graph_pass(*, declares: Declares) -> Callable[[Callable[..., Block]], Pass]:
     """Decorator: a function `(program, journal, *, options) -> program` as a pass of the same name."""
 
-    def decorate(function: Callable[..., Program]) -> Pass:
+    def decorate(function: Callable[..., Block]) -> Pass:
         doc = inspect.getmodule(function).__doc__  # type: ignore[union-attr]
         return Pass(function.__name__, function, declares, doc or "")
 

@@ -41,7 +41,7 @@ def build(inputs, body):
         for name, leaf in zip(leaf_names(in_tree), leaves, strict=True)
         if isinstance(leaf, torch.Tensor)
     )
-    draft = Draft(Program(fx.Graph(), Signature(bind, tuple(inputs), specs, in_tree, in_leaves, in_tree, ())))
+    draft = Draft(Program(fx.Graph(), signature=Signature(bind, tuple(inputs), specs, in_tree, in_leaves, in_tree, ())))
     nodes = [draft.placeholder(re.sub(r"\W+", "_", s.name), t) for s, t in zip(specs, tensors, strict=True)]
     values, out_tree = pytree.tree_flatten(body(draft, *nodes))
     out_leaves, _ = split_leaves([torch.empty(0) if isinstance(v, fx.Node) else v for v in values])

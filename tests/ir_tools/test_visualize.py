@@ -28,7 +28,7 @@ def start(*examples: torch.Tensor, outputs: int = 1) -> Draft:
     out_leaves, _tensors = split_leaves([torch.zeros(1)] * outputs)
     out_tree = pytree.tree_structure([0] * outputs)
     signature = Signature(bind, tuple(names), specs, in_tree, split_leaves(leaves)[0], out_tree, out_leaves)
-    draft = Draft(Program(fx.Graph(), signature, frontend="export"))
+    draft = Draft(Program(fx.Graph(), signature=signature, frontend="export"))
     for name, example in zip(names, examples):
         draft.placeholder(name, example)
     return draft
