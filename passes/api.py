@@ -121,7 +121,7 @@ def optimize(
     if directory is not None:
         dump(program, directory, 0, "captured", None, dumps, report.notes)
     program, report.steps = run_pipeline(program, pipeline, hooks)
-    report.ops_left = dict(Counter(short_name(node.target) for node in program.calls))
+    report.ops_left = dict(Counter(short_name(node.target) for node in program.all_calls))
     numerics.declare(pipeline)
     if dry_run:
         report.seconds = time.perf_counter() - start
@@ -223,7 +223,7 @@ def _check_mode(model: Any) -> None:
 
 def _refuse_lowered(program: Program) -> None:
     """A file that was lowered to oneDNN can be drawn and run, but its graph is past rewriting."""
-    lowered = [node for node in program.calls if op_name(node.target).startswith("mkldnn::")]
+    lowered = [node for node in program.all_calls if op_name(node.target).startswith("mkldnn::")]
     if lowered:
         raise CaptureError(
             f"the model holds {op_name(lowered[0].target)}: it was optimised already; give the model it was made from"

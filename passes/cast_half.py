@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from ir_tools.ir import Draft, Block
+from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import mutated_values

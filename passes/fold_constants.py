@@ -5,7 +5,7 @@
 A result much larger than what it is made from (an `expand` or a wide `arange`) stays an op: it would swell the file.
 """
 
-from ir_tools.ir import Draft, Block
+from ir_tools.ir import Block, Draft
 from ir_tools.ir.facts import mutated_values
 from ir_tools.ir.origin import place
 from ir_tools.rewrite import Journal, graph_pass

@@ -42,7 +42,7 @@ class Step:
 
 def run_pass(step: Step, program: Program) -> Program:
     """The innermost run: the pass itself."""
-    return step.pass_(program, journal=step.journal)
+    return step.pass_(program, journal=step.journal)  # type: ignore[no-any-return]
 
 
 def wrap(run: Run, hooks: Sequence[Hook]) -> Run:
@@ -231,6 +231,6 @@ WIDTH = {torch.float64: 4, torch.float32: 3, torch.float16: 2, torch.bfloat16: 1
 
 def narrowest_float(program: Program) -> torch.dtype:
     """The narrowest floating dtype that the graph computes in."""
-    found: set[Any] = {facts.dtype(n) for node in program.calls for n in (node, *nodes_in(node.args))}
+    found: set[Any] = {facts.dtype(n) for node in program.all_calls for n in (node, *nodes_in(node.args))}
     floats = [d for d in found if d in WIDTH]
     return min(floats, key=WIDTH.__getitem__, default=torch.float32)

@@ -8,7 +8,7 @@ A region is a connected set of quantisable ops on float32 values. A stub is the 
 
 import torch
 
-from ir_tools.ir import Draft, Block
+from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import nodes_in, quant_stub, short_name
 from ir_tools.ir.facts import dtype, mutated_values
 from ir_tools.ir.origin import place

@@ -3,7 +3,7 @@
     y = op(x), y never read, op pure  ->  nothing        (writes, assertions and random draws stay)
 """
 
-from ir_tools.ir import Draft, Block
+from ir_tools.ir import Block, Draft
 from ir_tools.rewrite import Journal, graph_pass
 
 

@@ -28,7 +28,7 @@ _RESERVED = (
     | set(keyword.kwlist)
 )
 # Names of methods and of numbers that emission adds to the root.
-_OURS = re.compile(r"_chunk_\d+|_pack_\d+|_float_\d+|_check_\w+|_dtype_name")
+_OURS = re.compile(r"_chunk_\d+|_pack_\d+|_float_\d+|_check_\w+|_dtype_name|_unread")
 
 
 def place_constants(names: Iterable[str]) -> dict[str, Path]:

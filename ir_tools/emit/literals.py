@@ -34,12 +34,17 @@ def spell(value: Any, declared: Any, variable: Callable[[fx.Node], str], held: C
         value = float(value)
     if isinstance(value, bool) and kind in ("IntType", "NumberType"):
         value = int(value)
-    if isinstance(value, bool):
+    if isinstance(value, float):
+        return spell_float(value) if survives_saving(value) else held(value)
+    return spell_plain(value)
+
+
+def spell_plain(value: Any) -> str:
+    """A value that means the same wherever it stands. Raises EmitError for one that TorchScript has no literal for."""
+    if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, int):
         return spell_int(value)
-    if isinstance(value, float):
-        return spell_float(value) if survives_saving(value) else held(value)
     if isinstance(value, complex):
         return f"complex({spell_float(value.real)}, {spell_float(value.imag)})"
     if isinstance(value, str):

@@ -13,7 +13,7 @@ them, whatever the inputs do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -26,14 +26,16 @@ from torch.jit import ScriptModule
 from ir_tools.emit.calling import Structure, emitted_arguments, output_structure
 from ir_tools.emit.constants import build_tree, describe, free_name, path_text, place_constants
 from ir_tools.emit.errors import EmitError
-from ir_tools.emit.literals import spell, spell_string
+from ir_tools.emit.literals import spell, spell_float, spell_plain, spell_string, survives_saving
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.emit.packed_weights import add_packed_weights, attach_packing, packing_text
 from ir_tools.emit.torch_jit import define, script_tree
-from ir_tools.ir.dialect import DIALECT_ONLY, argument_names, getitem, overload_name
+from ir_tools.ir.dialect import DIALECT_ONLY, argument_names, getitem, has_effect, overload_name
 from ir_tools.ir.facts import FactError, compute_fact, dtype, fact, mutated_values
+from ir_tools.ir.host import CONSTRUCTORS, READERS, TENSOR, fail, inner_types, is_host, make_dict, make_list, value_type
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
+from ir_tools.ir.regions import Body, bodies, is_region, region_if
 
 # Namespaces whose ops stock libtorch does not know: they have to be lowered first.
 _NOT_IN_LIBTORCH = frozenset({"torch_passes", "quantized_decomposed"})
@@ -82,7 +84,11 @@ def _check_holds(self, holds: Tensor, message: str) -> None:
     if not bool(holds):
         raise RuntimeError(message)
 """
+_UNREAD_TEXTS = {"int": "0", "float": "0.0", "bool": "False", "str": '""', "number": "0", "Device": 'torch.device("cpu")'}
+
 _ASSERTIONS = frozenset({torch.ops.aten._assert_async.default, torch.ops.aten._assert_async.msg})
+_UNREAD = "_unread"
+"""The attribute that a tensor variable holds on a path where nobody reads it."""
 _UNNAMED_ASSERTION = "an assertion of the model failed"
 
 
@@ -96,6 +102,8 @@ def emit(program: Program, chunk_size: int = 250) -> ScriptModule:
     root = build_tree(program, text.paths)
     for name, value in text.floats.items():
         setattr(root, name, torch.jit.Attribute(value, float))
+    if text.unread:
+        setattr(root, _UNREAD, torch.jit.Attribute(torch.empty(0), torch.Tensor))
     if text.packed:
         add_packed_weights(root, text.packed_name)
     scripted = script_tree(root)
@@ -127,14 +135,26 @@ def torchscript_source(program: Program, chunk_size: int = 250) -> str:
 
 
 @dataclass(frozen=True)
-class _Statement:
-    """One line of a chunk. `expected` is the full name of the overload, or of our method, that it must resolve to."""
+class _Call:
+    """A call that the text makes: the full name of the overload, or of our method, that it must resolve to.
+
+    `may_go`: it stands in a region, where TorchScript drops what nobody reads.
+    """
 
     node: fx.Node
     text: str
+    expected: str
+    may_go: bool = False
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """One node in a chunk, in one line; a region has as many as it needs."""
+
+    lines: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    expected: str
+    calls: tuple[_Call, ...] = ()
 
 
 @dataclass
@@ -145,6 +165,7 @@ class _Text:
     packed: list[str]
     packed_name: str
     floats: dict[str, float] = field(default_factory=dict)
+    unread: bool = False
     methods: dict[str, str] = field(default_factory=dict)
     chunks: dict[str, list[_Statement]] = field(default_factory=dict)
 
@@ -163,7 +184,7 @@ def _write(program: Program, chunk_size: int) -> _Text:
 
 def _refuse_what_libtorch_lacks(program: Program) -> None:
     left = [
-        n for n in program.calls if n.target in DIALECT_ONLY or getattr(n.target, "namespace", "") in _NOT_IN_LIBTORCH
+        n for n in program.all_calls if n.target in DIALECT_ONLY or getattr(n.target, "namespace", "") in _NOT_IN_LIBTORCH
     ]
     if left:
         ops = ", ".join(sorted({overload_name(n.target) for n in left}))
@@ -185,6 +206,7 @@ class _Writer:
         self.types: dict[str, str] = {}
         self.packed_index = {name: i for i, name in enumerate(text.packed)}
         self._reads: dict[str, None] = {}
+        self._inside: set[str] = set()  # names that exist only inside regions
 
     def write(self, chunk_size: int) -> None:
         # forward's arguments come first, so that they keep the user's names.
@@ -225,7 +247,7 @@ class _Writer:
             methods["_check_length"] = _CHECK_LENGTH
         if "self._check_keys(" in forward:
             methods["_check_keys"] = _CHECK_KEYS
-        if any(s.expected == "self._check_holds" for s in statements):
+        if any(call.expected == "self._check_holds" for s in statements for call in s.calls):
             methods["_check_holds"] = _CHECK_HOLDS
         methods.update(self._chunk_methods)
         methods["forward"] = forward
@@ -287,19 +309,29 @@ class _Writer:
             if constant in self.packed_index:
                 return f"self.{self.text.packed_name}.weights[{self.packed_index[constant]}]"
             return path_text(self.text.paths[constant])
+        name = self._known_variable(node)
+        self._reads[name] = None
+        return name
+
+    def _known_variable(self, node: fx.Node) -> str:
         name = self.variables.get(node)
         if name is None:
             raise EmitError(f"{node.name} has no value that could be read")
         if isinstance(name, tuple):
             raise EmitError(f"{node.name} has {len(name)} results and is read as one; read them with getitem")
-        self._reads[name] = None
         return name
 
-    def _statement(self, node: fx.Node) -> _Statement | None:
-        """The line that computes `node`; None for a getitem that only names one of several results."""
+    def _statement(self, node: fx.Node, inside: bool = False) -> _Statement | None:
+        """What computes `node`; None for a getitem that only names one of several results. `inside`: in a region."""
         self._reads = {}
+        if is_region(node):
+            return self._region(node)
         if node.target is getitem:
             return self._getitem(node)
+        if node.target is fail:
+            return _Statement((f"raise RuntimeError({spell_string(str(node.args[0]))})",), (), ())
+        if node.target in CONSTRUCTORS:
+            return self._named(node, self._constructed(node), value_type(node))
         if not isinstance(node.target, OpOverload):
             raise EmitError(f"{node.name} calls {node.target!r}, which is not an op")
         try:
@@ -307,16 +339,155 @@ class _Writer:
             call = self._assertion(node) if assertion else self._call(node, node.target)
         except EmitError as error:
             raise EmitError(f"{place(node)}: {overload_name(node.target)}: {error}") from None
-        reads = tuple(self._reads)
         if assertion:
-            return _Statement(node, call, reads, (), "self._check_holds")
+            return _Statement((call + _comment(node),), tuple(self._reads), (), (_Call(node, call, "self._check_holds"),))
+        if is_host(node.target):
+            if node.target._schema.returns and value_type(node) != "NoneType":
+                return self._named(node, call, value_type(node))
+            return _Statement((call + _comment(node),), tuple(self._reads), ())
         results = [r.type.annotation_str for r in node.target._schema.returns]
         names = [self.names.fresh(node.name if len(results) == 1 else f"{node.name}_{i}") for i in range(len(results))]
         self.types.update(zip(names, results, strict=True))
         if results:
             self.variables[node] = names[0] if len(names) == 1 else tuple(names)
             call = f"{', '.join(names)} = {call}"
-        return _Statement(node, call, reads, tuple(names), overload_name(node.target))
+        expected = _Call(node, call, overload_name(node.target), may_go=inside and not has_effect(node))
+        return _Statement((call + _comment(node),), tuple(self._reads), tuple(names), (expected,))
+
+    def _named(self, node: fx.Node, text: str, annotation: str) -> _Statement:
+        """`name = text` for a value of the host."""
+        name = self.names.fresh(node.name)
+        self._name(node, name, annotation)
+        return _Statement((f"{name} = {text}",), tuple(self._reads), (name,))
+
+    def _constructed(self, node: fx.Node) -> str:
+        """A list, tuple or dict."""
+        annotation = value_type(node)
+        if node.target is make_dict:
+            keys, values = (list(a) for a in node.args)  # type: ignore[union-attr,arg-type]
+            _, part = inner_types(annotation)
+            pairs = (f"{self._literal(k, 'str')}: {self._literal(v, part)}" for k, v in zip(keys, values, strict=True))
+            text = "{" + ", ".join(pairs) + "}"
+        elif node.target is make_list:
+            (part,) = inner_types(annotation)
+            text = "[" + ", ".join(self._literal(v, part) for v in node.args) + "]"
+        else:
+            parts = zip(node.args, inner_types(annotation), strict=True)
+            text = "(" + "".join(f"{self._literal(v, t)}, " for v, t in parts) + ")"
+        return f"torch.jit.annotate({annotation}, {text})"
+
+    def _literal(self, value: Any, annotation: str) -> str:
+        """A value of a TorchScript type; None where the type has none stands for a value that nobody reads."""
+        if isinstance(value, fx.Node):
+            return self._variable(value)
+        if value is None and not annotation.startswith("Optional["):
+            return self._unread(annotation)
+        if annotation in ("float", "Optional[float]") and isinstance(value, int):
+            value = float(value)
+        if isinstance(value, float):
+            return spell_float(value) if survives_saving(value) else self._held_float(value)
+        return spell_plain(value)
+
+    def _unread(self, annotation: str) -> str:
+        if annotation == TENSOR:
+            self.text.unread = True
+            return f"self.{_UNREAD}"
+        if annotation in _UNREAD_TEXTS:
+            return _UNREAD_TEXTS[annotation]
+        if annotation.startswith(("List[", "Dict[")):
+            return f"torch.jit.annotate({annotation}, {'[]' if annotation.startswith('List[') else '{}'})"
+        raise EmitError(f"a {annotation} that is set on one path only cannot be written in TorchScript")
+
+    # -- regions -------------------------------------------------------------------------------------------------------
+
+    def _region(self, node: fx.Node) -> _Statement:
+        types = inner_types(value_type(node))
+        names = [self.names.fresh(f"{node.name}_{i}") for i in range(len(types))]
+        write = self._if if node.target is region_if else self._loop
+        lines, reads, calls = write(node, names, types)
+        self.types.update(zip(names, types, strict=True))
+        self.variables[node] = tuple(names)
+        return _Statement(tuple(lines), tuple(reads), tuple(names), tuple(calls))
+
+    def _if(self, node: fx.Node, names: list[str], types: list[str]) -> tuple[list[str], list[str], list[_Call]]:
+        condition = self._literal(node.args[0], "bool")
+        reads, calls, lines = dict(self._reads), list[_Call](), list[str]()
+        for opening, body in zip((f"if {condition}:{_comment(node)}", "else:"), bodies(node), strict=True):
+            self._bind_operands(body.placeholders, node.args[3])
+            inner, raises = self._body(body, reads, calls)
+            if not raises:
+                self._reads = {}
+                given = [self._result_text(v, t) for v, t in zip(body.results, types, strict=True)]
+                inner += [f"{name} = {text}" for name, text in zip(names, given, strict=True)]
+                reads.update(self._reads)
+            lines += [opening, *_indented(inner or ["pass"])]
+        return lines, self._from_outside(reads), calls
+
+    def _loop(self, node: fx.Node, names: list[str], types: list[str]) -> tuple[list[str], list[str], list[_Call]]:
+        trips, condition, body, carried, operands = node.args
+        assert isinstance(body, Body)
+        lines = [f"{n} = {self._result_text(v, t)}" for n, v, t in zip(names, carried, types, strict=True)]  # type: ignore[arg-type]
+        limit = None if trips is None else self._literal(trips, "int")
+        start = self._literal(condition, "bool")
+        reads, calls = dict(self._reads), list[_Call]()
+        count, goes_on = self.names.fresh("count"), self.names.fresh("goes_on")
+        number, *inputs = body.placeholders
+        self._name(number, count, "int")
+        for placeholder, name, annotation in zip(inputs, names, types, strict=False):
+            self._name(placeholder, name, annotation)
+        self._bind_operands(inputs[len(names) :], operands)
+        inner, raises = self._body(body, reads, calls)
+        self._reads = {}
+        counted = limit is not None and condition is True and body.results[0] is True
+        if not raises:
+            given = [self._result_text(v, t) for v, t in zip(body.results[1:], types, strict=True)]
+            moved = [(name, text) for name, text in zip(names, given, strict=True) if name != text]
+            if moved:  # all at once: one may be read in another's place
+                inner.append(f"{', '.join(n for n, _ in moved)} = {', '.join(t for _, t in moved)}")
+            if not counted:
+                inner.append(f"{goes_on} = {self._literal(body.results[0], 'bool')}")
+        reads.update(self._reads)
+        if counted:
+            lines += [f"for {count} in range({limit}):{_comment(node)}", *_indented(inner or ["pass"])]
+        else:
+            bound = "" if limit is None else f" and {count} < {limit}"
+            numbered = [f"{count} = {count} + 1"] if number.users or bound else []
+            lines += [f"{count} = 0"] if numbered else []
+            lines += [f"{goes_on} = {start}", f"while {goes_on}{bound}:{_comment(node)}"]
+            lines += _indented([*inner, *numbered])
+        own = {*names, count, goes_on}
+        return lines, [name for name in self._from_outside(reads) if name not in own], calls
+
+    def _bind_operands(self, placeholders: Sequence[fx.Node], operands: Any) -> None:
+        """What a body reads from outside goes by the name that it has there."""
+        for placeholder, operand in zip(placeholders, operands, strict=True):
+            self.variables[placeholder] = self._known_variable(operand)
+
+    def _body(self, body: Body, reads: dict[str, None], calls: list[_Call]) -> tuple[list[str], bool]:
+        """The lines of a body, and whether it ends by raising; `reads` and `calls` get what its statements have."""
+        lines: list[str] = []
+        for node in body.graph.nodes:
+            if node.op != "call_function":
+                continue
+            statement = self._statement(node, inside=True)
+            if statement is None:
+                continue
+            lines += statement.lines
+            reads.update(dict.fromkeys(statement.reads))
+            calls += statement.calls
+            self._inside |= set(statement.writes)
+            if node.target is fail:
+                return lines, True
+        return lines, False
+
+    def _from_outside(self, reads: dict[str, None]) -> list[str]:
+        return [name for name in reads if name not in self._inside]
+
+    def _result_text(self, value: Any, annotation: str) -> str:
+        text = self._literal(value, annotation)
+        if annotation == TENSOR or (isinstance(value, fx.Node) and self.types.get(text) == annotation):
+            return text
+        return f"torch.jit.annotate({annotation}, {text})"
 
     def _getitem(self, node: fx.Node) -> _Statement | None:
         container, index = node.args
@@ -329,11 +500,12 @@ class _Writer:
             return None
         text = self._variable(container)
         type_ = self.types[text]
-        if not type_.startswith("List["):
+        if not type_.startswith(("List[", "Tuple[")):
             raise EmitError(f"{node.name} reads an element of {container.name}, which is a {type_}")
+        inner = inner_types(type_)
         name = self.names.fresh(node.name)
-        self._name(node, name, type_.removeprefix("List[").removesuffix("]"))
-        return _Statement(node, f"{name} = {text}[{index}]", (text,), (name,), "aten::__getitem__.t")
+        self._name(node, name, inner[0] if type_.startswith("List[") else inner[index])
+        return _Statement((f"{name} = {text}[{index}]",), (text,), (name,))
 
     def _call(self, node: fx.Node, target: OpOverload) -> str:
         positional, keyword_only = argument_names(target)
@@ -370,7 +542,7 @@ class _Writer:
 
     def _chunks(self, statements: list[_Statement], chunk_size: int, result_reads: set[str]) -> list[str]:
         """Write the chunk methods; the lines of forward that call them."""
-        groups = [statements[at : at + chunk_size] for at in range(0, len(statements), chunk_size)]
+        groups = _grouped(statements, chunk_size)
         last_chunk_reading = {name: i for i, group in enumerate(groups) for s in group for name in s.reads}
         last_chunk_reading.update(dict.fromkeys(result_reads, len(groups)))
         self._chunk_methods: dict[str, str] = {}
@@ -390,9 +562,26 @@ class _Writer:
     def _chunk_method(self, name: str, group: list[_Statement], live_in: list[str], live_out: list[str]) -> str:
         types = [self.types[v] for v in live_out]
         returned = types[0] if len(types) == 1 else f"Tuple[{', '.join(types)}]" if types else "None"
-        lines = [f"{s.text}{_comment(s.node)}" for s in group]
+        lines = [line for s in group for line in s.lines]
         lines.append(f"return {', '.join(live_out) or 'None'}")
         return _method(name, [f"{v}: {self.types[v]}" for v in live_in], returned, lines)
+
+
+def _grouped(statements: Sequence[_Statement], chunk_size: int) -> list[list[_Statement]]:
+    """Statements in groups of about `chunk_size` lines; one that is longer stands alone."""
+    groups: list[list[_Statement]] = []
+    size = chunk_size
+    for statement in statements:
+        if size + len(statement.lines) > chunk_size:
+            groups.append([])
+            size = 0
+        groups[-1].append(statement)
+        size += len(statement.lines)
+    return groups
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
 
 
 def _method(name: str, arguments: list[str], result: str, lines: list[str]) -> str:
@@ -477,27 +666,32 @@ def _compile(scripted: ScriptModule, name: str, text: str) -> None:
 
 def _check_overloads(scripted: ScriptModule, method: str, statements: list[_Statement]) -> None:
     """Raise EmitError unless every call of a compiled chunk means the Program's overload."""
-    schemas = _resolved_schemas(getattr(scripted, method).graph)
-    for statement in statements:
-        schema = next(schemas, "nothing (the call is gone)")
-        if schema.split("(", 1)[0] != statement.expected:
-            wanted = getattr(statement.node.target, "_schema", statement.expected)
+    calls = [call for statement in statements for call in statement.calls]
+    schemas = list(_resolved_schemas(getattr(scripted, method).graph))
+    at = 0
+    for call in calls:
+        schema = schemas[at] if at < len(schemas) else "nothing (the call is gone)"
+        if schema.split("(", 1)[0] == call.expected:
+            at += 1
+        elif not call.may_go:
+            wanted = getattr(call.node.target, "_schema", call.expected)
             raise EmitError(
-                f"TorchScript reads {statement.node.name} (at {place(statement.node)}) differently than it is meant\n"
-                f"  meant: {wanted}\n  read:  {schema}\n  text:  {statement.text}"
+                f"TorchScript reads {call.node.name} (at {place(call.node)}) differently than it is meant\n"
+                f"  meant: {wanted}\n  read:  {schema}\n  text:  {call.text}"
             )
-    extra = next(schemas, None)
-    if extra is not None:
-        raise EmitError(f"{method} holds a call that the Program does not have: {extra}")
+    if at < len(schemas):
+        raise EmitError(f"{method} holds a call that the Program does not have: {schemas[at]}")
 
 
-def _resolved_schemas(graph: torch._C.Graph) -> Iterator[str]:
-    """The schemas of a chunk's calls in order; reads of packed weights are no calls of the Program."""
+def _resolved_schemas(graph: Any) -> Iterator[str]:
+    """The schemas of a chunk's calls of ops on tensors, in order, those in ifs and loops among them."""
     for node in graph.nodes():
         if node.kind() == "prim::CallMethod":
             yield f"self.{node.s('name')}"
+        for block in node.blocks():
+            yield from _resolved_schemas(block)
         if node.kind().startswith("prim::"):
             continue
-        if node.kind() == "aten::__getitem__" and next(node.inputs()).node().kind() == "prim::GetAttr":
-            continue
-        yield node.schema()
+        schema = node.schema()
+        if node.kind() not in READERS and "Tensor" in schema:
+            yield schema

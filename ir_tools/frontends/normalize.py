@@ -318,9 +318,7 @@ def purify(draft: Draft) -> None:
             name = str(node.target)
             if name == "constant" or name.startswith("constant@"):
                 raise CaptureError("the model writes into a tensor that is no buffer; make it a buffer")
-            if name not in draft.program.state:
-                draft.program.state |= {name}
-                draft.program.constants[name] = draft.program.constants[name].clone()
+            draft.program.state |= {name}
         elif node.op == "call_function" and op_name(node.target) in ("aten::view", "aten::_unsafe_view"):
             known = facts.shape(node)
             if node in mutated or known is None or len(node.args) != 2:

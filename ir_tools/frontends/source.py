@@ -329,5 +329,7 @@ def finish(draft: Draft[Program], outputs: Sequence[Any]) -> Program:
     draft.output(values)
     purify(draft)
     program = draft.finish()
+    for name in program.state:  # nobody else may move it
+        program.constants[name] = program.constants[name].clone()
     check_wellformed(program)
     return program

@@ -1,7 +1,8 @@
 """The dialect: which targets a node may call, how their arguments are named, and what they do to memory.
 
 Targets are pre-dispatch ATen `OpOverload`s, `operator.getitem` on an op's tuple or list of results, ops on numbers and
-containers (`host`), regions (`regions`), and the ops that this module registers. Arguments are stored in one spelling: everything that is not keyword-only goes by position, with every
+containers (`host`), regions (`regions`), and the ops that this module registers.
+ Arguments are stored in one spelling: everything that is not keyword-only goes by position, with every
 default filled in, so that reading an argument by its schema name is a table look-up.
 
 Fused ops, registered here with a reference implementation in plain ATen, so that every Program runs anywhere:
@@ -318,7 +319,7 @@ def aliased_arguments(target: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-PLAIN_TYPES = frozenset({"int", "float", "bool", "str", "number", "complex", "Device", "List[int]", "List[float]", "List[bool]"})
+PLAIN_TYPES = frozenset("int float bool str number complex Device List[int] List[float] List[bool] List[str]".split())
 """Types of values that hold no tensor."""
 
 

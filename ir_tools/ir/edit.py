@@ -1,4 +1,6 @@
-"""Editing: a `Draft` of a Program (or of the body of a region) to which nodes and constants are added and in which readers are redirected.
+"""Editing: a `Draft` of a Program, or of a region's body, to which nodes and constants are added.
+
+Readers are redirected to them.
 
 A draft only adds and redirects, it never overwrites an argument of an existing op or the tensor behind a name. What lost its
 last reader is swept when the draft is finished.
@@ -113,12 +115,15 @@ class Draft(Generic[B]):
                 self.program.packings[name] = packing
         if state:
             self.program.state |= {name}
+        return self.get(name)
+
+    def get(self, name: str) -> fx.Node:
+        """The `get_attr` node of a constant that is in the table."""
         node = self._constant_nodes.get(name)
         if node is None:
-            node = self._insert_at_head(name)
-            facts.set_fact(node, self._fake(tensor))
+            node = self._constant_nodes[name] = self._insert_at_head(name)
+            facts.set_fact(node, self._fake(self.program.constants[name]))
             set_origin(node, Origin(module=public_name(name), rules=self._origin.rules))
-            self._constant_nodes[name] = node
         return node
 
     def call(self, target: Any, /, *args: Any, **kwargs: Any) -> fx.Node:
@@ -153,6 +158,7 @@ class Draft(Generic[B]):
         """A region, and a node for each of its results, with their facts and types."""
         node = self.graph.create_node("call_function", target, tuple(args), name=self._name_hint(target, tuple(args)))
         facts.set_fact(node, tuple(values))
+        set_value_type(node, f"Tuple[{', '.join(types)}]")
         set_origin(node, self._origin)
         results = []
         for i, (value, annotation) in enumerate(zip(values, types, strict=True)):

@@ -6,7 +6,7 @@ answer refuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -168,39 +168,57 @@ def unknown_number(mode: FakeTensorMode, annotation: str) -> Any:
     return env.create_unbacked_symbool() if annotation == "bool" else None
 
 
-def join(mode: FakeTensorMode, one: Any, other: Any) -> Any:
-    """What is true of a value that is one or the other: sizes that differ become symbols; None when too little is.
+def join(mode: FakeTensorMode, one: Any, other: Any, free: set[Any] | None = None) -> Any:
+    """What is true of a tensor that is one or the other: sizes that differ become symbols; None when too little is.
 
-    Where the layouts differ, it is that of the one that is not contiguous.
+    Where one is not contiguous, neither is the result. Gives `one` itself when that is true of both. The new symbols are put
+    into `free`; a size of `one` that is in it already stands for any.
     """
-    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
-        return tuple(join(mode, a, b) for a, b in zip(one, other, strict=True))
+    free = set() if free is None else free
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return None
     if (one.dim(), one.dtype, one.device, one.layout) != (other.dim(), other.dtype, other.device, other.layout):
         return None
-    if same_tensor(one, other):
-        return one
-    if shape(one) == shape(other):
-        return other if one.is_contiguous() else one
-    sizes = [a if size(a) == size(b) else _unknown_size(mode) for a, b in zip(one.shape, other.shape, strict=True)]
+    differ = [size(a) not in free and size(a) != size(b) for a, b in zip(one.shape, other.shape, strict=True)]
+    if not any(differ):
+        return one if same_layout(one, other) or not _is_contiguous(one) else _like(mode, one, one.shape, False)
+    sizes = [_unknown_size(mode, free) if new else a for a, new in zip(one.shape, differ, strict=True)]
+    return _like(mode, one, sizes, _is_contiguous(one) and _is_contiguous(other))
+
+
+def fresh(mode: FakeTensorMode, known: Any, free: set[Any]) -> Any:
+    """`known` with a new symbol for each size that is in `free`."""
+    if not isinstance(known, torch.Tensor) or not any(size(s) in free for s in known.shape):
+        return known
+    sizes = [_unknown_size(mode, set()) if size(s) in free else s for s in known.shape]
+    return _like(mode, known, sizes, _is_contiguous(known))
+
+
+def _like(mode: FakeTensorMode, known: torch.Tensor, sizes: Sequence[Any], contiguous: bool) -> torch.Tensor:
     with mode:
-        return torch.empty(sizes, dtype=one.dtype, device=one.device)
+        if contiguous or known.dim() < 2:
+            return torch.empty(list(sizes), dtype=known.dtype, device=known.device)
+        axes = list(range(known.dim()))[::-1]
+        return torch.empty(list(sizes)[::-1], dtype=known.dtype, device=known.device).permute(axes)
 
 
-def same_tensor(one: Any, other: Any) -> bool:
-    """Two facts say the same: sizes, layout, dtype, device."""
-    return (
-        isinstance(one, torch.Tensor)
-        and isinstance(other, torch.Tensor)
-        and (one.dtype, one.device, shape(one)) == (other.dtype, other.device, shape(other))
-        and tuple(map(size, one.stride())) == tuple(map(size, other.stride()))
-    )
+def _is_contiguous(known: torch.Tensor) -> bool:
+    try:
+        return known.is_contiguous()
+    except GuardOnDataDependentSymNode:
+        return False
 
 
-def _unknown_size(mode: FakeTensorMode) -> Any:
+def same_layout(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if tuple(map(size, one.stride())) == tuple(map(size, other.stride())):
+        return True
+    return _is_contiguous(one) and _is_contiguous(other)
+
+
+def _unknown_size(mode: FakeTensorMode, free: set[Any]) -> Any:
     symbol = unknown_number(mode, "int")
     torch._check_is_size(symbol)
+    free.add(size(symbol))
     return symbol
 
 
@@ -280,7 +298,7 @@ def effects_of(graph: fx.Graph, carried: int = 0) -> Effects:
     """What a body does to its inputs and to constants. A loop hands its last `carried` results to its next round."""
     classes = storage_classes(graph.nodes)
     placeholders = graph.find_nodes(op="placeholder")
-    results = list(graph.output_node().args[0])
+    results: list[Any] = list(graph.output_node().args[0])  # type: ignore[arg-type]
     if carried:
         for placeholder, result in zip(placeholders[1 : 1 + carried], results[1:], strict=True):
             if isinstance(result, fx.Node):

@@ -46,21 +46,34 @@ CONSTRUCTORS = frozenset({make_list, make_tuple, make_dict})
 
 def value_type(value: Any) -> str:
     """The TorchScript type of a node's value, "Tensor" unless it says otherwise: "int", "List[Tensor]", "Optional[Tensor]"."""
-    return str(value.meta.get("type", TENSOR))
+    known = value.meta.get("type")
+    if known is None and value.op == "call_function" and isinstance(value.target, OpOverload) and is_host(value.target):
+        return str(value.target._schema.returns[0].type.annotation_str) if value.target._schema.returns else "NoneType"
+    return str(known or TENSOR)
 
 
 def set_value_type(node: fx.Node, annotation: str) -> None:
-    if annotation != TENSOR:
+    if annotation == TENSOR:
+        node.meta.pop("type", None)
+    else:
         node.meta["type"] = annotation
+
+
+def inner_types(annotation: str) -> list[str]:
+    """`["str", "Tensor"]` of `Dict[str, Tensor]`, `["Tensor"]` of `List[Tensor]`."""
+    inside, parts, depth = annotation[annotation.index("[") + 1 : -1], [""], 0
+    for c in inside:
+        depth += (c == "[") - (c == "]")
+        if c == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [part.strip() for part in parts if part.strip()]
 
 
 def is_container_type(annotation: str) -> bool:
     """Of a type whose values can be changed in place, or hold what can."""
     return annotation.startswith(("List[", "Dict[", "Tuple[", "Optional[List[", "Optional[Dict[", "Optional[Tuple["))
-
-
-def holds_tensors(annotation: str) -> bool:
-    return TENSOR in annotation
 
 
 def is_host(target: Any) -> bool:

@@ -282,7 +282,7 @@ def _take_bodies_out(block: Block, node: fx.Node, root: torch.nn.Module, load: L
                 argument = block.graph.get_attr(name)
             arguments.append(argument)
     node.args = tuple(arguments)
-    node.kwargs = {"run": run_module}
+    node.kwargs = {"run": run_module}  # type: ignore[dict-item]
 
 
 def run_module(module: fx.GraphModule, inputs: list[Any]) -> list[Any]:

@@ -37,6 +37,11 @@ class Effects:
     acts: bool = False
     random: bool = False
 
+    @property
+    def matter(self) -> bool:
+        """Running the body could be noticed, whether or not its results are read."""
+        return self.acts or bool(self.written or self.changed)
+
 
 @dataclass(frozen=True, eq=False)
 class Body:
@@ -86,7 +91,7 @@ def is_region(node: fx.Node) -> bool:
 
 def bodies(node: fx.Node) -> list[Body]:
     """The bodies of a region node, in order."""
-    return [a for a in node.args if isinstance(a, Body)]
+    return [a for a in tuple[Any, ...](node.args) if isinstance(a, Body)]
 
 
 def inputs_of(node: fx.Node) -> list[Any]:

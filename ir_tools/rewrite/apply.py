@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx
 
 from ir_tools.errors import PassesError
-from ir_tools.ir import Draft, Block, facts
+from ir_tools.ir import Block, Draft, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.origin import place
 from ir_tools.rewrite.build import Ops

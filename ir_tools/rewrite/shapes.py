@@ -49,7 +49,7 @@ class Pass:
     doc: str = ""
     given: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, program: Block, *, skip: Iterable[str] = (), journal: Journal | None = None) -> Block:
+    def __call__(self, program: B, *, skip: Iterable[str] = (), journal: Journal | None = None) -> B:
         """Run the pass; sites whose id is in `skip` are left alone; what was done is written into `journal`."""
         if journal is None:
             journal = Journal.skipping(skip)

@@ -217,10 +217,17 @@ class BranchesOnData(Linear):
         return self.linear(x) if bool(x.sum() > 0) else x
 
 
-@pytest.mark.parametrize("frontend", ["export", "script", "fx"])
+@pytest.mark.parametrize("frontend", ["export", "fx"])
 def test_a_branch_on_data_is_refused(frontend):
     with pytest.raises(CaptureError):
         capture(prepare(BranchesOnData().eval(), [((row(),), {})]), frontend)
+
+
+def test_a_branch_on_data_is_kept_by_script():
+    model = BranchesOnData().eval()
+    program = capture(prepare(model, [((row(),), {})]), "script").program
+    for x in (row().abs(), -row().abs()):
+        assert torch.equal(program(x), model(x))
 
 
 def test_tracing_a_branch_on_data_warns():
