@@ -80,7 +80,7 @@ def objection(call, x, w):
 
 def fused_conv(op, conv, x, w, b, residual, act, act_args):
     sizes: Any = (conv.padding, conv.stride, conv.dilation)
-    weight = op.packed(w, Packing("conv", conv.padding, conv.stride, conv.dilation, conv.groups, x.shape))
+    weight = op.packed(w, Packing("conv", conv.padding, conv.stride, conv.dilation, conv.groups, x.example_shape))
     if residual is None:
         name, algorithm = ONEDNN_NAME.get(act, act), ALGORITHM.get(act)
         return op.call(mkldnn._convolution_pointwise.default, x, weight, b, *sizes, conv.groups, name, act_args, algorithm)
@@ -96,7 +96,7 @@ def fused_conv(op, conv, x, w, b, residual, act, act_args):
 
 
 def fused_linear(op, x, w, b, residual, act, act_args):
-    weight = op.packed(w, Packing("linear", batch=math.prod(x.shape[:-1])))
+    weight = op.packed(w, Packing("linear", batch=math.prod((x.example_shape or (1,))[:-1])))
     if residual is None:
         name, algorithm = ONEDNN_NAME.get(act, act), ALGORITHM.get(act)
         return op.call(mkldnn._linear_pointwise.default, x, weight, b, name, act_args, algorithm)

@@ -9,9 +9,3 @@ class EmitError(PassesError, RuntimeError):
 
 class ModelFileError(PassesError, RuntimeError):
     """A model file that cannot be read or written."""
-
-
-def interpreter_message(error: Exception) -> str:
-    """What was raised inside TorchScript, without the interpreter's traceback above it."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip().removeprefix("builtins.").removeprefix("RuntimeError: ")

@@ -25,7 +25,7 @@ import torch
 from torch.jit import ScriptModule
 from torch.utils import _pytree as pytree
 
-from ir_tools.emit.errors import ModelFileError, interpreter_message
+from ir_tools.emit.errors import ModelFileError
 from ir_tools.emit.torch_jit import from_bytes, from_file, to_bytes, to_file
 from ir_tools.errors import first_line
 
@@ -185,7 +185,7 @@ def _read(path: PathLike) -> ScriptModule:
     try:
         return from_file(os.fspath(path)).eval()
     except torch.jit.Error as error:  # weights that this machine cannot pack
-        raise ModelFileError(f"torch cannot read {path}: {interpreter_message(error)}") from error
+        raise ModelFileError(f"torch cannot read {path}: {first_line(error)}") from error
     except (RuntimeError, ValueError) as error:  # ValueError: torch's own message, when it quotes damaged text
         raise ModelFileError(f"torch cannot read {path}: {str(error).strip()}") from error
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.jit import ScriptModule
 
-from ir_tools.emit.errors import EmitError, interpreter_message
+from ir_tools.emit.errors import EmitError
 from ir_tools.emit.torch_jit import define, new_box
+from ir_tools.errors import first_line
 from ir_tools.ir.program import Packing, Program
 
 _STATE = """\
@@ -49,7 +50,7 @@ def attach_packing(packed: ScriptModule, program: Program, names: Sequence[str],
     try:
         packed._pack([program.constants[name] for name in names])
     except (RuntimeError, torch.jit.Error) as error:
-        raise EmitError(f"a weight cannot be packed for oneDNN: {interpreter_message(error)}") from error
+        raise EmitError(f"a weight cannot be packed for oneDNN: {first_line(error)}") from error
 
 
 def packing_text(program: Program, names: Sequence[str], chunk_size: int) -> str:

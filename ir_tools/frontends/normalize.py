@@ -250,12 +250,16 @@ def _to(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 
 @_spells("slice")
 def _slice(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
-    size = facts.shape(a["self"])
-    if size is not None and a["step"] == 1 and a["start"] in (None, 0):
+    size, end = facts.shape(a["self"]), a["end"]
+    if size is not None and a["step"] == 1 and a["start"] in (None, 0) and not isinstance(a["dim"], fx.Node):
         length = size[a["dim"]]
-        if a["end"] is None or a["end"] >= length:
+        if end is None or (isinstance(end, int) and (end == LAST or (isinstance(length, int) and end >= length))):
             return a["self"]
     return draft.call(target, **a)
+
+
+LAST = 2**63 - 1
+"""How TorchScript and exporters write a slice up to the end."""
 
 
 @_spells("expand")

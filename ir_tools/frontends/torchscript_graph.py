@@ -28,7 +28,7 @@ from ir_tools.errors import first_line
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import source_line
 from ir_tools.frontends.normalize import Normalizer, purify
-from ir_tools.ir import Block, Draft, Origin, facts
+from ir_tools.ir import Draft, Origin, facts
 from ir_tools.ir.dialect import DTYPE_NUMBERS, getitem, spell_arguments, written_arguments, written_nodes
 from ir_tools.ir.host import TENSOR, fail, inner_types, is_host, make_dict, make_list, make_tuple, set_value_type, value_type
 from ir_tools.ir.program import body_of
@@ -375,9 +375,7 @@ class GraphWalk:
     @contextmanager
     def _frame(self, name: str) -> Iterator[_Frame]:
         """A body under construction, over the tables of the graph around it."""
-        outer = self.draft.program
-        block = Block(fx.Graph(), outer.constants, outer.state, outer.packings, outer.mode, outer.name + name)
-        frame = _Frame.over(Draft(block))
+        frame = _Frame.over(Draft.inside(self.draft, name))
         with self._inside(frame):
             yield frame
 
@@ -499,7 +497,7 @@ class GraphWalk:
         leaves = [leaf for v, value in zip(inputs, given, strict=True) for leaf in _leaves(value, v.type())]
         carried = [self._result(leaf, t) for leaf, t in zip(leaves, types, strict=True)]
         mode = self.draft.program.mode
-        assumed = [_carried_fact(mode, value, t) for value, t in zip(carried, types, strict=True)]
+        assumed = [_slot_fact(mode, value, t) for value, t in zip(carried, types, strict=True)]
         free: set[Any] = set()
         while True:
             self._regions += 1
@@ -520,13 +518,15 @@ class GraphWalk:
                 after = [leaf for v, r in zip(inputs, results[1:], strict=True) for leaf in _leaves(r, v.type())]
                 after = [self._result(leaf, t) for leaf, t in zip(after, types, strict=True)]
                 goes_on = self._here(results[0])
-                found = [_carried_fact(mode, value, t) for value, t in zip(after, types, strict=True)]
+                found = [_slot_fact(mode, value, t) for value, t in zip(after, types, strict=True)]
             wider = [
-                fact if t != TENSOR else facts.join(mode, fact, other, free)
+                facts.join(mode, fact, other, free) if _is_tensor(t) else fact
                 for fact, other, t in zip(assumed, found, types, strict=True)
             ]
             if all(a is b for a, b in zip(wider, assumed, strict=True)):
-                break
+                if facts.NOTHING not in wider:
+                    break
+                wider = [None if known is facts.NOTHING else known for known in wider]  # None in every round
             assumed = wider
         body = self._close(
             frame, list(frame.operands), [goes_on, *after], [count, *operands], len(operands)
@@ -534,7 +534,7 @@ class GraphWalk:
         limit = None if isinstance(trips, int) and trips >= NO_LIMIT else trips
         if done and limit is not None:
             limit = self.draft.call(aten.sub.int, limit, done) if isinstance(limit, fx.Node) else limit - done
-        values = [facts.fresh(mode, fact, free) if t == TENSOR else facts.unknown_number(mode, t)
+        values = [facts.fresh(mode, fact, free) if _is_tensor(t) else facts.unknown_number(mode, t)
                   for fact, t in zip(assumed, types, strict=True)]  # fmt: skip
         with self.draft.origin(self._origin(node, [])):
             nodes = self.draft.region(
@@ -548,10 +548,10 @@ class GraphWalk:
 
     def _operator(self, node: Any, arguments: list[Any]) -> Any:
         overload = _overload(node.schema(), node.kind(), where(node))
-        arguments = self._all_here(arguments)
         of_the_run = _holds(arguments, fx.Node)
         if of_the_run and is_host(overload):
             return self._host(node, overload, arguments)
+        arguments = self._all_here(arguments)
         names = [(a.name, a.kwarg_only) for a in overload._schema.arguments]
         positional = [v for v, (_, keyword) in zip(arguments, names, strict=True) if not keyword]
         keywords = {name: v for v, (name, keyword) in zip(arguments, names, strict=True) if keyword}
@@ -595,11 +595,14 @@ class GraphWalk:
     def _results(self, overload: OpOverload, value: Any) -> Any:
         """A node with several results as a Python list of them."""
         known = facts.fact(value) if isinstance(value, fx.Node) else None
+        returns = [r.type.annotation_str for r in overload._schema.returns]
+        if isinstance(value, fx.Node) and known is None and len(returns) > 1:
+            return tuple(_part(self, value, i, annotation) for i, annotation in enumerate(returns))
         if isinstance(known, (tuple, list)):
             parts = [self.draft.call(getitem, value, i) for i in range(len(known))]
             return parts if isinstance(known, list) and len(overload._schema.returns) == 1 else tuple(parts)
-        if isinstance(value, fx.Node) and len(overload._schema.returns) == 1:
-            set_value_type(value, overload._schema.returns[0].type.annotation_str)
+        if isinstance(value, fx.Node) and known is None and len(returns) == 1:
+            set_value_type(value, returns[0])
         return value
 
     def _origin(self, node: Any, arguments: list[Any]) -> Origin:
@@ -687,19 +690,21 @@ def _structure(type_: Any, leaves: Iterator[Any]) -> Any:
     return next(leaves)
 
 
-def _carried_fact(mode: Any, value: Any, annotation: str) -> Any:
-    """What is known of a value that a loop carries: a tensor's fact, a symbol for a number."""
-    return facts.fact(value) if annotation == TENSOR else facts.unknown_number(mode, annotation)
+def _is_tensor(annotation: str) -> bool:
+    return annotation in (TENSOR, f"Optional[{TENSOR}]")
+
+
+def _slot_fact(mode: Any, value: Any, annotation: str) -> Any:
+    """What is known of a value that a region hands on: a tensor's fact (where it is one), a symbol for a number."""
+    if not _is_tensor(annotation):
+        return facts.unknown_number(mode, annotation)
+    return facts.NOTHING if value is None else facts.fact(value)
 
 
 def _join(mode: Any, one: Any, other: Any, annotation: str) -> Any:
     """What is known of a result of an if."""
-    if annotation != TENSOR:
-        return facts.unknown_number(mode, annotation)
-    for value, unread in ((one, other), (other, one)):
-        if unread is None:
-            return facts.fact(value)
-    return facts.join(mode, facts.fact(one), facts.fact(other))
+    known = [_slot_fact(mode, value, annotation) for value in (one, other)]
+    return facts.join(mode, *known) if _is_tensor(annotation) else known[0]
 
 
 def _unread(draft: Draft, outer: fx.Node) -> fx.Node:

@@ -54,6 +54,15 @@ class Draft(Generic[B]):
             self._head = node
 
     @classmethod
+    def inside(cls, outer: Draft, name: str) -> Draft[Block]:
+        """An empty draft of a body in what `outer` makes, over the same tables; names of its nodes begin with `name`."""
+        around = outer.program
+        block = Block(fx.Graph(), around.constants, around.state, around.packings, around.mode, around.name + name)
+        draft = Draft(block)
+        draft._by_identity = outer._by_identity
+        return draft
+
+    @classmethod
     def of(cls, program: B) -> Draft[B]:
         return cls(program.copy(), original=program)  # type: ignore[arg-type]
 

@@ -30,6 +30,7 @@ from ir_tools.ir.dialect import (
     is_random,
     map_argument,
     nodes_in,
+    op_name,
     overload_name,
     written_nodes,
 )
@@ -73,6 +74,15 @@ def size(value: Any) -> Any:
     return int(expression) if expression.is_number else expression
 
 
+def example_shape(value: Any) -> tuple[int, ...] | None:
+    """The sizes of a tensor, those of the example where they are dynamic; None when one is unknown."""
+    known = fact(value)
+    if not isinstance(known, torch.Tensor):
+        return None
+    sizes = [s if isinstance(s, int) else s.node.hint if s.node.has_hint() else None for s in known.shape]
+    return None if None in sizes else tuple(sizes)
+
+
 def rank(value: Any) -> int | None:
     known = fact(value)
     return known.dim() if isinstance(known, torch.Tensor) else None
@@ -111,10 +121,11 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
 
     fake_args = tuple(map_argument(a, known) for a in args)
     fake_kwargs = {k: map_argument(v, known) for k, v in kwargs.items()}
+    nothing = any(v is NOTHING for v in _leaves((fake_args, fake_kwargs)))
     if is_host(target):
-        return _host_fact(mode, target, fake_args, unknown)
-    if unknown:
-        return None
+        return _host_fact(mode, target, fake_args, unknown or nothing)
+    if nothing or unknown:
+        return NOTHING if nothing else None
     try:
         with torch.no_grad(), mode:
             if torch.Tag.inplace_view in getattr(target, "tags", ()):
@@ -135,6 +146,8 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
         raise FactError(f"{overload_name(target)}({shapes}) fails: {str(error).splitlines()[0]}") from error
 
 
+TELLS_NONE = frozenset({"aten::__is__", "aten::__isnot__"})
+"""Of what may be None, a fact says what it is where it is a tensor: these ops ask whether it is."""
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -145,7 +158,7 @@ def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) ->
     function = meaning(target)
     assert function is not None
     result = None
-    if not unknown and target not in CONSTRUCTORS:
+    if not unknown and target not in CONSTRUCTORS and op_name(target) not in TELLS_NONE:
         try:
             with torch.no_grad(), mode:
                 result = function(*args)
@@ -168,6 +181,16 @@ def unknown_number(mode: FakeTensorMode, annotation: str) -> Any:
     return env.create_unbacked_symbool() if annotation == "bool" else None
 
 
+class _Nothing:
+    """The fact of a value that is no tensor yet (a None that a loop starts from), and of whatever is computed from it."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = _Nothing()
+
+
 def join(mode: FakeTensorMode, one: Any, other: Any, free: set[Any] | None = None) -> Any:
     """What is true of a tensor that is one or the other: sizes that differ become symbols; None when too little is.
 
@@ -175,6 +198,8 @@ def join(mode: FakeTensorMode, one: Any, other: Any, free: set[Any] | None = Non
     into `free`; a size of `one` that is in it already stands for any.
     """
     free = set() if free is None else free
+    if one is NOTHING or other is NOTHING:
+        return other if one is NOTHING else one
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return None
     if (one.dim(), one.dtype, one.device, one.layout) != (other.dim(), other.dtype, other.device, other.layout):

@@ -48,8 +48,14 @@ class Value:
         self._node = node
 
     @property
-    def shape(self) -> tuple[int, ...] | None:
+    def shape(self) -> tuple[Any, ...] | None:
+        """Ints, and expressions for sizes that are dynamic; equal expressions have equal values."""
         return facts.shape(self._node)
+
+    @property
+    def example_shape(self) -> tuple[int, ...] | None:
+        """The sizes with those of the example where they are dynamic: a hint, no fact."""
+        return facts.example_shape(self._node)
 
     @property
     def rank(self) -> int | None:
