@@ -396,7 +396,8 @@ class ScriptCase:
 
     - `folds`: the layers that a batch norm folds into, with the number of such places in the source.
     - `unrolled`: the same where loops of a known length are unrolled.
-    - `ifs`, `loops`: how many ifs and loops depend on data, so that no capture from one input may resolve them.
+    - `ifs`, `loops`: how many ifs and loops depend on data, so that no capture from one input may resolve them. A loop
+      with a known bound and a break may become ifs.
     - `raises`: input name -> the message of the error that it causes.
     """
 
@@ -442,13 +443,14 @@ def adaptive_depth() -> ScriptCase:
 def beam_search() -> ScriptCase:
     x = torch.randn(2, 5)
     inputs = {"all_positions": (x, number(-3.0)), "ends_early": (x, number(9.0))}
-    return ScriptCase(BeamSearch(), inputs, {"start.0": 1, "step.0": 1}, ifs=1, loops=2)
+    unrolled = {"start.0": 1, "step.0": 5}
+    return ScriptCase(BeamSearch(), inputs, {"start.0": 1, "step.0": 1}, ifs=1, loops=1, unrolled=unrolled)
 
 
 def break_and_continue() -> ScriptCase:
     x = torch.randn(1, 4, 6, 6).clamp(-1.9, 1.9)
     inputs = {"convolves": (x,), "breaks_at_once": (x * 0.1,), "halves_first": (x * 4,), "only_halves": (x * 1e4,)}
-    return ScriptCase(BreakAndContinue(), inputs, {"block.0": 1}, ifs=2, loops=1, unrolled={"block.0": 6})
+    return ScriptCase(BreakAndContinue(), inputs, {"block.0": 1}, ifs=2, unrolled={"block.0": 6})
 
 
 def data_trip_count() -> ScriptCase:

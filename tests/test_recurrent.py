@@ -141,6 +141,56 @@ class CacheInBuffer(Attention):
         return self.attend(query, self.keys, self.values, self.until(position))
 
 
+class CacheRolls(CacheInBuffer):
+    """The buffers hold the last six positions."""
+
+    def forward(self, x, position):
+        query, key, value = self.split(x)
+        self.keys.copy_(torch.cat([self.keys[:, :, 1:], key], 2))
+        self.values.copy_(torch.cat([self.values[:, :, 1:], value], 2))
+        return self.attend(query, self.keys, self.values, self.until(position))
+
+
+class CachePerLayer(Attention):
+    """Two layers, each with a pair of its own: lists of pairs in and out, as `past_key_values` are."""
+
+    def forward(self, x: Tensor, past: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        new: list[tuple[Tensor, Tensor]] = []
+        for i in range(2):
+            query, key, value = self.split(x)
+            keys, values = torch.cat([past[i][0], key], 2), torch.cat([past[i][1], value], 2)
+            x = self.attend(query, keys, values, torch.ones(1, 4, dtype=torch.bool))
+            new.append((keys, values))
+        return x, new
+
+
+class StateInBuffers(nn.Module):
+    """An LSTM that goes on where the last call ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.recurrence = Front(), nn.LSTM(6, 8, batch_first=True)
+        self.register_buffer("h", torch.randn(1, 3, 8))
+        self.register_buffer("c", torch.randn(1, 3, 8))
+
+    def forward(self, x):
+        y, (h, c) = self.recurrence(self.front(x), (self.h, self.c))
+        self.h.copy_(h)
+        self.c.copy_(c)
+        return y
+
+
+class DecoderLayer(nn.Module):
+    """torch's own, over a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x, memory):
+        return self.layer(x, memory)
+
+
 def sequence() -> Tensor:
     return torch.randn(3, 5, 6)
 
@@ -167,8 +217,13 @@ def state(layers: int = 1) -> Tensor:
     return torch.randn(layers, 3, 8)
 
 
+def pair() -> tuple[Tensor, Tensor]:
+    return torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
+
+
 NETS: dict[str, Callable[[], Case]] = {
-    **{f"{kind}_{layout}": plain(kind, layout) for kind in KINDS for layout in LAYOUTS},
+    **{f"lstm_{layout}": plain("lstm", layout) for layout in LAYOUTS},
+    **{f"{kind}_{layout}": plain(kind, layout) for kind in ("gru", "rnn") for layout in ("plain", "layers")},
     "rnn_relu": lambda: Case(Recurrent(nn.RNN, nonlinearity="relu"), (sequence(),)),
     "lstm_projected": lambda: Case(Recurrent(nn.LSTM, proj_size=3, num_layers=2), (sequence(),)),
     "lstm_state": lambda: Case(WithState(nn.LSTM, batch_first=True), (sequence(), state(), state())),
@@ -182,6 +237,10 @@ NETS: dict[str, Callable[[], Case]] = {
     ),
     "cache_grows": lambda: Case(CacheGrows(), (torch.randn(1, 1, 8), torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4))),
     "cache_in_buffer": lambda: Case(CacheInBuffer(), (torch.randn(1, 1, 8), torch.tensor([2]))),
+    "cache_rolls": lambda: Case(CacheRolls(), (torch.randn(1, 1, 8), torch.tensor([2]))),
+    "cache_per_layer": lambda: Case(CachePerLayer(), (torch.randn(1, 1, 8), [pair(), pair()])),
+    "lstm_in_buffers": lambda: Case(StateInBuffers(), (sequence(),)),
+    "decoder_layer": lambda: Case(DecoderLayer(), (torch.randn(1, 2, 8), torch.randn(1, 5, 8))),
 }
 
 
@@ -192,6 +251,8 @@ REFUSED = {
     "script": "isinstance",  # torch's LSTM.forward asks for the class of what it was given
     "fx": "__cuda_array_interface__",  # pack_padded_sequence makes a tensor of the lengths, which are a proxy
 }
+KEEPS_STATE = ("cache_in_buffer", "cache_rolls", "lstm_in_buffers")
+NO_BATCH_NORM = ("cache_", "decoder_layer")
 CAN = [(name, frontend) for name in NETS for frontend in FRONTENDS if "packed" not in name]
 CANNOT = [(name, frontend) for name in NETS for frontend in FRONTENDS if "packed" in name]
 
@@ -211,10 +272,10 @@ def test_numbers_are_those_of_eager(name, frontend):
     case = seeded(NETS[name])
     fast = optimize(case.model, "fuse_conv_bn_relu", example_inputs=case.args, frontend=frontend)
     folds = sum(len(step.rewrites) for step in fast.report.steps if step.name == "fuse_conv_bn")
-    assert folds == ("cache" not in name)
-    others = tuple(t.flip(0) if t.is_floating_point() else t for t in case.args)
+    assert folds == (not name.startswith(NO_BATCH_NORM))
+    others = pytree.tree_map(lambda t: t.flip(0) if t.is_floating_point() else t, case.args)
     assert_close(tensors(copy.deepcopy(case)()), tensors(fast(*case.args)), 1e-5)
-    if name != "cache_in_buffer":  # another call has moved it by now
+    if name not in KEEPS_STATE:  # the first call has moved it by now
         assert_close(tensors(Case(case.model, others)()), tensors(fast(*others)), 1e-5)
 
 
@@ -227,7 +288,7 @@ def test_numbers_hold_in_half_and_recurrences_stay_float(name, frontend):
     assert torch.bfloat16 in dtypes.values()
     layers = ("recurrence.", "lstm.", "gru.", "rnn.")
     recurrent = {dtype for constant, dtype in dtypes.items() if constant.startswith(layers)}
-    assert recurrent == (set() if "cache" in name else {torch.float32})
+    assert recurrent == (set() if name.startswith(NO_BATCH_NORM) else {torch.float32})
 
 
 @pytest.mark.parametrize("name, frontend", CANNOT)
@@ -248,22 +309,23 @@ def test_a_saved_file_gives_the_same(name, tmp_path):
 
 
 @pytest.mark.parametrize("frontend", FRONTENDS)
-@pytest.mark.parametrize("name", ["cache_returned", "cache_in_buffer"])
-def test_a_cache_is_filled_step_by_step(name, frontend):
-    """Four decoding steps, each reading what the steps before wrote; the user's own buffer is left alone."""
+@pytest.mark.parametrize("name", ["cache_returned", *KEEPS_STATE])
+def test_state_is_built_up_call_by_call(name, frontend):
+    """Four steps, each reading what the steps before wrote; the user's own buffers are left alone."""
     case = seeded(NETS[name])
     before = {path: value.clone() for path, value in case.model.state_dict().items()}
     fast = optimize(case.model, example_inputs=case.args, frontend=frontend)
     assert all(torch.equal(before[path], value) for path, value in case.model.state_dict().items())
-    eager = copy.deepcopy(case.model)
     cache = case.args[1:3] if name == "cache_returned" else ()
-    caches = {"eager": cache, "fast": cache}
+    models = {"eager": copy.deepcopy(case.model), "fast": fast}
+    caches = {who: cache for who in models}
     for position in range(2, 6):
-        token, at = torch.randn(1, 1, 8), torch.tensor([position])
+        x = torch.randn_like(case.args[0])
+        at = () if name == "lstm_in_buffers" else (torch.tensor([position]),)
         results = {}
-        for who, model in (("eager", eager), ("fast", fast)):
+        for who, model in models.items():
             with torch.no_grad():
-                results[who] = model(token, *caches[who], at)
+                results[who] = model(x, *caches[who], *at)
             if cache:
                 caches[who] = results[who][1:]
         assert_close(tensors(results["eager"]), tensors(results["fast"]), 1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,19 @@ class Blocks(nn.Module):
         return {"x": x, "total": self.scaled(total, 0.5)}
 
 
+class Segmentation(nn.Module):
+    """An OrderedDict as result, as torchvision's segmentation models give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        result = OrderedDict()
+        result["out"] = F.interpolate(self.block(x), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return result
+
+
 def blocks() -> Case:
     return Case(Blocks(), (models.image(1, 3, 4, 4), models.image(1, 3, 4, 4)))
 
@@ -117,9 +131,11 @@ FILES: dict[str, tuple[Callable[[], Case], Callable[[Case], torch.jit.ScriptModu
     "frozen_traced_mobilenet_v3": (lambda: models.torchvision_model("mobilenet_v3_small"), frozen(traced), 0),
     "scripted_blocks": (blocks, scripted, 2),
     "frozen_scripted_blocks": (blocks, frozen(scripted), 0),
+    "scripted_segmentation": (lambda: Case(Segmentation(), (models.image(1, 3, 8, 8),)), scripted, 1),
     "traced_lstm": (recurrent, traced, 1),
     "frozen_traced_lstm": (recurrent, frozen(traced), 0),
 }
+NOT_YET = {"scripted_segmentation": "the walk makes a node of aten::dict(), which OrderedDict() becomes, instead of a dict"}
 
 
 def tensors(result: object) -> list[Tensor]:
@@ -144,7 +160,9 @@ def results(tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_stock_file_is_optimised_from_its_path(name, results):
+def test_a_stock_file_is_optimised_from_its_path(name, results, request):
+    if name in NOT_YET:
+        request.applymarker(pytest.mark.xfail(reason=NOT_YET[name], strict=True))
     result = results[name]
     assert isinstance(result, dict), result
     assert result["frontend"] == "script"
