@@ -19,7 +19,7 @@ import torch
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.ir.facts import mutated_values
+from ir_tools.ir.facts import is_unknown, mutated_values
 from ir_tools.ir.origin import origin, place
 from ir_tools.ir.view import upstream
 from ir_tools.rewrite import Journal, graph_pass
@@ -92,6 +92,7 @@ IS_WIDE = "a number in it lies beyond the range of half precision; its result is
 READS_WIDE = "an operand may lie beyond the range of half precision"
 IS_A_PHASE = "a sine, a cosine or a rounding is taken of it, where half precision has no digits behind the point"
 KEEPS_FLOAT = "the model switches autocast off around it"
+IS_UNKNOWN = "unknown, give example_inputs: the dtype of a value that comes out of a list or dict"
 EXPECTED = (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE, IS_A_PHASE, KEEPS_FLOAT)
 PERIODIC = frozenset("sin cos tan floor ceil round trunc frac remainder fmod".split())
 
@@ -121,6 +122,8 @@ def reason_for_float(node, original, mutated, wide, level, half):
     operands = [n for n in nodes_in(node.args) if (dtype_of(n) or torch.bool).is_floating_point]
     if node in mutated or any(n in mutated for n in nodes_in(node.args)):
         return "its operands or result are written in place"
+    if any(is_unknown(n) for n in (node, *nodes_in(node.args))):
+        return IS_UNKNOWN
     if any(dtype_of(n) is torch.float64 for n in operands) or original.get(node) is torch.float64:
         return "an operand or the result is float64"
     largest = torch.finfo(half).max

@@ -247,14 +247,12 @@ NETS: dict[str, Callable[[], Case]] = {
 # Packing makes sizes from values. What refuses it, and why:
 REFUSED = {
     "export": "failed to unpack the object at pos 2",  # torch.export's own zeros() for the first state
-    "trace": "_pack_padded_sequence",  # no fake implementation: the size of its result depends on values
-    "script": "isinstance",  # torch's LSTM.forward asks for the class of what it was given
     "fx": "__cuda_array_interface__",  # pack_padded_sequence makes a tensor of the lengths, which are a proxy
 }
 KEEPS_STATE = ("cache_in_buffer", "cache_rolls", "lstm_in_buffers")
 NO_BATCH_NORM = ("cache_", "decoder_layer")
-CAN = [(name, frontend) for name in NETS for frontend in FRONTENDS if "packed" not in name]
-CANNOT = [(name, frontend) for name in NETS for frontend in FRONTENDS if "packed" in name]
+CAN = [(name, frontend) for name in NETS for frontend in FRONTENDS if "packed" not in name or frontend not in REFUSED]
+CANNOT = [(name, frontend) for name in NETS for frontend in FRONTENDS if "packed" in name and frontend in REFUSED]
 
 
 def tensors(result: Any) -> list[Tensor]:

@@ -19,4 +19,4 @@ def from_script(source: Source) -> Program:
     values = [arguments.get(p.name, p.default) for p in forward_parameters(scripted)]
     values = [pytree.tree_map(lambda v: v, v) for v in values]
     result = GraphWalk(draft).run(scripted, values)
-    return finish(draft, flat_values(result))
+    return finish(draft, flat_values(draft, result, source.signature.out_tree))

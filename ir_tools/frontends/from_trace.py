@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.frontends.torchscript_graph import GraphWalk, flat_values
@@ -18,4 +19,4 @@ def from_trace(source: Source) -> Program:
     draft, inputs = start_draft(source, "trace")
     walk = GraphWalk(draft, prefix="model.")
     result = walk.run(traced, list(inputs))
-    return finish(draft, flat_values(result))
+    return finish(draft, flat_values(draft, result, pytree.tree_structure([0] * source.signature.output_count)))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.errors import CaptureError
@@ -501,6 +502,7 @@ class GraphWalk:
         free: set[Any] = set()
         while True:
             self._regions += 1
+            widened = facts.Elements.widened
             with self._frame(f"loop{self._regions}_") as frame:
                 count = frame.draft.operand("round", facts.unknown_number(mode, "int"), "int")
                 operands = [
@@ -520,10 +522,10 @@ class GraphWalk:
                 goes_on = self._here(results[0])
                 found = [_slot_fact(mode, value, t) for value, t in zip(after, types, strict=True)]
             wider = [
-                facts.join(mode, fact, other, free) if _is_tensor(t) else fact
+                facts.join(mode, fact, other, free) if _is_tensor(t) else _same_elements(fact, other)
                 for fact, other, t in zip(assumed, found, types, strict=True)
             ]
-            if all(a is b for a, b in zip(wider, assumed, strict=True)):
+            if all(a is b for a, b in zip(wider, assumed, strict=True)) and facts.Elements.widened == widened:
                 if facts.NOTHING not in wider:
                     break
                 wider = [None if known is facts.NOTHING else known for known in wider]  # None in every round
@@ -534,8 +536,7 @@ class GraphWalk:
         limit = None if isinstance(trips, int) and trips >= NO_LIMIT else trips
         if done and limit is not None:
             limit = self.draft.call(aten.sub.int, limit, done) if isinstance(limit, fx.Node) else limit - done
-        values = [facts.fresh(mode, fact, free) if _is_tensor(t) else facts.unknown_number(mode, t)
-                  for fact, t in zip(assumed, types, strict=True)]  # fmt: skip
+        values = [_after_loop(mode, known, t, free) for known, t in zip(assumed, types, strict=True)]
         with self.draft.origin(self._origin(node, [])):
             nodes = self.draft.region(
                 region_loop, [limit, condition, body, carried, list(frame.operands)], values, types
@@ -697,14 +698,28 @@ def _is_tensor(annotation: str) -> bool:
 def _slot_fact(mode: Any, value: Any, annotation: str) -> Any:
     """What is known of a value that a region hands on: a tensor's fact (where it is one), a symbol for a number."""
     if not _is_tensor(annotation):
-        return facts.unknown_number(mode, annotation)
+        return facts.fact(value) if annotation.startswith(("List[", "Dict[")) else facts.unknown_number(mode, annotation)
     return facts.NOTHING if value is None else facts.fact(value)
+
+
+def _after_loop(mode: Any, known: Any, annotation: str, free: set[Any]) -> Any:
+    """What is known of a carried value when the loop is over."""
+    if _is_tensor(annotation):
+        return facts.fresh(mode, known, free)
+    return known if isinstance(known, facts.Elements) else facts.unknown_number(mode, annotation)
+
+
+def _same_elements(one: Any, other: Any) -> Any:
+    """The fact of a number stays its symbol; that of a container is lost where a round puts another in its place."""
+    return None if isinstance(one, facts.Elements) and other is not one else one
 
 
 def _join(mode: Any, one: Any, other: Any, annotation: str) -> Any:
     """What is known of a result of an if."""
     known = [_slot_fact(mode, value, annotation) for value in (one, other)]
-    return facts.join(mode, *known) if _is_tensor(annotation) else known[0]
+    if _is_tensor(annotation):
+        return facts.join(mode, *known)
+    return known[0] if known[0] is known[1] else facts.unknown_number(mode, annotation)
 
 
 def _unread(draft: Draft, outer: fx.Node) -> fx.Node:
@@ -717,17 +732,47 @@ def _count(block: Any) -> int:
     return sum(1 + sum(_count(inner) for inner in node.blocks()) for node in block.nodes())
 
 
-def flat_values(value: Any) -> list[Any]:
-    """The tensors in a returned structure, in pytree order. Refuses numbers that only the run knows."""
+def flat_values(draft: Draft, value: Any, tree: pytree.TreeSpec) -> list[Any]:
+    """The tensors in a returned value of the structure `tree`, in pytree order.
+
+    Refuses numbers that only the run knows. A list or dict of the run is taken apart; one of another length than `tree` says
+    makes the run raise.
+    """
+    children = tree.children() if not tree.is_leaf() else []
     if isinstance(value, fx.Node) and value_type(value) != TENSOR:
-        raise CaptureError(f"the model returns a {value_type(value)} that depends on its inputs; return a tensor in its place")
+        parts = _parts_of_the_run(draft, value, tree)
+        return [v for part, child in zip(parts, children, strict=True) for v in flat_values(draft, part, child)]
     if isinstance(value, (fx.Node, torch.Tensor)):
         return [value]
     if isinstance(value, dict):
-        return [v for part in value.values() for v in flat_values(part)]
-    if isinstance(value, (list, tuple)):
-        return [v for part in value for v in flat_values(part)]
+        return [v for key, child in zip(tree.context, children) for v in flat_values(draft, value[key], child)]
+    if isinstance(value, (list, tuple)) and children:
+        return [v for part, child in zip(value, children, strict=True) for v in flat_values(draft, part, child)]
     return []
+
+
+def _parts_of_the_run(draft: Draft, value: fx.Node, tree: pytree.TreeSpec) -> list[fx.Node]:
+    """The elements of a list, tuple or dict of the run, made sure to be as many as `tree` has."""
+    annotation, count = value_type(value), tree.num_children
+    if tree.is_leaf() or not annotation.startswith(("List[", "Dict[", "Tuple[")):
+        raise CaptureError(f"the model returns a {annotation} that depends on its inputs; return a tensor in its place")
+    if annotation.startswith("Tuple["):
+        parts = [draft.call(getitem, value, i) for i in range(count)]
+        types = inner_types(annotation)
+    else:
+        of_dict = annotation.startswith("Dict[")
+        length = draft.call(aten.len.Dict_str if of_dict else aten.len.t, value)
+        draft.require(
+            draft.call(aten.eq.int, length, count),
+            f"the model returned a {annotation} of another length than {count}, that of the example",
+        )
+        keys = tree.context if of_dict else range(count)
+        read = aten.__getitem__.Dict_str if of_dict else aten.__getitem__.t
+        parts = [draft.call(read, value, key) for key in keys]
+        types = [inner_types(annotation)[-1]] * count
+    for part, of in zip(parts, types, strict=True):
+        set_value_type(part, of)
+    return parts
 
 
 def where(node: Any) -> str:
@@ -988,9 +1033,29 @@ def _is(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     return same if node.kind() == "aten::__is__" else not same
 
 
-@_handles("prim::isinstance", "prim::HasAttr")
+@_handles("prim::isinstance")
+def _is_instance(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
+    """Decided by what the value is; one that may be None at run time is not decided here."""
+    wanted = [t.annotation_str for t in node.tys("types")]
+    value = a[0]
+    given = value_type(value) if isinstance(value, fx.Node) else type(value).__name__
+    if given in wanted or (value is None and "None" in " ".join(wanted)):
+        return True
+    if isinstance(value, fx.Node) and given.startswith(("Optional[", "Union[", "Any")):
+        raise CaptureError(f"isinstance of a value that may be of several types{where(node)} is not supported")
+    if isinstance(value, (list, tuple, dict)):
+        raise CaptureError(f"isinstance of a {given}{where(node)} is not supported")
+    return False
+
+
+@_handles("prim::HasAttr")
 def _unsupported(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     raise CaptureError(f"{node.kind()}{where(node)} is not supported")
+
+
+@_handles("aten::dict")
+def _new_dict(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
+    return dict(a[0]) if a else {}
 
 
 def _on_container(function: Callable[..., Any], changes: bool = False) -> Handler:

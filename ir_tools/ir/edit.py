@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import getitem, has_effect, map_argument, short_name, spell_arguments
-from ir_tools.ir.host import TENSOR, is_host, set_value_type, value_type
+from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.origin import Origin, origin, place, set_origin
 from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
-from ir_tools.ir.regions import Body, bodies, is_region, region_loop, with_bodies
+from ir_tools.ir.regions import Body, bodies, is_region, region_if, region_loop, with_bodies
 
 B = TypeVar("B", bound=Block)
 
@@ -148,11 +148,20 @@ class Draft(Generic[B]):
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._name_hint(target, args))
         facts.set_fact(node, value)
         set_origin(node, self._origin)
-        if is_host(target) and isinstance(target, OpOverload) and target._schema.returns:
-            set_value_type(node, target._schema.returns[0].type.annotation_str)
-        elif target is getitem:
+        if target is getitem:
             set_value_type(node, _part_type(value_type(args[0])))
         return node
+
+    def again(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> fx.Node:
+        """The op of `node` on other operands; a region's results keep their facts, so its operands must have kept theirs."""
+        if is_region(node):
+            new = self.graph.create_node("call_function", node.target, tuple(args), kwargs)
+            new.meta = dict(node.meta)
+        else:
+            new = self.call(node.target, *args, **kwargs)
+            if "type" in node.meta:
+                set_value_type(new, value_type(node))
+        return new
 
     def operand(self, name: str, value: Any, annotation: str) -> fx.Node:
         """A placeholder of a body: a value with the fact `value` and a TorchScript type."""
@@ -178,6 +187,17 @@ class Draft(Generic[B]):
             results.append(result)
         return results
 
+    def require(self, condition: Any, message: str) -> None:
+        """Raise `message` at run time unless `condition`, a bool of the run, holds."""
+        sides = []
+        for name in ("holds_", "fails_"):
+            body = Draft.inside(self, f"require{len(self.graph.nodes)}_{name}")
+            if name == "fails_":
+                body.call(fail, message)
+            body.output(())
+            sides.append(body_of(body.program))
+        self.region(region_if, [condition, *sides, []], [], [])
+
     def change_bodies(self, change: Callable[[Block], Block]) -> None:
         """Let `change` make another Block of each region's body, or give back the one it is given."""
         for node in self.program.calls:
@@ -188,9 +208,7 @@ class Draft(Generic[B]):
             new = [self._changed_body(body, change, carried) for body in old]
             if any(a is not b for a, b in zip(old, new, strict=True)):
                 with self.graph.inserting_before(node):
-                    copy = self.graph.create_node("call_function", node.target, with_bodies(node, new))
-                copy.meta = dict(node.meta)
-                self.replace(node, copy)
+                    self.replace(node, self.again(node, with_bodies(node, new), {}))
 
     def _changed_body(self, body: Body, change: Callable[[Block], Block], carried: int) -> Body:
         before = self.program.of_body(body)

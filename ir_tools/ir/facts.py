@@ -34,7 +34,7 @@ from ir_tools.ir.dialect import (
     overload_name,
     written_nodes,
 )
-from ir_tools.ir.host import CONSTRUCTORS, is_container_type, is_host, make_tuple, meaning, value_type
+from ir_tools.ir.host import CONSTRUCTORS, TENSOR, is_container_type, is_host, make_list, make_tuple, meaning, value_type
 from ir_tools.ir.regions import Effects, bodies, is_region
 
 
@@ -55,6 +55,11 @@ def fact(value: Any) -> Any:
 
 def set_fact(node: fx.Node, value: Any) -> None:
     node.meta["val"] = value
+
+
+def is_unknown(value: fx.Node) -> bool:
+    """A tensor of which nothing is known."""
+    return value_type(value) == TENSOR and not isinstance(fact(value), (torch.Tensor, tuple, list))
 
 
 def shape(value: Any) -> tuple[Any, ...] | None:
@@ -126,6 +131,9 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
         return _host_fact(mode, target, fake_args, unknown or nothing)
     if nothing or unknown:
         return NOTHING if nothing else None
+    if any(isinstance(v, Elements) for v in _leaves((fake_args, fake_kwargs))):
+        joins = op_name(target) in GROWS_WITH_LIST and isinstance(fake_args[0], Elements)
+        return _fact_of_joined_elements(mode, target, fake_args, fake_kwargs) if joins else None
     try:
         with torch.no_grad(), mode:
             if torch.Tag.inplace_view in getattr(target, "tags", ()):
@@ -151,14 +159,76 @@ TELLS_NONE = frozenset({"aten::__is__", "aten::__isnot__"})
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
+class Elements:
+    """The fact of a list or dict: what is true of every tensor in it. Values that are the same container share it.
+
+    `widened` counts how often a container turned out to hold more kinds of tensors than known before: a loop in which that
+    happens is walked again, because what was read from the container earlier was read with too narrow a fact.
+    """
+
+    widened = 0
+
+    def __init__(self, mode: FakeTensorMode, values: Iterable[Any]):
+        self.mode = mode
+        self.known: Any = NOTHING
+        self.free: set[Any] = set()
+        for value in values:
+            self.add(value)
+
+    def add(self, value: Any) -> None:
+        wider = join(self.mode, self.known, value, self.free)
+        if wider is not self.known:
+            self.known = wider
+            Elements.widened += 1
+
+    def __repr__(self) -> str:
+        return f"elements {self.known}"
+
+
+PUTS = frozenset({"aten::append", "aten::insert", "aten::_set_item"})
+TAKES = frozenset({"aten::__getitem__", "aten::pop"})
+COPIES = frozenset({"aten::copy", "aten::list", "aten::slice", "aten::values"})
+GROWS_WITH_LIST = frozenset({"aten::cat", "aten::stack"})
+
+
+def _fact_of_elements(mode: FakeTensorMode, name: str, args: tuple) -> Any:
+    """What an op on a container gives: the container itself, a tensor in it, a new container of the same tensors."""
+    elements = args[0]
+    if name in PUTS:
+        elements.add(args[-1])
+        return elements
+    if name in ("aten::extend", "aten::add_"):
+        elements.add(args[1].known if isinstance(args[1], Elements) else None)
+        return elements
+    if name in TAKES:
+        return elements.known
+    return Elements(mode, [elements.known]) if name in COPIES else None
+
+
+def _fact_of_joined_elements(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`cat` and `stack` of a list of unknown length: what is true of one element is told from two by what grows."""
+    known = args[0].known
+    if not isinstance(known, torch.Tensor):
+        return known
+    short, long = (compute_fact(mode, target, ([known] * n, *args[1:]), kwargs) for n in (1, 2))
+    return join(mode, short, long)
+
+
 def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) -> Any:
-    """A number or string where it is known, a symbol for an unknown number; None for containers, which may change."""
+    """A number or string where it is known, a symbol for an unknown number."""
     if target is make_tuple:
         return args
+    if target in CONSTRUCTORS:
+        return Elements(mode, args if target is make_list else args[1])
+    if args and isinstance(args[0], Elements):
+        found = _fact_of_elements(mode, op_name(target), args)
+        if found is not None:
+            return found
+        unknown = True
     function = meaning(target)
     assert function is not None
     result = None
-    if not unknown and target not in CONSTRUCTORS and op_name(target) not in TELLS_NONE:
+    if not unknown and op_name(target) not in TELLS_NONE:
         try:
             with torch.no_grad(), mode:
                 result = function(*args)

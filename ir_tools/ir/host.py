@@ -53,10 +53,7 @@ def value_type(value: Any) -> str:
 
 
 def set_value_type(node: fx.Node, annotation: str) -> None:
-    if annotation == TENSOR:
-        node.meta.pop("type", None)
-    else:
-        node.meta["type"] = annotation
+    node.meta["type"] = annotation
 
 
 def inner_types(annotation: str) -> list[str]:
@@ -146,6 +143,12 @@ def _not(value: Any) -> Any:
     return torch.sym_not(value) if isinstance(value, torch.SymBool) else not value
 
 
+def _extreme(plain: Any, symbolic: Any, values: tuple) -> Any:
+    if any(isinstance(v, (torch.SymInt, torch.SymFloat)) for v in values):
+        return symbolic(*values)
+    return plain(*values)
+
+
 def _range_length(low: Any, high: Any, step: Any) -> Any:
     if isinstance(step, int) and step == 1 and low == 0 and isinstance(high, torch.SymInt):
         return torch.sym_max(high, 0)
@@ -202,8 +205,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "aten::__xor__": operator.xor,
     "aten::__range_length": _range_length,
     "aten::__derive_index": lambda index, start, step: start + index * step,
-    "prim::max": lambda *values: max(*values) if all(type(v) in (int, float) for v in values) else torch.sym_max(*values),
-    "prim::min": lambda *values: min(*values) if all(type(v) in (int, float) for v in values) else torch.sym_min(*values),
+    "prim::max": lambda *values: _extreme(max, torch.sym_max, values),
+    "prim::min": lambda *values: _extreme(min, torch.sym_min, values),
 }
 
 # What is read out of tensors: their facts, and numbers in them.

@@ -122,7 +122,7 @@ def _objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: B
 
 def _changes(old: fx.Node, new: fx.Node) -> str | None:
     """What the new value does not keep of the old one's facts."""
-    if facts.fact(old) is None or facts.fact(new) is None:
+    if facts.is_unknown(old) or facts.is_unknown(new):
         return "unknown, give example_inputs: the shape and dtype of the result are kept"
     if facts.shape(old) != facts.shape(new):
         return f"the result would change shape from {facts.shape(old)} to {facts.shape(new)}"

@@ -57,7 +57,7 @@ class Caster:
         if unchanged and not any(n in self._made for n in (*nodes_in(args), *nodes_in(kwargs))):
             return node
         with self.draft.before(node, self.made_by):
-            new = self.draft.call(node.target, *args, **kwargs)
+            new = self.draft.again(node, args, kwargs)
         self._made.add(new)
         self.draft.replace(node, new)
         return new
