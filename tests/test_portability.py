@@ -58,7 +58,9 @@ class MovedLater(Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x) + torch.ones(4).to(x.device) + torch.arange(4).to(x)
-        return y[torch.zeros(1, dtype=torch.long)]
+        buffer = torch.zeros(2, 5, 4)
+        buffer.copy_(y)
+        return (y + buffer.to(x.device))[torch.zeros(1, dtype=torch.long)] * torch.full((), 2.0)
 
 
 class OnTheCpu(Module):
@@ -187,6 +189,16 @@ def test_a_tensor_that_the_model_also_returns_stays_where_it_was_made():
     assert device_ops(fast.program) == ["arange"] and len(fast.report.notes) == 1
 
 
+class LikeTheInputOnTheCpu(Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * torch.full((4,), 3.0, device=x.device) + torch.zeros_like(x, device="cpu")
+
+
+def test_a_device_named_beside_a_tensor_is_found_too():
+    (note,) = compiled(LikeTheInputOnTheCpu(), row()).report.notes
+    assert "zeros_like makes a tensor on cpu whatever the inputs' device" in note
+
+
 def test_a_dry_run_reports_it_too():
     report = compiled(OnTheCpu(), row(), dry_run=True)
     assert any("the file cannot move to another device" in note for note in report.notes)
@@ -236,6 +248,7 @@ def test_factories_that_a_line_does_not_tell_apart_must_agree():
     assert found.verdict("a.py:1", "zeros") is Device.UNKNOWN
     assert found.verdict("a.py:1", "ones") is Device.FOLLOWS
     assert found.verdict("a.py:2", "ones") is Device.UNKNOWN
+    assert Factories(found.made[:1]).verdict("a.py:2", "zeros") is Device.UNKNOWN
     found.made = found.made[1:]
     assert found.verdict("b.py:2", "ones") is Device.FOLLOWS  # all do
     assert Factories().verdict("a.py:1", "zeros") is Device.UNKNOWN

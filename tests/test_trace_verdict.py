@@ -90,6 +90,16 @@ def test_auto_refuses_a_trace_of_a_model_that_reads_values(model, inputs, read):
         capture(source)
 
 
+def test_auto_refuses_where_torch_saw_memory_read_and_nothing_was_recorded():
+    """Such as by numpy deep inside torch's own Python: the tracer's warning is all there is."""
+    source = prepare(nn.Tanh(), [((row(),), {})])
+    program = capture(source, "trace").program
+    for text, refusal in (("to a NumPy array", "numpy at a.py:3"), ("to a Python list", "numpy at a.py:3"), ("to a size", "")):
+        heard = warnings.WarningMessage(f"Converting a tensor {text} might", torch.jit.TracerWarning, "a.py", 3)
+        assert refusal in (verdict := verdict_on_trace(program, source, [heard], proof_needed=True)).refusal
+        assert bool(verdict.refusal) == bool(refusal)
+
+
 # -- one verdict for each warning -----------------------------------------------------------------------------------------
 
 
@@ -157,6 +167,34 @@ def test_warnings_about_sizes_alone_do_not_keep_auto_from_a_trace():
     report = optimize(Sized().eval(), example_inputs=row()).report
     assert (report.frontend, report.frontend_reason) == ("trace", "after export refused")
     assert len(report.notes) == 1 and "cannot matter: it comes from sizes" in report.notes[0]
+
+
+class OnlyInTracing(nn.Module):
+    """Reads a value where an ordinary run does not go; `factor` says how much hangs on it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_tracing():
+            return x * (1 + self.factor * int(x.abs().max() * 100))
+        return x * (1 + self.factor * (x.abs().max() * 100).long())
+
+
+def test_a_read_that_only_tracing_does_is_not_taken_for_a_size():
+    (note,) = notes(OnlyInTracing(0), row())
+    assert note.endswith("Converting a tensor to a Python integer: did not matter on 5 perturbed inputs")
+    (note,) = notes(OnlyInTracing(1), row())
+    assert "Python integer: may have mattered: with positive inputs the trace differs (SQNR" in note
+    source = prepare(OnlyInTracing(1).eval(), [((row(),), {})])
+    with pytest.raises(CaptureError, match=r"trace: .*the trace is wrong for other inputs: with \w+ inputs it differs"):
+        capture(source, "auto", accept=refuse_all_but_trace)
+
+
+def refuse_all_but_trace(program) -> None:
+    if program.frontend != "trace":
+        raise CaptureError("not this one")
 
 
 class Picky(nn.Module):
@@ -228,7 +266,7 @@ class ReadsConstants(nn.Module):
             x = x * 3
         length = int(torch.ones_like(x).sum())
         counts = torch.zeros(3)
-        counts[0] = self.scale[0]
+        counts[0] = self.scale.detach()[0]
         rows, columns = self.sizes.tolist()
         return x.reshape(rows, columns) * length * float(counts.sum()) + max(torch.arange(3).tolist())
 
@@ -270,6 +308,12 @@ def written_before_a_view(model: Reads, x: torch.Tensor) -> torch.Tensor:
     return view.sum()
 
 
+def written_without_a_result(model: Reads, x: torch.Tensor) -> torch.Tensor:
+    canvas = torch.zeros(4)
+    torch._foreach_add_([canvas], [x[0]])
+    return canvas.sum()
+
+
 def counted(model: Reads, x: torch.Tensor) -> torch.Tensor:
     model.count.add_(1)
     return model.count
@@ -296,10 +340,16 @@ DEPENDENT = {
     "a fill value": ("item", lambda model, x: torch.full((3,), x[0, 0])[0]),
     "written through a view": ("item", written_through_a_view),
     "written before a view": ("item", written_before_a_view),
+    "written without a result": ("item", written_without_a_result),
     "the number of nonzeros": ("nonzero", lambda model, x: x.nonzero().shape[0]),
     "the size of a selection": ("index", lambda model, x: x[x > 0].shape[0]),
     "a random number": ("item", lambda model, x: torch.rand(())),
     "a number made from a read": ("item", lambda model, x: torch.tensor(x[0, 0].item())),
+    "what shadows do not read": ("reads other values", lambda model, x: x.max() if type(x) is torch.Tensor else 1.0),
+    "a value that shadows replace": (
+        "reads other values",
+        lambda model, x: x.max() if type(x) is torch.Tensor else model.weight.max(),
+    ),
     "a counter": ("writes into a tensor of the model", counted),
     "a counter through a view": ("writes into a tensor of the model", counted_through_a_view),
     "a list": ("tolist", in_a_list),

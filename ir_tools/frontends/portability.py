@@ -119,16 +119,12 @@ class _Devices(ShadowMode):
         device = _device_of_result(wanted, tensors)
         operands = [t for t in tensors if isinstance(t, Shadow)]
         sources = {made: None for t in operands for made in _made(t)}
-        into = [t.device for t in written(func, args, kwargs)] or [device]
-        if ELSEWHERE in into:
+        if ELSEWHERE in [t.device for t in written(func, args, kwargs)] or device == ELSEWHERE:
             for t in operands:
                 for made in _made(t):
                     # Torch itself moves what is copied, and takes scalars and indices from another device.
                     made.moved |= (legal := _may_cross(func, t))
                     made.stayed |= not legal
-        elif any(t.device == ELSEWHERE for t in operands) and func is not aten._to_copy.default:
-            for made in sources:
-                made.stayed = True
         result = clothe(result, outer, device)
         if _is_factory(func, wanted, tensors):
             sources = {Made(spelled(users_frame(list(frames()))), short_name(func), device): None}

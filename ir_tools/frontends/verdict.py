@@ -2,6 +2,8 @@
 
     value read at a warned line          output of the trace          verdict on the warning
     none: it comes from sizes            -                            cannot matter: sizes are baked in
+    cannot be seen: only tracing         as the model's               did not matter on N perturbed inputs
+        goes there                       another for some input       may have mattered
     proven not to depend on the inputs   -                            cannot matter
     the same for every input tried       as the model's               did not matter on N perturbed inputs
     another for some input               as the model's               did not matter on N, though the value differs
@@ -13,10 +15,12 @@ The model is run eagerly on each perturbed input while `recorded_reads` looks on
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -111,8 +115,8 @@ class _MemoryReads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func in MEMORY_READS:
-            # Large tensors by checksum of all their values: `repr` of a tensor leaves most of them out.
-            self.reads.append(Read.here(MEMORY_READS[func], args[0].detach().tolist()))
+            # As a list, because `repr` of a large tensor leaves most values out.
+            self.reads.append(Read.here(MEMORY_READS[func], args[0].tolist()))
         return func(*args, **(kwargs or {}))
 
 
@@ -122,6 +126,30 @@ def recorded_reads() -> Iterator[list[Read]]:
     reads: list[Read] = []
     with _ScalarReads(reads), _MemoryReads(reads):
         yield reads
+
+
+@contextmanager
+def lines_run(wanted: Collection[Frame]) -> Iterator[set[Frame]]:
+    """The set that fills with those lines of `wanted` that Python executes inside the block."""
+    ran: set[Frame] = set()
+    files = {file for file, _ in wanted}
+
+    def on_line(frame: FrameType, event: str, arg: Any) -> Any:
+        at = (frame.f_code.co_filename, frame.f_lineno)
+        if at in wanted:
+            ran.add(at)
+        return on_line
+
+    def on_call(frame: FrameType, event: str, arg: Any) -> Any:
+        return on_line if frame.f_code.co_filename in files else None
+
+    before = sys.gettrace()
+    if files:
+        sys.settrace(on_call)
+    try:
+        yield ran
+    finally:
+        sys.settrace(before)
 
 
 @dataclass
@@ -257,11 +285,11 @@ class _Dependence(ShadowMode):
                 self._mark(self._models, t)
         depends = any(map(self.depends, tensors)) or torch.Tag.nondeterministic_seeded in func.tags
         by_name = given(func, args, kwargs)
+        result = func(*inner_args, **inner_kwargs)
         if func in SCALAR_READS:
-            self.note(Read.here(SCALAR_READS[func]), depends)
+            self.note(Read.here(SCALAR_READS[func], result), depends)
         elif depends and _tells_by_its_shape(func, by_name):
             self.dependent.append(Read.here(op_name(func).removeprefix("aten::")))
-        result = func(*inner_args, **inner_kwargs)
         if func is aten.lift_fresh.default:  # a tensor that Python has just made of numbers
             outer = {}
             result = result.clone()
@@ -289,9 +317,9 @@ class _MemoryReadsOfShadows(TorchFunctionMode):
         if func in MEMORY_READS:
             tensor, *rest = args
             depends = self.mode.depends(tensor)
-            self.mode.note(Read.here(MEMORY_READS[func]), depends)
-            if isinstance(tensor, Shadow) and not depends:
-                args = (tensor.inside, *rest)
+            bare = tensor.inside if isinstance(tensor, Shadow) else tensor
+            self.mode.note(Read.here(MEMORY_READS[func], bare.tolist()), depends)
+            args = (tensor if depends else bare, *rest)
         return func(*args, **(kwargs or {}))
 
 
@@ -324,7 +352,7 @@ def dependence_of_reads(source: Source, reads: Sequence[Read]) -> Dependence:
             call_model(source.model, arguments)
     except Exception as error:  # whatever shadows cannot follow: then nothing is proven
         return Dependence(unknown=f"{type(error).__name__}: {first_line(error)}")
-    if [(r.how, r.user) for r in mode.reads] != [(r.how, r.user) for r in reads]:
+    if mode.reads != list(reads):
         return Dependence(unknown="the model reads other values when it runs on shadows")
     return Dependence(tuple(mode.dependent))
 
@@ -355,12 +383,16 @@ class _Trial:
 
 @dataclass
 class _Subject:
-    """A line of Python that torch warned about, or that reads values: what to call it."""
+    """A line of Python that torch warned about, or that reads values: what to call it.
+
+    `unseen`: only tracing goes there (`if torch.jit.is_tracing()`), so that what it reads in an ordinary run is not known.
+    """
 
     frame: Frame
     names: dict[str, None] = field(default_factory=dict)
     warned: bool = False
     reads_memory: bool = False
+    unseen: bool = False
 
 
 def verdict_on_trace(
@@ -371,8 +403,12 @@ def verdict_on_trace(
     `heard` are the warnings of the capture. With `proof_needed`, reads that are not proven to be harmless are a refusal at
     once.
     """
-    reads = run_eagerly(source, source.tensors).reads
-    subjects = _subjects([w for w in heard if issubclass(w.category, torch.jit.TracerWarning)], reads)
+    tracer = [w for w in heard if issubclass(w.category, torch.jit.TracerWarning)]
+    with lines_run({(w.filename, w.lineno) for w in tracer}) as ran:
+        reads = run_eagerly(source, source.tensors).reads
+    subjects = _subjects(tracer, reads)
+    for s in subjects:
+        s.unseen = s.warned and s.frame not in ran
     proven = (
         dependence_of_reads(source, reads).independent
         # Every line where torch saw memory read is one where a read was recorded, too.
@@ -392,7 +428,7 @@ def verdict_on_trace(
             refusal = (
                 f"the trace is wrong for other inputs: with {trial.kind} inputs it differs from the model ({trial.difference})"
             )
-            if all(_at(s, trial.reads) == _at(s, reads) for s in subjects):
+            if all(_at(s, trial.reads) == _at(s, reads) and not s.unseen for s in subjects):
                 lines.append(f"{refusal}, and no value that was read explains it")
             break
     return Verdict(lines, refusal, "what forward reads in Python does not depend on the inputs" if proven and reads else "")
@@ -450,13 +486,16 @@ def _verdict_on(subject: _Subject, reads: Sequence[Read], trials: Sequence[_Tria
     mattered = [t for t in differs if t.difference]
     if mattered:
         return f"mattered: with {mattered[0].kind} inputs the trace differs ({mattered[0].difference})"
-    if not here and not differs and not subject.reads_memory:
+    wrong = [t for t in trials if t.difference]
+    if subject.unseen and wrong:
+        return f"may have mattered: with {wrong[0].kind} inputs the trace differs ({wrong[0].difference})"
+    if not here and not differs and not subject.reads_memory and not subject.unseen:
         return "cannot matter: it comes from sizes or constants, and sizes are baked in"
-    if proven:
+    if proven and not subject.unseen:
         return "cannot matter: the value does not depend on the inputs"
     if not trials:
         return "unknown: the model takes none of the perturbed inputs"
     count = f"{len(trials)} perturbed input{'s' if len(trials) > 1 else ''}"
     if differs:
         return f"did not matter on {count}, though the value is another one with {differs[0].kind} inputs"
-    return f"did not matter on {count}: the value was the same"
+    return f"did not matter on {count}" + ("" if subject.unseen else ": the value was the same")
