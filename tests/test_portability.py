@@ -98,9 +98,10 @@ def device_ops(program: Program) -> list[str]:
     ]
 
 
-def compiled(model: nn.Module, x: torch.Tensor, frontend: str = "auto", **options) -> OptimizedModel:
+def compiled(model, x: torch.Tensor, frontend: str = "auto", **options) -> OptimizedModel:
     # Folding would turn each factory into a constant, which moves with the file as it is.
-    return optimize(model.eval(), ["fuse_conv_bn"], example_inputs=x, engine="aten", frontend=frontend, **options)
+    model = model.eval() if isinstance(model, nn.Module) else model
+    return optimize(model, ["fuse_conv_bn"], example_inputs=x, engine="aten", frontend=frontend, **options)
 
 
 def run_elsewhere(program: Program, x: torch.Tensor) -> None:
@@ -247,11 +248,27 @@ def test_factories_that_a_line_does_not_tell_apart_must_agree():
     found = Factories([Made("a.py:1", "zeros", here), Made("a.py:1", "zeros", there), Made("a.py:1", "ones", there)])
     assert found.verdict("a.py:1", "zeros") is Device.UNKNOWN
     assert found.verdict("a.py:1", "ones") is Device.FOLLOWS
-    assert found.verdict("a.py:2", "ones") is Device.UNKNOWN
-    assert Factories(found.made[:1]).verdict("a.py:2", "zeros") is Device.UNKNOWN
-    found.made = found.made[1:]
-    assert found.verdict("b.py:2", "ones") is Device.FOLLOWS  # all do
-    assert Factories().verdict("a.py:1", "zeros") is Device.UNKNOWN
+    assert found.verdict("a.py:1", "full") is Device.UNKNOWN
+    assert found.verdict("b.py:2", "zeros") is Device.UNKNOWN
+    assert found.verdict("b.py:2", "ones") is Device.FOLLOWS
+    assert found.verdict("b.py:2", "full") is Device.UNKNOWN
+    assert Factories(found.made[:1]).verdict("b.py:2", "zeros") is Device.FIXED
+    assert Factories(found.made[1:]).verdict("a.py:1", "full") is Device.FOLLOWS
+
+
+def test_an_exported_program_names_its_device():
+    x = row()
+    exported = torch.export.export(Positions().eval(), (x,))
+    notes = compiled(exported, x).report.notes
+    assert [note.split()[1] for note in notes] == ["zeros", "ones", "arange", "full"]
+    assert all("whatever the inputs' device" in note for note in notes)
+
+
+def test_a_script_module_asks_its_inputs():
+    x = row()
+    fast = compiled(torch.jit.script(Positions().eval()), x)
+    assert fast.report.notes == []
+    runs_elsewhere(fast, x)
 
 
 def test_the_run_on_shadows_leaves_the_model_as_it_was():

@@ -69,12 +69,12 @@ class Factories:
     def verdict(self, place: str, op: str) -> Device:
         """The verdict on a node of the captured graph, by its source line and the op's short name.
 
-        Factories that the line does not tell apart must agree.
+        A line that no factory was seen at (the lines of an ExportedProgram's code are not those of its source) leaves the op
+        alone to go by. Factories that are not told apart must agree.
         """
         at_line = [m for m in self.made if m.place == place]
-        verdicts = {m.verdict for m in [m for m in at_line if m.op == op] or at_line or self.made}
-        if not at_line and verdicts != {Device.FOLLOWS}:
-            return Device.UNKNOWN
+        candidates = [m for m in at_line if m.op == op] or at_line or [m for m in self.made if m.op == op]
+        verdicts = {m.verdict for m in candidates}
         return verdicts.pop() if len(verdicts) == 1 else Device.UNKNOWN
 
 
@@ -82,7 +82,7 @@ def factories_of(source: Source) -> Factories:
     """Run the model on the first example, its inputs and parameters elsewhere, and note where factory ops put their tensors."""
     home = source.tensors[0].device if source.tensors else torch.device("cpu")
     mode = _Devices(home)
-    flat = FlatModel(source.model, source.signature).eval()
+    flat = FlatModel(source.model, source.signature)
     try:
         inputs = tuple(Shadow(t.clone(), ELSEWHERE) for t in source.tensors)
         own: dict[str, torch.Tensor] = {
@@ -213,7 +213,7 @@ def follow_inputs(program: Program, source: Source) -> tuple[Program, list[str]]
             draft.redirect(node, new)
             continue
         device = facts.device(node)
-        what = f"{at or node.name}: {op} makes a tensor on {device}"
+        what = f"{at + ': ' if at else ''}{op} makes a tensor on {device}"
         if verdict is Device.FIXED:
             notes[f"{what} whatever the inputs' device: the file cannot move to another device"] = None
         else:
