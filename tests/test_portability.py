@@ -236,6 +236,17 @@ class Leaves(Module):
         return self.linear(x) + torch.from_numpy(x.detach().numpy()) + torch.zeros(4)
 
 
+class AssignsData(Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.linear.weight.data = x[0, :4]
+        return self.linear(x)
+
+
+def test_a_model_that_gives_its_parameters_other_memory_does_not_crash_the_run():
+    found = factories_of(prepare(AssignsData().eval(), [((row(),), {})]))
+    assert found.unknown
+
+
 def test_a_model_that_shadows_cannot_follow_is_reported_as_unknown():
     x = row()
     assert "numpy" in factories_of(prepare(Leaves().eval(), [((x,), {})])).unknown

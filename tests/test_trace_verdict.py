@@ -314,6 +314,17 @@ def written_without_a_result(model: Reads, x: torch.Tensor) -> torch.Tensor:
     return canvas.sum()
 
 
+def given_other_data(model: Reads, x: torch.Tensor) -> torch.Tensor:
+    flag = torch.zeros(())
+    flag.data = (x > 100).float().sum()  # zero for the example
+    return flag
+
+
+def parameter_given_other_data(model: Reads, x: torch.Tensor) -> torch.Tensor:
+    model.weight.data = x[0]
+    return model.weight.sum()
+
+
 def counted(model: Reads, x: torch.Tensor) -> torch.Tensor:
     model.count.add_(1)
     return model.count
@@ -350,6 +361,9 @@ DEPENDENT = {
         "reads other values",
         lambda model, x: x.max() if type(x) is torch.Tensor else model.weight.max(),
     ),
+    "given other data": ("AttributeError", given_other_data),
+    "a parameter given other data": ("assigns .data", parameter_given_other_data),
+    "split at": ("not allocated", lambda model, x: len(torch.tensor_split(torch.arange(8.0), x[0].long())[1])),
     "a counter": ("writes into a tensor of the model", counted),
     "a counter through a view": ("writes into a tensor of the model", counted_through_a_view),
     "a list": ("tolist", in_a_list),

@@ -18,11 +18,20 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ir_tools.errors import first_line
-from ir_tools.frontends.shadow import Shadow, ShadowMode, clothe, frames, given, spelled, users_frame, written
+from ir_tools.frontends.shadow import (
+    Shadow,
+    ShadowFunctions,
+    ShadowMode,
+    clothe,
+    frames,
+    given,
+    spelled,
+    users_frame,
+    written,
+)
 from ir_tools.frontends.source import FlatModel, Source, seeded, undisturbed
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
@@ -167,7 +176,7 @@ def _is_factory(func: OpOverload, device: torch.device | None, operands: Sequenc
     return device is not None or not operands
 
 
-class _Literals(TorchFunctionMode):
+class _Literals(ShadowFunctions):
     """Makes literals at home and moves them: a tensor that torch makes elsewhere holds no values."""
 
     def __init__(self, home: torch.device):
@@ -183,7 +192,7 @@ class _Literals(TorchFunctionMode):
         wanted = kwargs.get("device")
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and wanted is not None and torch.device(wanted) == ELSEWHERE:
             return func(*args, **{**kwargs, "device": self.home}).to(ELSEWHERE)
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 # -- rewriting ----------------------------------------------------------------------------------------------------------

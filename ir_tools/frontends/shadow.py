@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,6 +50,8 @@ class Shadow(torch.Tensor):
         )
         shadow.inside = inside
         return shadow
+
+    data = property(torch.Tensor.detach)  # type: ignore[assignment]  # torch's own gives a tensor that is no shadow
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Shadow({self.dtype}, {list(self.shape)}, {self.device})"
@@ -89,6 +92,21 @@ class ShadowMode(TorchDispatchMode):
         inside, by its id.
         """
         raise NotImplementedError
+
+
+class ShadowFunctions(TorchFunctionMode):
+    """Goes with every `ShadowMode`: keeps a model from what dispatch does not see, and would crash on.
+
+    Assigning `.data` gives a tensor the memory of another, and a shadow has none.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func == _SET_DATA:
+            raise ShadowError("forward assigns .data, which dispatch does not see")
+        return func(*args, **(kwargs or {}))
+
+
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def _inside(leaf: Any) -> Any:

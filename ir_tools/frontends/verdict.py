@@ -35,6 +35,7 @@ from ir_tools.frontends.shadow import (
     Frame,
     Shadow,
     ShadowError,
+    ShadowFunctions,
     ShadowMode,
     clothe,
     frames,
@@ -306,7 +307,7 @@ class _Dependence(ShadowMode):
         return clothe(result, outer, devices[0]) if devices else result
 
 
-class _MemoryReadsOfShadows(TorchFunctionMode):
+class _MemoryReadsOfShadows(ShadowFunctions):
     """Lets Python have the memory of a shadow that does not depend on the inputs. (That of another cannot be had at all.)"""
 
     def __init__(self, mode: _Dependence):
@@ -320,7 +321,7 @@ class _MemoryReadsOfShadows(TorchFunctionMode):
             bare = tensor.inside if isinstance(tensor, Shadow) else tensor
             self.mode.note(Read.here(MEMORY_READS[func], bare.tolist()), depends)
             args = (tensor if depends else bare, *rest)
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def _tells_by_its_shape(func: OpOverload, by_name: dict[str, Any]) -> bool:
