@@ -85,6 +85,16 @@ class MadeOnTheCpuAndReturned(Module):
         return self.linear(x) + count.to(x.device), count
 
 
+class SkipsTheMask(Module):
+    """Leaves out what changes nothing, but not in a trace: the ordinary run on the example makes no zeros."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        if not (torch.jit.is_tracing() or torch.compiler.is_exporting()) and bool((x > -0.5).all()):
+            return y
+        return torch.where(x > -0.5, y, torch.zeros(4, device=x.device))
+
+
 PORTABLE = [Positions, EveryFactory, MovedLater]
 FIXED = [OnTheCpu, Default, Both, MadeOnTheCpuAndReturned]
 
@@ -154,6 +164,15 @@ def test_the_rewrite_changes_no_number_and_no_fact(model):
     assert_facts_are_true(after, x)
     assert (after is program) == (model in FIXED and model is not Both)
     assert follow_inputs(after, source)[0] is after
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace"])
+def test_what_only_other_inputs_make_an_ordinary_run_do(frontend):
+    x = torch.rand(2, 5, 4)
+    fast = compiled(SkipsTheMask(), x, frontend)
+    assert "new_zeros" in [short_name(node.target) for node in fast.program.calls]
+    runs_elsewhere(fast, x)
+    assert not factories_of(prepare(SkipsTheMask().eval(), [((x,), {})])).made
 
 
 def test_what_was_folded_moves_as_a_constant():

@@ -236,16 +236,23 @@ def test_integers_stay_in_range_and_booleans_flip():
     tried = dict(perturbed([tokens, mask, x]))
     assert list(tried) == list(PERTURBATIONS)
     for changed, _, _ in tried.values():
-        assert changed.dtype is torch.int64 and changed.min() >= 3 and changed.max() <= 9
-    assert torch.equal(tried["negated"][0], torch.tensor([[9, 3, 7]]))
+        assert changed.dtype is torch.int64 and changed.min() >= 0 and changed.max() <= 9
+    assert torch.equal(tried["negated"][0], torch.tensor([[6, 0, 4]]))
     assert torch.equal(tried["negated"][1], ~mask) and torch.equal(tried["negated"][2], -x)
     assert not tried["zero"][2].any() and (tried["positive"][2] > 0).all()
     assert tried["large"][2].abs().max() > 50 * x.abs().max()
 
 
+def test_a_mask_of_ones_is_perturbed_and_negative_integers_keep_their_range():
+    (_, (mask,)), *_ = perturbed([torch.ones(3, dtype=torch.int64)])
+    assert torch.equal(mask, torch.zeros(3, dtype=torch.int64))
+    for _, (changed,) in perturbed([torch.tensor([-7, -2], dtype=torch.int32)]):
+        assert changed.dtype is torch.int32 and changed.min() >= -7 and changed.max() <= -2
+
+
 def test_a_perturbation_that_changes_nothing_is_left_out():
     assert list(perturbed([torch.tensor([True])])) == [("negated", [torch.tensor([False])])]
-    assert list(perturbed([torch.tensor(4)])) == []
+    assert list(perturbed([torch.tensor(0)])) == []
 
 
 # -- reads that do not depend on the inputs -------------------------------------------------------------------------------

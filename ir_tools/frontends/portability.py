@@ -9,7 +9,7 @@ asks for that device, or is moved to it later, follows. (No dtype needs such car
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -33,6 +33,7 @@ from ir_tools.frontends.shadow import (
     written,
 )
 from ir_tools.frontends.source import FlatModel, Source, seeded, undisturbed
+from ir_tools.frontends.verdict import perturbed
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
 from ir_tools.ir.origin import origin
@@ -87,13 +88,17 @@ class Factories:
         return verdicts.pop() if len(verdicts) == 1 else Device.UNKNOWN
 
 
-def factories_of(source: Source) -> Factories:
-    """Run the model on the first example, its inputs and parameters elsewhere, and note where factory ops put their tensors."""
-    home = source.tensors[0].device if source.tensors else torch.device("cpu")
+def factories_of(source: Source, tensors: Sequence[torch.Tensor] | None = None) -> Factories:
+    """Run the model, its inputs and parameters elsewhere, and note where factory ops put their tensors.
+
+    `tensors` are flat inputs; None stands for the first example.
+    """
+    tensors = source.tensors if tensors is None else tensors
+    home = tensors[0].device if tensors else torch.device("cpu")
     mode = _Devices(home)
     flat = FlatModel(source.model, source.signature)
     try:
-        inputs = tuple(Shadow(t.clone(), ELSEWHERE) for t in source.tensors)
+        inputs = tuple(Shadow(t.clone(), ELSEWHERE) for t in tensors)
         own: dict[str, torch.Tensor] = {
             name: Shadow(t.detach(), ELSEWHERE) for name, t in (*flat.named_parameters(), *flat.named_buffers())
         }
@@ -103,6 +108,19 @@ def factories_of(source: Source) -> Factories:
     except Exception as error:  # whatever shadows cannot follow: then nothing is known
         return Factories(unknown=f"{type(error).__name__}: {first_line(error)}")
     return Factories(mode.made)
+
+
+def _factories_behind(source: Source, wanted: Collection[tuple[str, str]]) -> Factories:
+    """The factories of the example's run, and of runs on perturbed inputs for as long as one of `wanted` is not known.
+
+    A captured graph may hold what the example's own run left out: models skip a mask of ones unless they are traced.
+    """
+    found = factories_of(source)
+    for _, tensors in perturbed(source.tensors):
+        if found.unknown or all(found.verdict(*node) is not Device.UNKNOWN for node in wanted):
+            break
+        found.made += factories_of(source, tensors).made
+    return found
 
 
 class _Devices(ShadowMode):
@@ -207,7 +225,7 @@ def follow_inputs(program: Program, source: Source) -> tuple[Program, list[str]]
     fixed = [node for node in program.calls if _names_a_device(node)]
     if not fixed:
         return program, []
-    factories = factories_of(source)
+    factories = _factories_behind(source, {(origin(node).source, short_name(node.target)) for node in fixed})
     draft = Draft.of(program)
     anchor = _anchor(draft.program)
     notes: dict[str, None] = {}

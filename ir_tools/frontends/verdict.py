@@ -176,8 +176,8 @@ def run_eagerly(source: Source, tensors: Sequence[torch.Tensor]) -> EagerRun:
 def perturbed(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[str, list[torch.Tensor]]]:
     """(what was done, inputs) of the same sizes and dtypes, each different from the example and from those before.
 
-    Integers stay between the smallest and the largest of the example, so that indices stay in range. All sizes are baked
-    in; inputs of other sizes belong here once a signature allows them.
+    Integers stay between the smallest and the largest of the example and zero, so that indices stay in range. All sizes are
+    baked in; inputs of other sizes belong here once a signature allows them.
     """
     seen = [list(tensors)]
     for kind, change in PERTURBATIONS.items():
@@ -202,7 +202,7 @@ def _is_signed(t: torch.Tensor) -> bool:
 def _negated(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if t.dtype is torch.bool:
         return ~t
-    return -t if _is_signed(t) else t.min() + t.max() - t
+    return -t if _is_signed(t) else t.min().clamp(max=0) + t.max() - t
 
 
 def _shuffled(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -210,7 +210,8 @@ def _shuffled(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _zero(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.zeros_like(t) if _is_signed(t) or t.dtype is torch.bool else t.min().expand_as(t).clone()
+    zeros = torch.zeros_like(t)
+    return zeros if _is_signed(t) or t.dtype is torch.bool else zeros.clamp(max=t.max())
 
 
 def _positive(t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
