@@ -412,7 +412,7 @@ def verdict_on_trace(
     for s in subjects:
         s.unseen = s.warned and s.frame not in ran
     proven = (
-        dependence_of_reads(source, reads).independent
+        (not reads or dependence_of_reads(source, reads).independent)
         # Every line where torch saw memory read is one where a read was recorded, too.
         and all(_at(s, reads) for s in subjects if s.reads_memory)
     )
