@@ -18,8 +18,9 @@ from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for
 from ir_tools.emit.to_torchscript import emit
 from ir_tools.frontends.capture import FRONTENDS, capture
+from ir_tools.frontends.portability import follow_inputs
 from ir_tools.frontends.source import Source, one_at_a_time, prepare
-from ir_tools.ir import Program
+from ir_tools.ir import Program, check_wellformed
 from ir_tools.ir.dialect import op_name, short_name
 from ir_tools.rewrite import Pass
 from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB
@@ -121,6 +122,10 @@ def optimize(
     if directory is not None:
         dump(program, directory, 0, "captured", None, dumps, report.notes)
     program, report.steps = run_pipeline(program, pipeline, hooks)
+    if report.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
+        program, stays = follow_inputs(program, source)
+        check_wellformed(program)
+        report.notes += stays
     report.ops_left = dict(Counter(short_name(node.target) for node in program.all_calls))
     numerics.declare(pipeline)
     if dry_run:
