@@ -117,8 +117,9 @@ def test_every_path_agrees_after_fusing_and_after_saving(name, tmp_path):
     fast = optimized(this, example)
     fast.save(tmp_path / "model.pt")  # before the calls: some models count them
     assert_agrees(this, fast, example)
-    assert_agrees(this, load(tmp_path / "model.pt"), example)
-    assert_agrees(this, torch.jit.load(str(tmp_path / "model.pt")), example)
+    for loaded in (load(tmp_path / "model.pt"), torch.jit.load(str(tmp_path / "model.pt"))):
+        # What is no tensor was baked in, and is no argument of the file.
+        assert_agrees(this, lambda *args: loaded(*(a for a in args if a is not None)), example)  # noqa: B023
 
 
 @pytest.mark.parametrize("name", SCRIPT_MODELS)

@@ -6,7 +6,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.source import Source, finish, forward_parameters, start_draft
-from ir_tools.frontends.torchscript_graph import GraphWalk, flat_values
+from ir_tools.frontends.torchscript_graph import GraphWalk
+from ir_tools.frontends.torchscript_ops import flat_values
 from ir_tools.ir import Program
 
 

@@ -111,6 +111,18 @@ SAME_FACT_AS = {
 }
 
 
+def _packed_sequence(mode: FakeTensorMode, values: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
+    """As many rows as the lengths add up to, and how many sequences each step has."""
+    rows, steps = (_unknown_size(mode, set()) for _ in range(2))
+    with mode:
+        data = torch.empty([rows, *values.shape[2:]], dtype=values.dtype, device=values.device)
+        return data, torch.empty([steps], dtype=torch.int64)
+
+
+# torch 2.13's fake kernels of these give the wrong sizes or dtypes.
+OWN_FACTS = {"aten::_pack_padded_sequence": _packed_sequence}
+
+
 def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What `target` gives on the facts of its arguments; None when one of them is unknown.
 
@@ -131,6 +143,8 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
         return _host_fact(mode, target, fake_args, unknown or nothing)
     if nothing or unknown:
         return NOTHING if nothing else None
+    if op_name(target) in OWN_FACTS:
+        return OWN_FACTS[op_name(target)](mode, *fake_args)
     if any(isinstance(v, Elements) for v in _leaves((fake_args, fake_kwargs))):
         joins = op_name(target) in GROWS_WITH_LIST and isinstance(fake_args[0], Elements)
         return _fact_of_joined_elements(mode, target, fake_args, fake_kwargs) if joins else None
