@@ -88,14 +88,14 @@ def optimize(
     tell = progress or (lambda line: None)
     _refuse_autocast()
     pipeline = plan(passes, engine)
-    _check_options(frontend, verify, on_failure, dynamic_shapes, calibration_data, tolerance)
+    _check_options(frontend, verify, on_failure, calibration_data, tolerance)
     module = _open_model(model)
     _check_mode(module)
     calls = _example_calls(example_inputs, example_kwargs)
     directory = _dump_directory(dump_dir)
 
     tell("running the model on the example inputs")
-    source = prepare(module, calls)
+    source = prepare(module, calls, dynamic_shapes)
     numerics = Numerics(source.examples, tolerance)
     report = Report(inputs=[str(i) for i in source.signature.inputs], verified=verify != "off", dry_run=dry_run)
 
@@ -178,7 +178,7 @@ def _lowering_for(engine: str, source: Source) -> str:
 
 
 def _check_options(
-    frontend: str, verify: str, on_failure: str, dynamic_shapes: Any, calibration_data: Any, tolerance: float | None
+    frontend: str, verify: str, on_failure: str, calibration_data: Any, tolerance: float | None
 ) -> None:
     if frontend not in ("auto", *FRONTENDS):
         raise OptionError(f"frontend must be one of 'auto', {', '.join(map(repr, FRONTENDS))}, got {frontend!r}")
@@ -186,8 +186,6 @@ def _check_options(
         raise OptionError(f"verify must be one of {', '.join(map(repr, VERIFY))}, got {verify!r}")
     if on_failure != "raise":
         raise OptionError(f"on_failure must be 'raise' (rolling back is not built yet), got {on_failure!r}")
-    if dynamic_shapes is not None:
-        raise OptionError("dynamic_shapes is not built yet: sizes are baked in; optimise once per size")
     if calibration_data is not None:
         raise OptionError("calibration_data is not used by any pass yet; leave it out")
     number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and abs(tolerance) < math.inf

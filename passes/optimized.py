@@ -192,7 +192,12 @@ def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> d
         "engine": report.engine,
         "passes": [step.name for step in report.steps],
         "inputs": [
-            {"name": i.name, "shape": list(i.shape), "dtype": str(i.dtype).removeprefix("torch.")} for i in signature.inputs
+            {
+                "name": i.name,
+                "shape": [size if isinstance(size, int) else size.name for size in i.shape],
+                "dtype": str(i.dtype).removeprefix("torch."),
+            }
+            for i in signature.inputs
         ],
         "typed_outputs": typed_outputs(signature),
         "out_tree": _write_tree(signature),

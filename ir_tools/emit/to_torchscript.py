@@ -13,6 +13,7 @@ them, whatever the inputs do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +27,7 @@ from torch.jit import ScriptModule
 from ir_tools.emit.calling import Structure, emitted_arguments, output_structure
 from ir_tools.emit.constants import build_tree, describe, free_name, path_text, place_constants
 from ir_tools.emit.errors import EmitError
-from ir_tools.emit.literals import spell, spell_float, spell_plain, spell_string, survives_saving
+from ir_tools.emit.literals import spell, spell_float, spell_int, spell_plain, spell_string, survives_saving
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.emit.packed_weights import add_packed_weights, attach_packing, packing_text
 from ir_tools.emit.torch_jit import define, script_tree
@@ -36,6 +37,7 @@ from ir_tools.ir.host import CONSTRUCTORS, READERS, TENSOR, fail, inner_types, i
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import Body, bodies, is_region, region_if
+from ir_tools.ir.signature import DynamicSize, InputSpec
 
 # Namespaces whose ops stock libtorch does not know: they have to be lowered first.
 _NOT_IN_LIBTORCH = frozenset({"torch_passes", "quantized_decomposed"})
@@ -47,16 +49,32 @@ _DTYPE_NAMES = [
 ]
 
 _CHECK_INPUT = """\
-def _check_input(self, value: Tensor, name: str, dtype: int, shape: List[int]) -> None:
+def _check_input(self, value: Tensor, name: str, dtype: int, shape: List[int], text: str) -> None:
     if value.dtype != dtype:
         raise RuntimeError("input '{}' must have dtype {}, got {}".format(
             name, self._dtype_name(dtype), self._dtype_name(value.dtype)))
     if value.dim() != len(shape):
         raise RuntimeError("input '{}' must have rank {} (shape {}), got rank {} (shape {})".format(
-            name, len(shape), shape, value.dim(), value.size()))
-    if value.size() != shape:
-        raise RuntimeError("input '{}' must have shape {} (sizes were baked in at capture), got {}".format(
-            name, shape, value.size()))
+            name, len(shape), text, value.dim(), value.size()))
+    for i, size in enumerate(shape):
+        if size != -1 and value.size(i) != size:
+            raise RuntimeError("input '{}' must have shape {} (sizes were baked in at capture), got {}".format(
+                name, text, value.size()))
+"""
+
+_CHECK_SIZE = """\
+def _check_size(self, value: Tensor, axis: int, place: str, expected: int, least: int, most: int) -> None:
+    got = value.size(axis)
+    if got != expected:
+        raise RuntimeError("{} is {}, but it is {} elsewhere in the call".format(place, got, expected))
+    if got < least or got > most:
+        raise RuntimeError("{} must be from {} to {}, got {}".format(place, least, most, got))
+"""
+
+_CHECK_CONDITION = """\
+def _check_condition(self, holds: bool, text: str, names: List[str], sizes: List[int]) -> None:
+    if not holds:
+        raise RuntimeError("the sizes must meet {}, got {} = {}".format(text, names, sizes))
 """
 
 _CHECK_LAYOUT = """\
@@ -224,12 +242,14 @@ class _Writer:
         calls = self._chunks(statements, chunk_size, result_reads)
 
         checks = [
-            f"self._check_input({input_locals[i]}, {spell_string(spec.name)}, {spec.dtype}, {list(spec.shape)})"
+            f"self._check_input({input_locals[i]}, {spell_string(spec.name)}, {spec.dtype}, {_checked(spec)}, "
+            f"{spell_string(spec.shape_text)})"
             for i, spec in enumerate(self.program.signature.inputs)
         ]
+        checks += self._size_checks(input_locals)
         written = mutated_values(self.program.graph)
         checks += [
-            f"self._check_layout({input_locals[i]}, {spell_string(spec.name)}, {list(fact(node).stride())})"
+            f"self._check_layout({input_locals[i]}, {spell_string(spec.name)}, {_strides(spec, node)})"
             for i, (spec, node) in enumerate(zip(self.program.signature.inputs, self.program.placeholders, strict=True))
             if node in written
         ]
@@ -241,6 +261,10 @@ class _Writer:
         if checks:
             methods["_dtype_name"] = _dtype_name_method()
             methods["_check_input"] = _CHECK_INPUT
+        if "self._check_size(" in forward:
+            methods["_check_size"] = _CHECK_SIZE
+        if "self._check_condition(" in forward:
+            methods["_check_condition"] = _CHECK_CONDITION
         if "self._check_layout(" in forward:
             methods["_check_layout"] = _CHECK_LAYOUT
         if "self._check_length(" in forward:
@@ -275,6 +299,25 @@ class _Writer:
                 self._unpack(part, f"{text}[{spell_string(key)}]", f"{path}[{key!r}]", lines, locals_)
             else:
                 self._unpack(part, f"{text}[{i}]", f"{path}[{i}]", lines, locals_)
+
+    def _size_checks(self, input_locals: dict[int, str]) -> list[str]:
+        """Lines that check dynamic sizes: sizes of one name are equal and in range, and the conditions hold."""
+        lines, names = [], dict[str, str]()
+        for name, (size, places) in self.program.signature.dynamic_sizes.items():
+            local = names[name] = self.names.fresh(name)
+            lines.append(f"{local} = {input_locals[places[0][0]]}.size({places[0][1]})")
+            for i, axis in places:
+                place = f"size {axis} of input '{self.program.signature.inputs[i].name}' ({name})"
+                most = spell_int(2**63 - 1 if size.most is None else size.most)
+                lines.append(
+                    f"self._check_size({input_locals[i]}, {axis}, {spell_string(place)}, {local}, {size.least}, {most})"
+                )
+        for condition in self.program.signature.conditions:
+            text = re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), condition.text)
+            keys = ", ".join(map(spell_string, condition.names))
+            values = ", ".join(names[n] for n in condition.names)
+            lines.append(f"self._check_condition({text}, {spell_string(condition.text)}, [{keys}], [{values}])")
+        return lines
 
     def _result(self) -> tuple[str, str, set[str]]:
         """Type and text of what forward returns, and the names it reads."""
@@ -565,6 +608,20 @@ class _Writer:
         lines = [line for s in group for line in s.lines]
         lines.append(f"return {', '.join(live_out) or 'None'}")
         return _method(name, [f"{v}: {self.types[v]}" for v in live_in], returned, lines)
+
+
+def _checked(spec: InputSpec) -> list[int]:
+    """The shape for `_check_input`: -1 for what is dynamic."""
+    return [-1 if isinstance(size, DynamicSize) else size for size in spec.shape]
+
+
+def _strides(spec: InputSpec, node: fx.Node) -> list[int]:
+    strides = fact(node).stride()
+    if not all(isinstance(s, int) for s in strides):
+        raise EmitError(
+            f"the model writes into the input '{spec.name}', whose sizes are dynamic: what shares its memory depends on them"
+        )
+    return list(strides)
 
 
 def _grouped(statements: Sequence[_Statement], chunk_size: int) -> list[list[_Statement]]:

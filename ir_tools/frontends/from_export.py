@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 
+from ir_tools.frontends.dynamic import enlarged, exported_conditions
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalize import Normalizer
@@ -20,12 +22,13 @@ aten = torch.ops.aten
 def from_export(source: Source) -> Program:
     """Export the model (or take the ExportedProgram given) with the sizes of the first example."""
     if source.exported is not None:
-        exported, prefix = source.exported, ""
+        exported, prefix, conditions = source.exported, "", []
         _refuse_dynamic(exported)
     else:
         flat = FlatModel(source.model, source.signature).eval()
         with undisturbed(source.model):  # exporting computes on tensors that are no buffers, and may move them
-            exported, prefix = torch.export.export(flat, tuple(source.tensors), strict=False), "model."
+            exported, prefix = _export(flat, source), "model."
+        conditions = exported_conditions(exported, source.signature.inputs) if source.is_dynamic else []
     draft, inputs = start_draft(source, "export")
     values: dict[fx.Node, Any] = {}
     feed = iter(inputs)
@@ -52,7 +55,16 @@ def from_export(source: Source) -> Program:
                 outputs.append(value)
         else:
             raise CaptureError(f"torch.export gives an output of kind {spec.kind.name}, which is not supported")
-    return finish(draft, outputs)
+    return finish(draft, outputs, conditions)
+
+
+def _export(flat: FlatModel, source: Source) -> torch.export.ExportedProgram:
+    """Export with the sizes of the first example; dynamic ones are left to torch to relate, and what it finds is read."""
+    if not source.is_dynamic:
+        return torch.export.export(flat, tuple(source.tensors), strict=False)
+    tensors = tuple(enlarged(t, sizes) for t, sizes in zip(source.tensors, source.dynamic, strict=True))
+    shapes = tuple({axis: Dim.AUTO for axis in sizes} or None for sizes in source.dynamic)
+    return torch.export.export(flat, tensors, dynamic_shapes={"tensors": shapes}, strict=False)
 
 
 def _constant(exported: torch.export.ExportedProgram, spec: Any) -> torch.Tensor:

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.normalize import Normalizer
-from ir_tools.ir import Origin
+from ir_tools.ir import Draft, Origin, facts
 from ir_tools.ir.dialect import map_argument
+from ir_tools.ir.host import value_type
+
+aten = torch.ops.aten
+# What torch.export computes sizes with: Python's operators, and torch's for symbols.
+NUMBER_OPS: dict[Any, OpOverloadPacket] = {
+    operator.add: aten.add,
+    operator.sub: aten.sub,
+    operator.mul: aten.mul,
+    operator.floordiv: aten.floordiv,
+    operator.truediv: aten.div,
+    operator.mod: aten.remainder,
+    operator.neg: aten.neg,
+    operator.eq: aten.eq,
+    operator.ne: aten.ne,
+    operator.lt: aten.lt,
+    operator.le: aten.le,
+    operator.gt: aten.gt,
+    operator.ge: aten.ge,
+    operator.and_: getattr(aten, "__and__"),  # noqa: B009  # Python would mangle it in a class; here it reads like the next
+    operator.or_: getattr(aten, "__or__"),  # noqa: B009
+    math.trunc: aten.Int,
+    math.floor: aten.floor,
+    math.ceil: aten.ceil,
+    torch.sym_int: aten.Int,
+    torch.sym_float: aten.Float,
+    torch.sym_not: getattr(aten, "__not__"),  # noqa: B009
+    torch.sym_max: torch.ops.prim.max,
+    torch.sym_min: torch.ops.prim.min,
+}
+
+
+def number_op(draft: Draft, packet: OpOverloadPacket, args: list[Any]) -> Any:
+    """An op on numbers of the run; the number itself where it is the same in every run."""
+    kinds = [value_type(a) if isinstance(a, fx.Node) else type(a).__name__ for a in args]
+    for name in (kinds[0], "_".join(kinds), "default"):
+        overload = getattr(packet, name, None) if name in packet.overloads() else None
+        declared = [str(a.type) for a in overload._schema.arguments] if overload is not None else []
+        if declared[: len(kinds)] == kinds:
+            node = draft.call(overload, *args)
+            known = facts.fact(node)
+            return known if isinstance(known, (bool, int, float)) else node
+    raise CaptureError(f"{packet} of {', '.join(kinds)} is not supported")
+
 
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
@@ -60,6 +104,8 @@ def _copy_call(normalizer: Normalizer, node: fx.Node, look_up: Any, prefix: str,
     if target is operator.getitem:
         container = args[0]
         return container[args[1]] if isinstance(container, (list, tuple)) else normalizer.call(target, *args)
+    if target is aten.sym_size.int and isinstance(args[0], fx.Node):
+        return normalizer.draft.size(*args)
     if isinstance(target, OpOverload):
         try:
             return normalizer.call(target, *args, **kwargs)
@@ -67,6 +113,8 @@ def _copy_call(normalizer: Normalizer, node: fx.Node, look_up: Any, prefix: str,
             raise CaptureError(f"{error}{_where(node)}") from error
     if target in (torch._C._set_grad_enabled,):
         return None
+    if target in NUMBER_OPS and any(isinstance(a, fx.Node) for a in args):
+        return number_op(normalizer.draft, NUMBER_OPS[target], args)
     if not any(isinstance(a, fx.Node) for a in args):
         return target(*args, **kwargs)  # type: ignore[operator]  # arithmetic on known numbers
     raise CaptureError(f"{target} is not an ATen operator{_where(node)}")

@@ -214,7 +214,13 @@ def _identity(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     return a["self"]
 
 
-@_spells("_assert_tensor_metadata")
+@_spells("_assert_scalar")
+def _assert_scalar(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    if isinstance(a["self"], fx.Node):
+        draft.require(a["self"], a["assert_msg"])
+
+
+@_spells("_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size")
 def _dropped(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     # Made by exporters about facts that the emitted module checks at its inputs.
     return None
@@ -329,8 +335,9 @@ def purify(draft: Draft) -> None:
                 continue
             if not isinstance(node.args[1], list):  # view.dtype reads the bits anew
                 continue
+            sizes = list(known) if all(isinstance(size, int) for size in known) else node.args[1]
             with draft.before(node):
-                draft.redirect(node, draft.call(aten.reshape.default, node.args[0], list(known)))
+                draft.redirect(node, draft.call(aten.reshape.default, node.args[0], sizes))
 
 
 LAYOUT_DECIDES = frozenset({"aten::contiguous", "aten::reshape"})
@@ -367,6 +374,8 @@ def _purified(
     moves_axes = torch.Tag.inplace_view in getattr(writer.target, "tags", ())
     if moves_axes and any(order[reader] > now for reader in target.users):
         raise CaptureError(f"{short_name(writer.target)} at {place(writer)} changes the shape of a value that is read again")
+    if not all(isinstance(size, int) for size in facts.shape(target) or ()) and _broadcasts(writer, target):
+        return None
     with draft.before(writer):
         new = draft.call(pure, *writer.args, **writer.kwargs)
         if not moves_axes and facts.shape(new) != facts.shape(target):
@@ -382,6 +391,12 @@ def _purified(
     draft.redirect(writer, new)
     draft.remove(writer)
     return new
+
+
+def _broadcasts(writer: fx.Node, target: fx.Node) -> bool:
+    """An operand of a writer has another shape than what it writes into, so that the pure result may have another one."""
+    tensors = [n for n in writer.all_input_nodes if isinstance(facts.fact(n), torch.Tensor)]
+    return any(facts.shape(n) != facts.shape(target) for n in tensors)
 
 
 def _back_to(writer: fx.Node, new: fx.Node) -> list[fx.Node]:

@@ -11,7 +11,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import first_line
+from ir_tools.frontends.dynamic import Symbols, declared_sizes, specified, unique
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.normalize import purify
 from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
-from ir_tools.ir.signature import binder, leaf_names, split_leaves
+from ir_tools.ir.signature import Condition, DynamicSize, binder, leaf_names, split_leaves
 from ir_tools.verify.numerics import compare
 
 Model = nn.Module | torch.export.ExportedProgram
@@ -46,10 +47,15 @@ class Source:
     exported: torch.export.ExportedProgram | None
     signature: Signature
     examples: list[Example]
+    dynamic: list[dict[int, DynamicSize]] = field(default_factory=list)  # per input: its dynamic axes
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         return self.examples[0].tensors
+
+    @property
+    def is_dynamic(self) -> bool:
+        return any(self.dynamic)
 
 
 class FlatModel(nn.Module):
@@ -263,16 +269,18 @@ def _same_answer(first: Any, second: Any) -> bool:
 # -- preparing ----------------------------------------------------------------------------------------------------------
 
 
-def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> Source:
+def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic_shapes: Any = None) -> Source:
     """Bind the example calls, run the user's model on them, and write down its signature.
 
-    Raises `CaptureError` when the model itself fails on an example, or the examples disagree in structure.
+    Raises `CaptureError` when the model itself fails on an example, or the examples disagree in structure;
+    `DynamicShapesError` when `dynamic_shapes` does not fit them.
     """
     exported = model if isinstance(model, torch.export.ExportedProgram) else None
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     bind = binder(forward_parameters(module))
     examples: list[Example] = []
     signature: Signature | None = None
+    dynamic: list[dict[int, DynamicSize]] = []
     for args, kwargs in calls:
         arguments = bind(*args, **kwargs)
         leaves, in_tree = pytree.tree_flatten(arguments)
@@ -289,7 +297,11 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> Sour
         if not outputs:
             raise CaptureError("the model returns no tensor on the example inputs; there is nothing to compute")
         names = [n for n, leaf in zip(leaf_names(in_tree), in_leaves, strict=True) if isinstance(leaf, int)]
+        if signature is None:
+            dynamic = declared_sizes(dynamic_shapes, arguments)
         specs = tuple(InputSpec(n, tuple(t.shape), t.dtype) for n, t in zip(names, tensors, strict=True))
+        if [len(s.shape) for s in specs] == [len(s.shape) for s in (signature.inputs if signature else specs)]:
+            specs = specified(specs, dynamic)
         this = Signature(
             bind, tuple(arguments), specs, in_tree, in_leaves, pytree.tree_structure(result), out_leaves
         )
@@ -305,22 +317,32 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]]) -> Sour
         examples.append(Example(arguments, [t.detach().clone() for t in tensors], [t.detach().clone() for t in outputs]))
     if signature is None:
         raise CaptureError("no example inputs were given")
-    return Source(module, exported, signature, examples)
+    return Source(module, exported, signature, examples, dynamic)
 
 
-def start_draft(source: Source, frontend: str) -> tuple[Draft[Program], list[fx.Node]]:
+class Capture(Draft[Program]):
+    """A draft that a front end fills, and the symbols that stand for dynamic sizes in it."""
+
+    def __init__(self, program: Program):
+        super().__init__(program)
+        self.symbols = Symbols(program.mode)
+
+
+def start_draft(source: Source, frontend: str) -> tuple[Capture, list[fx.Node]]:
     """An empty draft with the placeholders of the source's signature."""
-    program = Program(fx.Graph(), signature=source.signature, frontend=frontend)
-    draft = Draft(program)
+    draft = Capture(Program(fx.Graph(), signature=source.signature, frontend=frontend))
     nodes = [
-        draft.placeholder("".join(c if c.isalnum() else "_" for c in spec.name), tensor)
+        draft.placeholder("".join(c if c.isalnum() else "_" for c in spec.name), draft.symbols.fake(spec, tensor))
         for spec, tensor in zip(source.signature.inputs, source.tensors, strict=True)
     ]
     return draft, nodes
 
 
-def finish(draft: Draft[Program], outputs: Sequence[Any]) -> Program:
-    """Close a draft that a front end filled: outputs, purification, sweeping, the contract."""
+def finish(draft: Capture, outputs: Sequence[Any], conditions: Sequence[Condition] = ()) -> Program:
+    """Close a draft that a front end filled: outputs, purification, sweeping, the contract.
+
+    `conditions` on dynamic sizes are those that the front end itself found.
+    """
     values = [draft.constant("constant", v) if isinstance(v, torch.Tensor) else v for v in outputs]
     if len(values) != draft.program.signature.output_count:
         raise CaptureError(
@@ -331,5 +353,7 @@ def finish(draft: Draft[Program], outputs: Sequence[Any]) -> Program:
     program = draft.finish()
     for name in program.state:  # nobody else may move it
         program.constants[name] = program.constants[name].clone()
+    found = unique((*conditions, *draft.symbols.conditions()))
+    program.signature = replace(program.signature, conditions=found)
     check_wellformed(program)
     return program

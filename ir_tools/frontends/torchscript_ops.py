@@ -189,14 +189,9 @@ def _size(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     rank = a[0].dim() if isinstance(a[0], torch.Tensor) else facts.rank(a[0])
     if rank is None or (len(a) == 2 and isinstance(a[1], fx.Node)):
         return NotImplemented
-    sizes = [walk_size(walk, a[0], i) for i in range(rank)] if len(a) == 1 else None
-    return sizes if sizes is not None else walk_size(walk, a[0], a[1] % rank if rank else a[1])
-
-
-def walk_size(walk: GraphWalk, value: Any, dim: int) -> Any:
-    """One size of a tensor of known rank: the number where it is known now, else a node that reads it."""
-    known = facts.size(facts.fact(value).shape[dim])
-    return known if isinstance(known, int) else walk.draft.call(aten.size.int, value, dim)
+    if len(a) == 1:
+        return [walk.draft.size(a[0], axis) for axis in range(rank)]
+    return walk.draft.size(a[0], a[1] % rank if rank else a[1])
 
 
 @_handles("aten::dim")
@@ -377,7 +372,7 @@ HANDLERS.update({
 def _length(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     if isinstance(a[0], (list, tuple, dict, str)):
         return len(a[0])
-    return walk_size(walk, a[0], 0) if value_type(a[0]) == TENSOR and facts.rank(a[0]) else NotImplemented
+    return walk.draft.size(a[0], 0) if value_type(a[0]) == TENSOR and facts.rank(a[0]) else NotImplemented
 
 
 # -- what forward returns -----------------------------------------------------------------------------------------------

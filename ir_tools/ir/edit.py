@@ -103,9 +103,9 @@ class Draft(Generic[B]):
             self._origin = previous
 
     def placeholder(self, name: str, example: torch.Tensor) -> fx.Node:
-        """A tensor input; its fact is taken from `example` (shape, dtype, device), whose data is not kept."""
+        """A tensor input; its fact is `example` if that is fake, else taken from it (its data is not kept)."""
         node = self.graph.placeholder(name)
-        facts.set_fact(node, self._fake(example))
+        facts.set_fact(node, example if isinstance(example, FakeTensor) else self._fake(example))
         self._head = node
         return node
 
@@ -151,6 +151,11 @@ class Draft(Generic[B]):
         if target is getitem:
             set_value_type(node, _part_type(value_type(args[0])))
         return node
+
+    def size(self, value: fx.Node, axis: int) -> Any:
+        """One size of a tensor of known rank: the number where it is known now, else a node that reads it."""
+        known = facts.size(facts.fact(value).shape[axis])
+        return known if isinstance(known, int) else self.call(torch.ops.aten.size.int, value, axis)
 
     def again(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> fx.Node:
         """The op of `node` on other operands; a region's results keep their facts, so its operands must have kept theirs."""

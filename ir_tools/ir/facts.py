@@ -6,12 +6,14 @@ answer refuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from networkx.utils import UnionFind
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -148,8 +150,9 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
     if any(isinstance(v, Elements) for v in _leaves((fake_args, fake_kwargs))):
         joins = op_name(target) in GROWS_WITH_LIST and isinstance(fake_args[0], Elements)
         return _fact_of_joined_elements(mode, target, fake_args, fake_kwargs) if joins else None
+    symbolic = any(isinstance(v, SYMBOLS) or _has_symbols(v) for v in _leaves((fake_args, fake_kwargs)))
     try:
-        with torch.no_grad(), mode:
+        with torch.no_grad(), _for_symbols() if symbolic else nullcontext(), mode:
             if torch.Tag.inplace_view in getattr(target, "tags", ()):
                 # It changes the shape of the very tensor: give it another one over the same storage.
                 fake_args = (torch.ops.aten.alias.default(fake_args[0]), *fake_args[1:])
@@ -337,6 +340,17 @@ def holds_always(value: Any) -> bool | None:
         return bool(value) if isinstance(value, (bool, int, float)) else None
     known = value.node.shape_env._maybe_evaluate_static(value.node.expr)
     return None if known is None else bool(known)
+
+
+@contextmanager
+def _for_symbols() -> Iterator[None]:
+    """Ops that decide on sizes in C++ let their twins in Python do so; no guard tells which library will convolve."""
+    with enable_python_dispatcher(), torch.backends.nnpack.flags(enabled=False):
+        yield
+
+
+def _has_symbols(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not all(isinstance(s, int) for s in value.shape)
 
 
 def _leaves(value: Any) -> Iterable[Any]:

@@ -24,12 +24,44 @@ class SignatureError(PassesError, TypeError):
 
 
 @dataclass(frozen=True)
-class InputSpec:
-    """One tensor input. `name` is the path in the call ("x", "batch['mask']"); sizes in `shape` are baked in."""
+class DynamicSize:
+    """A size that is free from `least` to `most` (None: any). Sizes of one name are equal in every call."""
 
     name: str
-    shape: tuple[int, ...]
+    least: int = 1
+    most: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What dynamic sizes must meet: `text` in Python, which TorchScript reads the same, over the sizes called `names`."""
+
+    text: str
+    names: tuple[str, ...]
+
+    def holds(self, sizes: dict[str, int]) -> bool:
+        return bool(eval(self.text, {"__builtins__": {}, "max": max, "min": min}, dict(sizes)))
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor input. `name` is the path in the call ("x", "batch['mask']"); ints in `shape` are baked in."""
+
+    name: str
+    shape: tuple[int | DynamicSize, ...]
     dtype: torch.dtype
+
+    @property
+    def is_dynamic(self) -> bool:
+        return any(isinstance(size, DynamicSize) for size in self.shape)
+
+    @property
+    def shape_text(self) -> str:
+        """`[batch, 3, 224, 224]`."""
+        return f"[{', '.join(map(str, self.shape))}]"
 
     def __str__(self) -> str:
         return f"{self.name}: {str(self.dtype).removeprefix('torch.')}[{', '.join(map(str, self.shape))}]"
@@ -58,6 +90,17 @@ class Signature:
     in_leaves: tuple[int | _Baked, ...]
     out_tree: pytree.TreeSpec
     out_leaves: tuple[int | _Baked, ...]
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def dynamic_sizes(self) -> dict[str, tuple[DynamicSize, list[tuple[int, int]]]]:
+        """By name: the size, and where it stands, as (number of the input, axis)."""
+        found: dict[str, tuple[DynamicSize, list[tuple[int, int]]]] = {}
+        for i, spec in enumerate(self.inputs):
+            for axis, size in enumerate(spec.shape):
+                if isinstance(size, DynamicSize):
+                    found.setdefault(size.name, (size, []))[1].append((i, axis))
+        return found
 
     @property
     def output_count(self) -> int:
@@ -110,11 +153,30 @@ class Signature:
         for spec, t in zip(self.inputs, tensors, strict=True):
             if t.dtype != spec.dtype:
                 raise SignatureError(f"input '{spec.name}' must have dtype {spec.dtype}, got {t.dtype}")
-            if tuple(t.shape) != spec.shape:
+            fits = t.dim() == len(spec.shape) and all(
+                isinstance(wanted, DynamicSize) or wanted == got for wanted, got in zip(spec.shape, t.shape, strict=True)
+            )
+            if not fits:
                 raise SignatureError(
-                    f"input '{spec.name}' must have shape {list(spec.shape)} (sizes were baked in at capture), "
+                    f"input '{spec.name}' must have shape {spec.shape_text} (sizes were baked in at capture), "
                     f"got {list(t.shape)}"
                 )
+        self._check_sizes(tensors)
+
+    def _check_sizes(self, tensors: Sequence[torch.Tensor]) -> None:
+        sizes: dict[str, int] = {}
+        for name, (size, places) in self.dynamic_sizes.items():
+            for i, axis in places:
+                got = tensors[i].shape[axis]
+                where = f"size {axis} of input '{self.inputs[i].name}' ({name})"
+                if got != sizes.setdefault(name, got):
+                    raise SignatureError(f"{where} is {got}, but {name} is {sizes[name]} elsewhere in the call")
+                if got < size.least or (size.most is not None and got > size.most):
+                    raise SignatureError(f"{where} must be from {size.least} to {size.most or 'any'}, got {got}")
+        for condition in self.conditions:
+            if not condition.holds(sizes):
+                given = ", ".join(f"{n} = {sizes[n]}" for n in condition.names)
+                raise SignatureError(f"the sizes must meet {condition.text}, got {given}")
 
     def arguments(self, tensors: Sequence[Any]) -> dict[str, Any]:
         """The bound arguments of a call from flat tensors: the inverse of `flatten`."""
