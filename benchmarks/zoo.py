@@ -41,10 +41,13 @@ class Results:
     def __init__(self, file: Path):
         self.file = file
         self.rows: dict[str, Row] = {}
-        for line in file.read_text().splitlines() if file.exists() else ():
+        text = file.read_text() if file.exists() else ""
+        if text and not text.endswith("\n"):
+            file.write_text(text + "\n")  # cut short; what comes next starts a line of its own
+        for line in text.splitlines():
             try:
                 row = Row.from_dict(json.loads(line))
-            except json.JSONDecodeError:  # the line that an interruption cut short: its model runs again
+            except json.JSONDecodeError:  # the line that was cut short: its model runs again
                 continue
             self.rows[row.model] = row
 
