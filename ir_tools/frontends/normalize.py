@@ -7,6 +7,7 @@
     add.Tensor(x, 2)                               ->  add.Scalar(x, 2)
     multiply, divide, clip, concat, arccos, ...    ->  mul, div, clamp, cat, acos, ...
     relu_(x), add_(x, y), ...                      ->  relu(x), add(x, y)   (where nobody can tell)
+    writes into memory that nobody reads           ->  nothing
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ir_tools.ir.dialect import (
     aliased_nodes,
     argument_kind,
     getitem,
+    has_effect,
+    is_random,
     op_name,
     overload_name,
     short_name,
@@ -345,6 +348,7 @@ def purify(draft: Draft) -> None:
             for member in small:
                 sharing[member] = group
         sharing[node] = group
+    _drop_unread_writes(draft)
     mutated = facts.mutated_values(graph)
     for node in list(graph.nodes):
         if node in mutated and op_name(node.target) in LAYOUT_DECIDES:
@@ -370,6 +374,32 @@ def purify(draft: Draft) -> None:
                 continue
             with draft.before(node):
                 draft.redirect(node, draft.call(aten.reshape.default, node.args[0], list(known)))
+
+
+def _drop_unread_writes(draft: Draft) -> None:
+    """Remove writes into memory of the graph's own that neither an output nor an effect reads, with what they alone need."""
+    classes = facts.storage_classes(draft.graph.nodes)
+    members: dict[fx.Node, list[fx.Node]] = {}
+    for node in draft.graph.nodes:
+        members.setdefault(classes[node], []).append(node)
+    own = {root for root, group in members.items() if all(member.op == "call_function" for member in group)}
+
+    def only_writes_own(node: fx.Node) -> bool:
+        return bool(written_nodes(node)) and not is_random(node) and all(classes[n] in own for n in written_nodes(node))
+
+    needed: set[fx.Node] = set()
+    waiting = [node for node in draft.graph.nodes if has_effect(node) and not only_writes_own(node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+            # Whoever reads memory needs every write into it.
+            waiting += [n for n in members[classes[node]] if written_nodes(n)]
+    unneeded = [node for node in draft.graph.nodes if node.op == "call_function" and node not in needed]
+    if any(written_nodes(node) for node in unneeded):
+        for node in reversed(unneeded):
+            draft.remove(node)
 
 
 LAYOUT_DECIDES = frozenset({"aten::contiguous", "aten::reshape"})

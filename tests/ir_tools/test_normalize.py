@@ -1,5 +1,7 @@
 """One spelling per op, and in-place ops: fresh literals, layouts that decide, views in place, decomposed programs."""
 
+from typing import Final
+
 import pytest
 import torch
 from torch import nn
@@ -147,3 +149,40 @@ def test_a_second_name_is_what_torchscript_reads_it_as(second):
     usual = [usual_name(target) for target in overloads if not target._schema.overload_name.endswith("out")]
     assert SECOND_NAMES[second] in map(short_name, usual)
     assert all(usual_name(target) is target for target in usual)
+
+
+# -- writes that nobody reads -----------------------------------------------------------------------------------------------
+
+
+class KeepsNotes(nn.Module):
+    """Writes into views of memory of its own, and returns it when asked to, as models do with attention weights."""
+
+    asked: Final[bool]
+
+    def __init__(self, asked: bool):
+        super().__init__()
+        self.asked = asked
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x):
+        notes = torch.zeros(2, 3)
+        for i in range(2):
+            notes[i, 1:] = x[i, 1:] * 2
+            notes[i].view(-1)[:1].add_(x[i, 0])
+        self.seen[:1].add_(1)
+        if self.asked:
+            return x + 1, notes
+        else:
+            return x + 1, x
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace", "script"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_writes_are_dropped_where_nobody_reads_them(frontend, asked):
+    model, x = KeepsNotes(asked).eval(), torch.randn(2, 3)
+    expected = model(x)
+    model.seen.zero_()
+    fast = optimize(model, [], example_inputs=x, frontend=frontend, engine="aten")
+    torch.testing.assert_close(fast(x), expected)
+    assert dict(fast.scripted.named_buffers())["seen"].tolist() == [1, 0]  # state is read by the next call
+    assert ("zeros" in {short_name(node.target) for node in fast.program.calls}) == asked
