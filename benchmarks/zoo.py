@@ -155,6 +155,8 @@ def main() -> None:
     options = parser.parse_args()
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a log has room for the table
     options.out.mkdir(parents=True, exist_ok=True)
     entries = read_list(options.list)
     results = Results(options.out / "rows.jsonl")
