@@ -103,6 +103,10 @@ class Signature:
         return tensors
 
     @cached_property
+    def _result_holds_objects(self) -> bool:
+        return _holds_open(self.out_tree)
+
+    @cached_property
     def _leaf_names(self) -> list[str]:
         return leaf_names(self.in_tree)
 
@@ -123,7 +127,8 @@ class Signature:
 
     def unflatten_outputs(self, tensors: Sequence[Any]) -> Any:
         """The user's output structure from the Program's flat outputs."""
-        return _closed(pytree.tree_unflatten(_fill(self.out_leaves, tensors), self.out_tree))
+        result = pytree.tree_unflatten(_fill(self.out_leaves, tensors), self.out_tree)
+        return _closed(result) if self._result_holds_objects else result
 
     def describe(self) -> str:
         return ", ".join(map(str, self.inputs)) or "no tensors"
@@ -257,6 +262,10 @@ def _closed(value: Any) -> Any:
         return made
 
     return pytree.tree_map(close, value, is_leaf=lambda leaf: isinstance(leaf, _Open))
+
+
+def _holds_open(tree: pytree.TreeSpec) -> bool:
+    return tree.type is _Open or any(_holds_open(child) for child in tree.children())
 
 
 def _holds_tensors(value: Any) -> bool:
