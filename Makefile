@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_AR
 READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean distclean
+.PHONY: help setup demo test lint bench zoo clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -41,8 +41,11 @@ bench: $(READY) ## measure inference speed and compile time
 	$(BIN)/python -m benchmarks.compile_time
 	$(BIN)/python -m benchmarks.saved_file
 
+zoo: $(READY) ## some 150 architectures through optimize, one after another (resumes); the table goes to zoo/zoo.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --out zoo
+
 clean: ## remove outputs and caches
-	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo zoo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean ## also remove .venv
 	rm -rf .venv

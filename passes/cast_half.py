@@ -32,7 +32,7 @@ MATRIX = frozenset(
 FOLLOWS = frozenset(
     """add sub mul div rsub neg abs relu relu6 hardtanh leaky_relu hardswish hardsigmoid silu sigmoid tanh gelu elu mish
     clamp clamp_min clamp_max maximum minimum where masked_fill embedding
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool2d
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d adaptive_max_pool2d
     upsample_nearest2d upsample_bilinear2d pad constant_pad_nd reflection_pad2d replication_pad2d
     reshape view flatten unflatten transpose permute t numpy_T mT squeeze unsqueeze expand slice select narrow index
     gather cat stack split split_with_sizes chunk unbind roll flip repeat tile contiguous clone movedim
@@ -41,8 +41,11 @@ FOLLOWS = frozenset(
 FRAGILE = frozenset(
     """softmax log_softmax layer_norm batch_norm group_norm instance_norm rms_norm exp expm1 log log1p log2 log10 pow
     rsqrt sqrt reciprocal sum mean var std norm linalg_vector_norm cumsum cumprod prod logsumexp softplus erf
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cosine_similarity cdist normalize""".split()
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d cosine_similarity normalize""".split()
 )
+NO_KERNEL = frozenset("avg_pool3d cdist".split())
+"""Torch's CPU kernels know no half dtype."""
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -91,6 +94,7 @@ IS_A_CAST = "the model casts explicitly"
 IS_WIDE = "a number in it lies beyond the range of half precision; its result is clamped where it is cast"
 READS_WIDE = "an operand may lie beyond the range of half precision"
 IS_A_PHASE = "a sine, a cosine or a rounding is taken of it, where half precision has no digits behind the point"
+LACKS_A_KERNEL = "torch has no kernel for it in half precision on the CPU"
 KEEPS_FLOAT = "the model switches autocast off around it"
 IS_UNKNOWN = "unknown, give example_inputs: the dtype of a value that comes out of a list or dict"
 EXPECTED = (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE, IS_A_PHASE, KEEPS_FLOAT)
@@ -136,6 +140,8 @@ def reason_for_float(node, original, mutated, wide, level, half):
     if name in FOLLOWS:
         all_half = all(dtype_of(n) is half for n in operands if n.op != "get_attr")
         return None if level != "O1" or all_half else FOLLOWS_FLOAT
+    if name in NO_KERNEL:
+        return LACKS_A_KERNEL
     if name in FRAGILE:
         return None if level == "O3" else IS_FRAGILE
     return f"{name} is in no table of cast_half"

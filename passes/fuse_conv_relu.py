@@ -5,12 +5,15 @@
     act(linear(x, w, b))        ->  linear_act(x, w, b, act)
     act(linear(x, w, b) + r)    ->  linear_act(x, w, b, residual=r, act)
     conv(x, w, b) + r           ->  conv_act(x, w, b, residual=r)              r added by no activation
+    r + conv(x, w, b)           ->  the same, where the sum keeps its memory layout
 
 act: relu, hardtanh (relu6), leaky_relu, hardswish, silu, sigmoid, tanh, gelu. The fused ops are of the dialect; lowering
 turns them into oneDNN's fused kernels, or back into the ATen ops they stand for.
 """
 
+from ir_tools.ir.facts import fact
 from ir_tools.rewrite import Rule, Value, rule_pass
+from ir_tools.rewrite.rule import unwrap
 
 ACTIVATIONS = ("relu", "hardtanh", "leaky_relu", "hardswish", "silu", "sigmoid", "tanh", "gelu")
 
@@ -76,6 +79,14 @@ def summands_are_not_scaled(add):
     return add.alpha == 1
 
 
+def the_sum_keeps_its_layout(add, y, r):
+    """The sum has the same memory layout with the summands exchanged (later sums add in the order of memory)."""
+    kept, first, second = (fact(unwrap(value)) for value in (add, y, r))
+    if None in (kept, first, second):
+        return None
+    return (first + second).stride() == kept.stride()
+
+
 def arguments_of(act):
     """The activation's name in the dialect and its plain arguments."""
     name = act.target.overloadpacket.__name__
@@ -112,6 +123,7 @@ def linear_with_residual(op, x, w, b, r):
 
 
 SUM = (summands_are_alike, summands_are_not_scaled)
+EXCHANGED = (*SUM, the_sum_keeps_its_layout)
 
 fuse_conv_relu = rule_pass(
     "fuse_conv_relu",
@@ -120,9 +132,9 @@ fuse_conv_relu = rule_pass(
         *[Rule(f"{a}(linear(x)) -> linear_act(x)", match=linear_then(a), replace=linear_with_activation)
           for a in ACTIVATIONS],
         Rule("conv(x) + r -> conv_act(x, r)", match=conv_plus_residual, requires=SUM, replace=conv_with_residual),
-        Rule("r + conv(x) -> conv_act(x, r)", match=residual_plus_conv, requires=SUM, replace=conv_with_residual),
+        Rule("r + conv(x) -> conv_act(x, r)", match=residual_plus_conv, requires=EXCHANGED, replace=conv_with_residual),
         Rule("linear(x) + r -> linear_act(x, r)", match=linear_plus_residual, requires=SUM, replace=linear_with_residual),
-        Rule("r + linear(x) -> linear_act(x, r)", match=residual_plus_linear, requires=SUM, replace=linear_with_residual),
+        Rule("r + linear(x) -> linear_act(x, r)", match=residual_plus_linear, requires=EXCHANGED, replace=linear_with_residual),
         *[Rule(f"{a}(conv_act(x, r)) -> conv_act(x, r)", match=sum_then(a), replace=sum_with_activation)
           for a in ACTIVATIONS],
         *[Rule(f"{a}(linear_act(x, r)) -> linear_act(x, r)", match=linear_sum_then(a), replace=linear_sum_with_activation)

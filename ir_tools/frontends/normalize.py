@@ -5,11 +5,14 @@
     view, _unsafe_view                             ->  reshape          (where nobody writes into the value)
     to, float, type_as, contiguous, detach, ...    ->  the value itself when nothing changes, else to.dtype or clone
     add.Tensor(x, 2)                               ->  add.Scalar(x, 2)
+    multiply, divide, clip, concat, arccos, ...    ->  mul, div, clamp, cat, acos, ...
     relu_(x), add_(x, y), ...                      ->  relu(x), add(x, y)   (where nobody can tell)
+    writes into memory that nobody reads           ->  nothing
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +26,8 @@ from ir_tools.ir.dialect import (
     aliased_nodes,
     argument_kind,
     getitem,
+    has_effect,
+    is_random,
     op_name,
     overload_name,
     short_name,
@@ -52,13 +57,52 @@ class Normalizer:
             return self.draft.call(target, *args, **kwargs)
         if target.namespace not in ("aten", "torch_passes", "mkldnn", "torchvision", "quantized_decomposed"):
             raise CaptureError(f"the operator {overload_name(target)} is not an ATen operator and cannot be captured")
-        target = _scalar_overload(target, args, kwargs)
+        target = _scalar_overload(usual_name(target), args, kwargs)
         args, kwargs = spell_arguments(target, args, kwargs)
         spelling = _SPELLINGS.get(op_name(target))
         if spelling is None:
             return self.draft.call(target, *args, **kwargs)
         named = dict(zip((a.name for a in target._schema.arguments if not a.kwarg_only), args, strict=True)) | kwargs
         return spelling(self.draft, target, named)
+
+
+# ATen's second names, which TorchScript reads as the first (torch/csrc/jit/passes/normalize_ops.cpp). With a "_" behind
+# both it is the op in place.
+SECOND_NAMES: dict[str, str] = dict(
+    pair.split("=")
+    for pair in """absolute=abs adjoint=mH arccos=acos arccosh=acosh arcsin=asin arcsinh=asinh arctan=atan arctan2=atan2
+    arctanh=atanh clip=clamp concat=cat concatenate=cat det=linalg_det divide=div fix=trunc ger=outer greater=gt
+    greater_equal=ge inverse=linalg_inv less=lt less_equal=le linalg_matmul=matmul matrix_exp=linalg_matrix_exp
+    matrix_power=linalg_matrix_power moveaxis=movedim multiply=mul negative=neg not_equal=ne
+    orgqr=linalg_householder_product row_stack=vstack special_digamma=digamma special_erf=erf special_erfc=erfc
+    special_erfinv=erfinv special_exp2=exp2 special_expit=sigmoid special_expm1=expm1 special_gammainc=igamma
+    special_gammaincc=igammac special_gammaln=lgamma special_i0=i0 special_log1p=log1p special_log_softmax=log_softmax
+    special_logit=logit special_logsumexp=logsumexp special_multigammaln=mvlgamma special_polygamma=polygamma
+    special_psi=digamma special_round=round special_sinc=sinc special_softmax=softmax special_xlogy=xlogy subtract=sub
+    swapaxes=transpose swapdims=transpose true_divide=div""".split()
+)
+
+
+@functools.cache
+def usual_name(target: OpOverload) -> OpOverload:
+    """`mul.Tensor` for `multiply.Tensor`; an op without a second name is itself."""
+    name = short_name(target)
+    in_place = "_" if name.endswith("_") else ""
+    usual = SECOND_NAMES.get(name.removesuffix("_"))
+    if target.namespace != "aten" or usual is None:
+        return target
+    packet = getattr(aten, usual + in_place, None)
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    return next((overload for overload in overloads if _takes_what(target, overload)), target)
+
+
+def _takes_what(second: OpOverload, usual: OpOverload) -> bool:
+    """Any call of `second` is one of `usual`: arguments of the same kinds, under the same names where they go by name."""
+    ours, theirs = usual._schema.arguments, second._schema.arguments
+    return len(ours) == len(theirs) and all(
+        str(a.type) == str(b.type) and (a.name == b.name if b.kwarg_only else not a.kwarg_only)
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _spells(*names: str) -> Callable[[Spelling], Spelling]:
@@ -314,6 +358,7 @@ def purify(draft: Draft) -> None:
             for member in small:
                 sharing[member] = group
         sharing[node] = group
+    _drop_unread_writes(draft)
     mutated = facts.mutated_values(graph)
     for node in list(graph.nodes):
         if node in mutated and op_name(node.target) in LAYOUT_DECIDES:
@@ -338,6 +383,32 @@ def purify(draft: Draft) -> None:
             sizes = list(known) if all(isinstance(size, int) for size in known) else node.args[1]
             with draft.before(node):
                 draft.redirect(node, draft.call(aten.reshape.default, node.args[0], sizes))
+
+
+def _drop_unread_writes(draft: Draft) -> None:
+    """Remove writes into memory of the graph's own that neither an output nor an effect reads, with what they alone need."""
+    classes = facts.storage_classes(draft.graph.nodes)
+    members: dict[fx.Node, list[fx.Node]] = {}
+    for node in draft.graph.nodes:
+        members.setdefault(classes[node], []).append(node)
+    own = {root for root, group in members.items() if all(member.op == "call_function" for member in group)}
+
+    def only_writes_own(node: fx.Node) -> bool:
+        return bool(written_nodes(node)) and not is_random(node) and all(classes[n] in own for n in written_nodes(node))
+
+    needed: set[fx.Node] = set()
+    waiting = [node for node in draft.graph.nodes if has_effect(node) and not only_writes_own(node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+            # Whoever reads memory needs every write into it.
+            waiting += [n for n in members[classes[node]] if written_nodes(n)]
+    unneeded = [node for node in draft.graph.nodes if node.op == "call_function" and node not in needed]
+    if any(written_nodes(node) for node in unneeded):
+        for node in reversed(unneeded):
+            draft.remove(node)
 
 
 LAYOUT_DECIDES = frozenset({"aten::contiguous", "aten::reshape"})

@@ -24,7 +24,15 @@ from ir_tools.frontends.dynamic import Symbols, declared_sizes, specified, uniqu
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.normalize import purify
 from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
-from ir_tools.ir.signature import Condition, DynamicSize, binder, leaf_names, split_leaves
+from ir_tools.ir.signature import (
+    Condition,
+    DynamicSize,
+    binder,
+    flatten_result,
+    leaf_names,
+    result_leaves,
+    split_leaves,
+)
 from ir_tools.verify.numerics import compare
 
 Model = nn.Module | torch.export.ExportedProgram
@@ -67,7 +75,7 @@ class FlatModel(nn.Module):
         self.signature = signature
 
     def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        leaves = pytree.tree_leaves(call_model(self.model, self.signature.arguments(tensors)))
+        leaves = result_leaves(call_model(self.model, self.signature.arguments(tensors)))
         # Not every tensor is an output: a size that the model returns is a tensor while torch.jit.trace looks on.
         return [leaf for leaf, kind in zip(leaves, self.signature.out_leaves, strict=True) if isinstance(kind, int)]
 
@@ -262,7 +270,7 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
 
 
 def _same_answer(first: Any, second: Any) -> bool:
-    (one, tensors), (two, others) = (split_leaves(pytree.tree_leaves(result)) for result in (first, second))
+    (one, tensors), (two, others) = (split_leaves(result_leaves(result)) for result in (first, second))
     return one == two and compare(tensors, others).equal
 
 
@@ -293,7 +301,8 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
             raise CaptureError(
                 f"the model itself fails on the example inputs: {type(error).__name__}: {first_line(error)}"
             ) from error
-        out_leaves, outputs = split_leaves(pytree.tree_leaves(result))
+        leaves, out_tree = flatten_result(result)
+        out_leaves, outputs = split_leaves(leaves)
         if not outputs:
             raise CaptureError("the model returns no tensor on the example inputs; there is nothing to compute")
         names = [n for n, leaf in zip(leaf_names(in_tree), in_leaves, strict=True) if isinstance(leaf, int)]
@@ -303,7 +312,7 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
         if [len(s.shape) for s in specs] == [len(s.shape) for s in (signature.inputs if signature else specs)]:
             specs = specified(specs, dynamic)
         this = Signature(
-            bind, tuple(arguments), specs, in_tree, in_leaves, pytree.tree_structure(result), out_leaves
+            bind, tuple(arguments), specs, in_tree, in_leaves, out_tree, out_leaves
         )
         if signature is None:
             signature = this

@@ -345,7 +345,7 @@ def holds_always(value: Any) -> bool | None:
 @contextmanager
 def _for_symbols() -> Iterator[None]:
     """Ops that decide on sizes in C++ let their twins in Python do so; no guard tells which library will convolve."""
-    with enable_python_dispatcher(), torch.backends.mkldnn.flags(enabled=False):
+    with enable_python_dispatcher(), torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         yield
 
 

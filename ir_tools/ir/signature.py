@@ -7,6 +7,7 @@ number, None) was baked in at capture and is compared at later calls.
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,10 @@ class Signature:
         return tensors
 
     @cached_property
+    def _result_holds_objects(self) -> bool:
+        return _holds_open(self.out_tree)
+
+    @cached_property
     def _leaf_names(self) -> list[str]:
         return leaf_names(self.in_tree)
 
@@ -184,7 +189,8 @@ class Signature:
 
     def unflatten_outputs(self, tensors: Sequence[Any]) -> Any:
         """The user's output structure from the Program's flat outputs."""
-        return pytree.tree_unflatten(_fill(self.out_leaves, tensors), self.out_tree)
+        result = pytree.tree_unflatten(_fill(self.out_leaves, tensors), self.out_tree)
+        return _closed(result) if self._result_holds_objects else result
 
     def describe(self) -> str:
         return ", ".join(map(str, self.inputs)) or "no tensors"
@@ -260,3 +266,93 @@ def split_leaves(leaves: Sequence[Any]) -> tuple[tuple[int | _Baked, ...], list[
         else:
             out.append(_Baked(leaf))
     return tuple(out), tensors
+
+
+# -- results --------------------------------------------------------------------------------------------------------------
+
+
+def flatten_result(result: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """The leaves and the structure of what a model returns.
+
+    Unlike pytree's own, this opens objects that hold tensors in their attributes (a key-value cache, a distribution):
+    `Signature.unflatten_outputs` makes new ones of them. Raises `SignatureError` for an object that cannot be made anew.
+    """
+    return pytree.tree_flatten(_opened(result))
+
+
+def result_leaves(result: Any) -> list[Any]:
+    """The leaves alone."""
+    return flatten_result(result)[0]
+
+
+def result_tensors(result: Any) -> list[torch.Tensor]:
+    """The tensors among the leaves, which are the Program's outputs in their order."""
+    return split_leaves(result_leaves(result))[1]
+
+
+class _Open:
+    """An object of a class that pytree does not know, as a node of the tree: its class, and its attributes."""
+
+    def __init__(self, kind: type, attributes: dict[str, Any]):
+        self.kind = kind
+        self.attributes = attributes
+
+
+pytree.register_pytree_node(_Open, lambda node: ([node.attributes], node.kind), lambda children, kind: _Open(kind, *children))
+
+
+def _opened(value: Any, outer: tuple[int, ...] = ()) -> Any:
+    def open_leaf(leaf: Any) -> Any:
+        if not _holds_tensors(leaf):
+            return leaf
+        if id(leaf) in outer or not _is_made_of_attributes(leaf):
+            raise SignatureError(
+                f"the model returns a {type(leaf).__name__}, which holds tensors and cannot be taken apart and made anew; "
+                "return a tuple or dict, or register the class with torch.utils._pytree.register_pytree_node"
+            )
+        return _Open(type(leaf), _opened(dict(vars(leaf)), (*outer, id(leaf))))
+
+    return pytree.tree_map(open_leaf, value)
+
+
+def _closed(value: Any) -> Any:
+    def close(leaf: Any) -> Any:
+        if not isinstance(leaf, _Open):
+            return leaf
+        made: Any = object.__new__(leaf.kind)
+        vars(made).update(_closed(leaf.attributes))
+        return made
+
+    return pytree.tree_map(close, value, is_leaf=lambda leaf: isinstance(leaf, _Open))
+
+
+def _holds_open(tree: pytree.TreeSpec) -> bool:
+    return tree.type is _Open or any(_holds_open(child) for child in tree.children())
+
+
+def _holds_tensors(value: Any) -> bool:
+    """A leaf of a tree, not itself a tensor, with tensors among its attributes or theirs.
+
+    A module that is returned stays the very module.
+    """
+    seen: set[int] = set()
+
+    def holds(leaf: Any) -> bool:
+        if isinstance(leaf, torch.Tensor):
+            return True
+        if id(leaf) in seen or not hasattr(leaf, "__dict__") or isinstance(leaf, (type, torch.nn.Module)) or callable(leaf):
+            return False
+        seen.add(id(leaf))
+        return any(holds(part) for part in pytree.tree_leaves(dict(vars(leaf))))
+
+    return not isinstance(value, torch.Tensor) and holds(value)
+
+
+def _is_made_of_attributes(value: Any) -> bool:
+    """Nothing but its class and `vars(value)` makes up the object, as far as Python's own way to copy it knows."""
+    try:
+        make, given, state, *more = value.__reduce_ex__(2)
+        plain = make is copyreg.__newobj__ and given == (type(value),)  # type: ignore[attr-defined]
+        return plain and bool(state == vars(value)) and not any(part is not None for part in more)
+    except Exception:  # it refuses to be copied, or its state is something else altogether
+        return False

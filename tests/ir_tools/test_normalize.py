@@ -1,9 +1,13 @@
 """One spelling per op, and in-place ops: fresh literals, layouts that decide, views in place, decomposed programs."""
 
+from typing import Final
+
 import pytest
 import torch
 from torch import nn
 
+from ir_tools.frontends.normalize import SECOND_NAMES, usual_name
+from ir_tools.ir.dialect import short_name
 from passes import CaptureError, NumericsError, SignatureError, optimize
 
 FRONTENDS = ("export", "trace", "script", "fx")
@@ -118,3 +122,67 @@ def test_a_pass_that_swaps_classes_is_caught_however_large_the_products_are():
     x = torch.randn(2, 8) * 1000
     with pytest.raises(NumericsError, match="swap_classes"):
         optimize(model, ["cast_half", swap_classes], example_inputs=x)
+
+
+# -- second names -----------------------------------------------------------------------------------------------------------
+
+
+class SecondNames(nn.Module):
+    def forward(self, x, y):
+        z = torch.divide(torch.multiply(x, y), 2.0, rounding_mode="floor").subtract_(1)
+        z = torch.concat([torch.clip(z, min=-1.0), torch.arctan2(x, y).negative()])
+        return torch.where(torch.less(z, 0), torch.special.expit(z).swapaxes(0, 1).swapaxes(0, 1), torch.absolute(z))
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_second_names_are_spelled_as_the_first(frontend):
+    model, args = SecondNames().eval(), (torch.randn(3, 4), torch.rand(3, 4) + 1)
+    fast = optimize(model, [], example_inputs=args, frontend=frontend, engine="aten")
+    torch.testing.assert_close(fast(*args), model(*args))
+    named = {short_name(node.target) for node in fast.program.calls}
+    assert named == {"div", "mul", "sub", "cat", "clamp", "atan2", "neg", "where", "lt", "sigmoid", "transpose", "abs"}
+
+
+@pytest.mark.parametrize("second", SECOND_NAMES)
+def test_a_second_name_is_what_torchscript_reads_it_as(second):
+    overloads = [getattr(getattr(torch.ops.aten, second), name) for name in getattr(torch.ops.aten, second).overloads()]
+    usual = [usual_name(target) for target in overloads if not target._schema.overload_name.endswith("out")]
+    assert SECOND_NAMES[second] in map(short_name, usual)
+    assert all(usual_name(target) is target for target in usual)
+
+
+# -- writes that nobody reads -----------------------------------------------------------------------------------------------
+
+
+class KeepsNotes(nn.Module):
+    """Writes into views of memory of its own, and returns it when asked to, as models do with attention weights."""
+
+    asked: Final[bool]
+
+    def __init__(self, asked: bool):
+        super().__init__()
+        self.asked = asked
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x):
+        notes = torch.zeros(2, 3)
+        for i in range(2):
+            notes[i, 1:] = x[i, 1:] * 2
+            notes[i].view(-1)[:1].add_(x[i, 0])
+        self.seen[:1].add_(1)
+        if self.asked:
+            return x + 1, notes
+        else:
+            return x + 1, x
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace", "script"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_writes_are_dropped_where_nobody_reads_them(frontend, asked):
+    model, x = KeepsNotes(asked).eval(), torch.randn(2, 3)
+    expected = model(x)
+    model.seen.zero_()
+    fast = optimize(model, [], example_inputs=x, frontend=frontend, engine="aten")
+    torch.testing.assert_close(fast(x), expected)
+    assert dict(fast.scripted.named_buffers())["seen"].tolist() == [1, 0]  # state is read by the next call
+    assert ("zeros" in {short_name(node.target) for node in fast.program.calls}) == asked

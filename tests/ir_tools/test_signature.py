@@ -11,7 +11,8 @@ from torch import nn
 
 from ir_tools.errors import PassesError
 from ir_tools.frontends.source import prepare
-from ir_tools.ir.signature import SignatureError, binder
+from ir_tools.ir.signature import SignatureError, binder, flatten_result, result_tensors
+from passes import load, optimize
 
 
 class Model(nn.Module):
@@ -117,3 +118,79 @@ def test_sizes_and_dtypes_are_checked_by_name(tensor, message):
 
 def test_the_error_is_one_of_ours_and_a_type_error():
     assert issubclass(SignatureError, PassesError) and issubclass(SignatureError, TypeError)
+
+
+# -- objects in results -----------------------------------------------------------------------------------------------------
+
+
+class Layer:
+    def __init__(self, keys):
+        self.keys, self.filled = keys, True
+
+
+class Cache:
+    """What decoders return: tensors inside of objects inside of a list, beside plain attributes."""
+
+    def __init__(self, *keys):
+        self.layers, self.name = [Layer(k) for k in keys], "cache"
+
+
+class Caching(nn.Module):
+    def forward(self, x):
+        return {"y": x + 1, "cache": Cache(x * 2, x * 3)}
+
+
+class Ring:
+    def __init__(self, x):
+        self.x, self.me = x, self
+
+
+class Slotted:
+    __slots__ = ("__dict__", "more")
+
+    def __init__(self, x):
+        self.x, self.more = x, x
+
+
+class Listed(list):
+    def __init__(self, x):
+        super().__init__([x])
+        self.x = x
+
+
+class Copied:
+    def __init__(self, x):
+        self.x = x
+
+    def __getstate__(self):
+        return {"x": None}
+
+
+@pytest.mark.parametrize("frontend", ["auto", "export", "trace"])
+def test_tensors_in_the_attributes_of_a_result_follow_the_input(frontend):
+    fast = optimize(Caching().eval(), example_inputs=torch.zeros(2, 3), frontend=frontend)
+    x = torch.rand(2, 3)
+    got = fast(x)
+    assert type(got["cache"]) is Cache and got["cache"].name == "cache"
+    assert [type(layer) for layer in got["cache"].layers] == [Layer, Layer] and got["cache"].layers[0].filled is True
+    torch.testing.assert_close([layer.keys for layer in got["cache"].layers], [x * 2, x * 3])
+    assert fast(x)["cache"].layers is not got["cache"].layers
+
+
+def test_a_saved_file_gives_the_tensors_of_an_object_flat(tmp_path):
+    x = torch.rand(2, 3)
+    fast = optimize(Caching().eval(), example_inputs=x)
+    fast.save(tmp_path / "model.pt")
+    torch.testing.assert_close(list(load(tmp_path / "model.pt")(x)), result_tensors(fast(x)))
+
+
+@pytest.mark.parametrize("kind", [Ring, Slotted, Listed, Copied])
+def test_an_object_that_cannot_be_made_anew_is_refused(kind):
+    with pytest.raises(SignatureError, match=f"the model returns a {kind.__name__}, which holds tensors and cannot be"):
+        flatten_result((X, kind(X)))
+
+
+def test_what_holds_no_tensor_stays_the_very_object():
+    ring = Ring(3)
+    leaves, _ = flatten_result((X, ring, nn.Linear(2, 2)))
+    assert leaves[1] is ring and isinstance(leaves[2], nn.Linear)

@@ -381,6 +381,18 @@ def test_ops_in_no_table_stay_float_and_are_listed() -> None:
     assert ops(after) == ["to", "linear", "to", "fft_fft", "abs"]
 
 
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_ops_without_a_kernel_for_half_stay_float(dtype: str, level: str) -> None:
+    def function(m: Model, x: Tensor) -> Tensor:
+        pooled = F.avg_pool3d(m.c(x), 2)
+        return torch.cdist(pooled.flatten(1), pooled.flatten(1) + 1)
+
+    _, journal = check_cast(Model(function, c=nn.Conv3d(2, 3, 1)), torch.randn(2, 2, 4, 4, 4), dtype=dtype, level=level)
+    reasons = [r.reason for r in journal.refusals]
+    assert reasons.count("torch has no kernel for it in half precision on the CPU") == 2
+
+
 # -- masks and other large numbers --------------------------------------------------------------------------------------
 
 LOWEST = torch.finfo(torch.float32).min

@@ -96,6 +96,14 @@ def test_a_residual_is_fused_from_either_side(layer: str, act: str, side: str) -
     assert argument(node, "act") == (ACTIVATIONS[act][1] if act else "")
 
 
+def test_a_residual_of_another_layout_is_fused_where_the_layer_leads() -> None:
+    model, (x, r) = block("conv2d", "relu", "right")
+    r = r.contiguous(memory_format=torch.channels_last)
+    program = captured(model, x, r)
+    after, _ = rewritten(fuse_conv_relu, program, x, r)
+    assert ops(after) == ["conv_act"] and outputs_of(after, x, r)[0].stride() == outputs_of(program, x, r)[0].stride()
+
+
 def test_the_layers_arguments_are_kept() -> None:
     model, (x,) = block("conv2d", "relu")
     node = check_fusion(model, x)
@@ -159,6 +167,7 @@ class Sum(nn.Module):
 
 SHAPE = "not so: The two summands have the shape and dtype of the sum (nothing is broadcast or promoted)."
 ALPHA = "not so: The addition has alpha = 1."
+LAYOUT = "not so: The sum has the same memory layout with the summands exchanged (later sums add in the order of memory)."
 FULL = (2, 4, 6, 6)
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "broadcast residual": (lambda y, r: y + r, torch.randn(1, 4, 1, 1), SHAPE),
@@ -170,6 +179,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "integer residual": (lambda y, r: y + r, torch.ones(FULL, dtype=torch.int64), SHAPE),
     "scaled residual": (lambda y, r: torch.add(y, r, alpha=2), torch.randn(FULL), ALPHA),
     "scaled sum": (lambda y, r: torch.add(r, y, alpha=0.5), torch.randn(FULL), ALPHA),
+    "another layout, left": (lambda y, r: r + y, torch.randn(FULL).contiguous(memory_format=torch.channels_last), LAYOUT),
     "summand read twice": (lambda y, r: y + r + y.exp(), torch.randn(FULL), "another reader (exp exp)"),
     "activated summand read twice": (lambda y, r: F.relu(y) + r * y, torch.randn(FULL), "another reader (mul mul)"),
     "summand written in place": (lambda y, r: (r.mul_(2.0), y + r)[1], torch.randn(FULL), "is written in place"),

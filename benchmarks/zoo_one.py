@@ -1,0 +1,146 @@
+"""One model of the zoo, from eager to the reloaded file; run by `benchmarks.zoo` in a process of its own.
+
+    python -m benchmarks.zoo_one LIST torchvision:resnet18 row.json [GIB]
+
+writes one row to row.json, whatever happens to the model; with GIB the process may hold no more than that much memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.zoo_models import Entry, read_list
+from ir_tools.ir.signature import result_tensors
+from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB, SMALLEST_SQNR_DB, Comparison, compare
+from passes import Report, load, optimize
+
+FULL = ("fuse_conv_bn_relu",)
+HALF = ("fuse_conv_bn_relu", "cast_half")
+FULL_SQNR_DB = SMALLEST_SQNR_DB["reassociates"][torch.float32]
+
+
+@dataclass
+class Row:
+    """A line of the table. `error` is empty when everything held; else it opens with the step that failed."""
+
+    model: str
+    frontend: str = ""
+    nodes: int = 0
+    rewrites: int = 0
+    refusals: int = 0
+    sqnr_db: float | None = None
+    half_sqnr_db: float | None = None
+    seconds: float = 0.0
+    error: str = ""
+
+    def to_json(self) -> str:
+        """One line; an infinite SQNR (equal outputs) is the string "inf", which JSON can hold."""
+        plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return json.dumps(plain)
+
+    @staticmethod
+    def from_dict(found: dict[str, Any]) -> Row:
+        for name in ("sqnr_db", "half_sqnr_db"):
+            if found[name] is not None:
+                found[name] = float(found[name])
+        return Row(**found)
+
+
+class Miss(Exception):
+    """The model went through, and its numbers are not what they must be."""
+
+
+@dataclass
+class Call:
+    """A model, one call of it, and the tensors that it answers eagerly."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    expected: list[torch.Tensor]
+
+
+def try_model(entry: Entry) -> Row:
+    """Build, run, optimise, save and reload one model, in float32 and in half precision."""
+    row = Row(entry.title)
+    start = time.perf_counter()
+    step = "eager"
+    try:
+        call = eager_call(entry)
+        step = "float32"
+        report, row.sqnr_db = compiled(call, FULL, torch.float32, tolerance=FULL_SQNR_DB)
+        row.frontend, row.nodes = report.frontend, report.captured_nodes
+        own = [done for done in report.steps if not done.name.startswith("lower_")]
+        row.rewrites = sum(len(done.rewrites) for done in own)
+        row.refusals = sum(len(done.refusals) for done in own)
+        step = "half"
+        _, row.half_sqnr_db = compiled(call, HALF, torch.bfloat16, tolerance=None)
+    except Exception as error:  # a model may fail in any way; its reason is the row
+        row.error = f"{step}: {type(error).__name__}: {error}"
+    row.seconds = round(time.perf_counter() - start, 1)
+    return row
+
+
+def eager_call(entry: Entry) -> Call:
+    """The entry's model and what it answers."""
+    model = entry.build()
+    args, kwargs = entry.arguments()
+    with torch.no_grad():
+        return Call(model, args, kwargs, result_tensors(model(*args, **kwargs)))
+
+
+def compiled(call: Call, passes: tuple[str, ...], dtype: torch.dtype, tolerance: float | None) -> tuple[Report, float]:
+    """Optimise, save and reload: the report, and the SQNR in dB of the reloaded model against the eager one.
+
+    `optimize` itself raises when the numbers are out of tolerance; here the reloaded file must give those same numbers.
+    """
+    args = call.args or None
+    fast = optimize(call.model, passes, example_inputs=args, example_kwargs=call.kwargs, tolerance=tolerance)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        file = Path(folder) / "model.pt"
+        fast.save(file)
+        reloaded = result_tensors(load(file)(*_tensors(call.args), **_tensors(call.kwargs)))
+        optimised = result_tensors(fast(*call.args, **call.kwargs))
+    _expect(compare(optimised, reloaded), SMALLEST_GOLDEN_SQNR_DB[dtype], "the reloaded file differs from the optimised model")
+    comparison = compare(call.expected, reloaded)
+    if tolerance is not None:
+        _expect(comparison, tolerance, "the reloaded file differs from the eager model")
+    return fast.report, comparison.sqnr_db
+
+
+def _tensors(arguments: Any) -> Any:
+    """A file takes tensors alone: other arguments are baked in."""
+    if isinstance(arguments, dict):
+        return {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    return [value for value in arguments if isinstance(value, torch.Tensor)]
+
+
+def _expect(comparison: Comparison, smallest: float, what: str) -> None:
+    if comparison.problem or comparison.sqnr_db < smallest:
+        raise Miss(f"{what}: {comparison.problem or f'SQNR {comparison.sqnr_db:.1f} dB, allowed {smallest:g} dB'}")
+
+
+def main(list_file: str, title: str, result: str, gib: str = "") -> None:
+    """The row of `title`, written to the file `result`."""
+    if gib:
+        limit = int(float(gib) * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    warnings.simplefilter("ignore")
+    entry = next(e for e in read_list(Path(list_file)) if e.title == title)
+    Path(result).write_text(try_model(entry).to_json())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
