@@ -31,9 +31,28 @@ from ir_tools.emit.literals import spell, spell_float, spell_int, spell_plain, s
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.emit.packed_weights import add_packed_weights, attach_packing, packing_text
 from ir_tools.emit.torch_jit import define, script_tree
-from ir_tools.ir.dialect import DIALECT_ONLY, argument_names, getitem, has_effect, overload_name
-from ir_tools.ir.facts import FactError, compute_fact, dtype, fact, mutated_values
-from ir_tools.ir.host import CONSTRUCTORS, READERS, TENSOR, fail, inner_types, is_host, make_dict, make_list, value_type
+from ir_tools.ir.dialect import (
+    DIALECT_ONLY,
+    argument_names,
+    getitem,
+    has_effect,
+    overload_name,
+    short_name,
+    written_nodes,
+)
+from ir_tools.ir.facts import FactError, compute_fact, dtype, fact, mutated_values, storage_classes
+from ir_tools.ir.host import (
+    CONSTRUCTORS,
+    READERS,
+    TENSOR,
+    fail,
+    inner_types,
+    is_container_type,
+    is_host,
+    make_dict,
+    make_list,
+    value_type,
+)
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import Body, bodies, is_region, region_if
@@ -192,6 +211,7 @@ def _write(program: Program, chunk_size: int) -> _Text:
     if chunk_size < 1:
         raise EmitError(f"chunk_size must be at least 1, got {chunk_size}")
     _refuse_what_libtorch_lacks(program)
+    _refuse_writes_into_lists(program.graph)
     used = program.used_constants()
     paths = place_constants(name for name in used if name not in program.packings)
     packed = [name for name in used if name in program.packings]
@@ -210,6 +230,27 @@ def _refuse_what_libtorch_lacks(program: Program) -> None:
             f"the Program still holds {ops} (first at {place(left[0])}), which stock torch does not know; "
             "run a lowering pass such as lower_aten first"
         )
+
+
+def _refuse_writes_into_lists(graph: fx.Graph) -> None:
+    """Raise EmitError for a write into a tensor that a list or dict holds.
+
+    torch 2.13's optimiser of TorchScript takes such a write for unread, and drops it from the second call on.
+    """
+    writers = [node for node in graph.nodes if node.op == "call_function" and written_nodes(node)]
+    if writers:
+        classes = storage_classes(graph.nodes)
+        held = {classes[node] for node in graph.nodes if node.op != "output" and is_container_type(value_type(node))}
+        for writer in writers:
+            if any(classes[target] in held for target in written_nodes(writer)):
+                raise EmitError(
+                    f"{short_name(writer.target)} at {place(writer)} writes into a tensor that a list or dict holds; torch's "
+                    "optimiser of TorchScript drops such writes. Put a new tensor into the list: xs[i] = f(xs[i])"
+                )
+    for node in graph.nodes:
+        if is_region(node):
+            for body in bodies(node):
+                _refuse_writes_into_lists(body.graph)
 
 
 class _Writer:

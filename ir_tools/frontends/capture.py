@@ -18,6 +18,7 @@ from ir_tools.frontends.from_fx import from_fx
 from ir_tools.frontends.from_script import from_script
 from ir_tools.frontends.from_trace import from_trace
 from ir_tools.frontends.source import Source, undisturbed
+from ir_tools.frontends.trials import tried
 from ir_tools.frontends.verdict import Verdict, verdict_on_trace
 from ir_tools.ir import Program
 
@@ -63,6 +64,8 @@ def capture(
                     verdict = verdict_on_trace(program, source, heard, proof_needed=frontend == "auto")
                 if frontend == "auto" and verdict.refusal:
                     raise CaptureError(verdict.refusal)
+            with quiet():
+                program, lines = tried(program, source)
         except Exception as error:  # a front end may fail in any way; its reason is kept
             refusals[name] = f"{type(error).__name__}: {first_line(error)}"
             if len(order) == 1:
@@ -72,7 +75,7 @@ def capture(
         reason = _reason(name, frontend, source, refusals)
         if frontend == "auto" and verdict.proof:
             reason += f"; {verdict.proof}"
-        return Captured(program, name, reason, refusals, verdict.lines)
+        return Captured(program, name, reason, refusals, [*verdict.lines, *lines])
     raise CaptureError(
         "no front end can capture this model:\n" + "\n".join(f"  {name}: {why}" for name, why in refusals.items())
     )

@@ -176,8 +176,8 @@ def run_eagerly(source: Source, tensors: Sequence[torch.Tensor]) -> EagerRun:
 def perturbed(tensors: Sequence[torch.Tensor]) -> Iterator[tuple[str, list[torch.Tensor]]]:
     """(what was done, inputs) of the same sizes and dtypes, each different from the example and from those before.
 
-    Integers stay between the smallest and the largest of the example and zero, so that indices stay in range. All sizes are
-    baked in; inputs of other sizes belong here once a signature allows them.
+    Integers stay between the smallest and the largest of the example and zero, so that indices stay in range. (Inputs of
+    other sizes: `trials`.)
     """
     seen = [list(tensors)]
     for kind, change in PERTURBATIONS.items():
@@ -423,7 +423,8 @@ def verdict_on_trace(
             "what the example inputs gave; where that is right, ask for frontend='trace'"
         )
     trials = list(_trials(program, source))
-    lines = [f"{spelled(s.frame)}: {', '.join(s.names)}: {_verdict_on(s, reads, trials, proven)}" for s in subjects]
+    judged = [(s, _verdict_on(s, reads, trials, proven, source.is_dynamic)) for s in subjects]
+    lines = [f"{spelled(s.frame)}: {', '.join(s.names)}: {verdict}" for s, verdict in judged]
     refusal = ""
     for trial in trials:
         if trial.difference:
@@ -443,10 +444,11 @@ def _trials(program: Program, source: Source) -> Iterator[_Trial]:
             eager = run_eagerly(source, tensors)
         except Exception:  # the model itself rejects these values: they tell nothing
             continue
-        yield _Trial(kind, eager.reads, _difference(program, tensors, eager.outputs))
+        yield _Trial(kind, eager.reads, how_it_differs(program, tensors, eager.outputs))
 
 
-def _difference(program: Program, tensors: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str:
+def how_it_differs(program: Program, tensors: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str:
+    """In words, how what the Program gives on `tensors` differs from `expected`; "" when it does not."""
     try:
         with seeded():
             got = program.run(*(t.clone() for t in tensors))
@@ -482,7 +484,7 @@ def _at(subject: _Subject, reads: Sequence[Read]) -> list[tuple[str, str]]:
     return [(r.how, r.value) for r in reads if subject.frame in (r.innermost, r.user)]
 
 
-def _verdict_on(subject: _Subject, reads: Sequence[Read], trials: Sequence[_Trial], proven: bool) -> str:
+def _verdict_on(subject: _Subject, reads: Sequence[Read], trials: Sequence[_Trial], proven: bool, sizes_vary: bool) -> str:
     here = _at(subject, reads)
     differs = [t for t in trials if _at(subject, t.reads) != here]
     mattered = [t for t in differs if t.difference]
@@ -492,6 +494,8 @@ def _verdict_on(subject: _Subject, reads: Sequence[Read], trials: Sequence[_Tria
     if subject.unseen and wrong:
         return f"may have mattered: with {wrong[0].kind} inputs the trace differs ({wrong[0].difference})"
     if not here and not differs and not subject.reads_memory and not subject.unseen:
+        if sizes_vary:
+            return "comes from sizes or constants, and sizes vary: see the trial of other sizes"
         return "cannot matter: it comes from sizes or constants, and sizes are baked in"
     if proven and not subject.unseen:
         return "cannot matter: the value does not depend on the inputs"

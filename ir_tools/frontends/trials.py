@@ -1,0 +1,139 @@
+"""Trials of a captured Program on inputs that are not the examples: other sizes where sizes are dynamic, other values where
+the graph branches on values. What the Program then gives must be what the model gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.source import Source, answer
+from ir_tools.frontends.verdict import how_it_differs, perturbed
+from ir_tools.ir import Program
+from ir_tools.ir.program import all_nodes
+from ir_tools.ir.regions import is_region
+from ir_tools.ir.signature import DynamicSize, Signature, result_leaves
+
+Sizes = dict[str, int]
+
+
+def tried(program: Program, source: Source) -> tuple[Program, list[str]]:
+    """The Program, held to the sizes at which it was not found wrong, and lines for the report.
+
+    Raises `CaptureError` when it differs from the model on other sizes or values.
+    """
+    lines: list[str] = []
+    if any(is_region(node) for node in all_nodes(program.graph)):
+        lines.append(_on_other_values(program, source))
+    if program.signature.dynamic_sizes:
+        lines.append(_on_other_sizes(program, source))
+        program, at_one = _at_size_one(program, source)
+        lines += at_one
+    return program, lines
+
+
+def _on_other_values(program: Program, source: Source) -> str:
+    count = 0
+    for kind, tensors in perturbed(source.tensors):
+        problem = difference(program, source, tensors)
+        if problem is None:
+            continue
+        if problem:
+            raise CaptureError(f"the captured graph differs from the model on {kind} inputs: {problem}")
+        count += 1
+    return f"the graph branches on values; it agrees with the model on {count} sets of perturbed inputs too"
+
+
+def _on_other_sizes(program: Program, source: Source) -> str:
+    agreed: list[str] = []
+    for sizes in _other_sizes(program.signature, source):
+        problem = difference(program, source, resized(program.signature, source.tensors, sizes))
+        if problem is None:
+            continue
+        told = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        if problem:
+            raise CaptureError(f"the captured graph differs from the model at other sizes ({told}): {problem}")
+        agreed.append(told)
+    return f"dynamic sizes: agrees with the model at {'; '.join(agreed) or 'no other sizes: it takes none that were tried'}"
+
+
+def _at_size_one(program: Program, source: Source) -> tuple[Program, list[str]]:
+    """Sizes that may not be 1, where the Program then differs from the model, are 2 or more."""
+    signature, lines = program.signature, []
+    given = _example_sizes(signature, source)
+    for name, (size, _) in signature.dynamic_sizes.items():
+        sizes = {**given, name: 1}
+        if size.least > 1 or not _allowed(signature, sizes):
+            continue
+        problem = difference(program, source, resized(signature, source.tensors, sizes))
+        if problem:
+            lines.append(f"{name} = 1 is another graph ({problem}); the file takes 2 and more")
+            signature = _at_least_two(signature, name)
+    return (replace(program, signature=signature) if lines else program), lines
+
+
+def _at_least_two(signature: Signature, name: str) -> Signature:
+    inputs = tuple(
+        replace(spec, shape=tuple(_raised(size, name) for size in spec.shape)) for spec in signature.inputs
+    )
+    return replace(signature, inputs=inputs)
+
+
+def _raised(size: int | DynamicSize, name: str) -> int | DynamicSize:
+    return replace(size, least=2) if isinstance(size, DynamicSize) and size.name == name else size
+
+
+def difference(program: Program, source: Source, tensors: Sequence[torch.Tensor]) -> str | None:
+    """How the Program differs from the model on these inputs; "" when it does not, None when the model rejects them."""
+    try:
+        leaves = result_leaves(answer(source.model, source.signature.arguments(tensors)))
+    except Exception:  # the model itself rejects them: they tell nothing
+        return None
+    return how_it_differs(program, tensors, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
+
+
+# -- sizes --------------------------------------------------------------------------------------------------------------
+
+
+def _example_sizes(signature: Signature, source: Source) -> Sizes:
+    return {name: source.tensors[places[0][0]].shape[places[0][1]] for name, (_, places) in signature.dynamic_sizes.items()}
+
+
+def _other_sizes(signature: Signature, source: Source) -> Iterator[Sizes]:
+    """Sizes to try: all of them larger, then each alone, as near to the example's as the conditions allow."""
+    given = _example_sizes(signature, source)
+    together = [{name: size * 2 for name, size in given.items()}, {name: size + 1 for name, size in given.items()}]
+    yield from (sizes for sizes in together if _allowed(signature, sizes))
+    for name, size in given.items():
+        near = (size + 1, size + 2, size + 4, size * 2, size * 3, size - 1, size - 2, size // 2)
+        fits = (sizes for n in near if n > 1 and n != size and _allowed(signature, sizes := {**given, name: n}))
+        yield from list(fits)[:1]
+
+
+def _allowed(signature: Signature, sizes: Sizes) -> bool:
+    in_range = all(
+        size.least <= sizes[name] <= (size.most or sizes[name]) for name, (size, _) in signature.dynamic_sizes.items()
+    )
+    return in_range and all(condition.holds(sizes) for condition in signature.conditions)
+
+
+def resized(signature: Signature, tensors: Sequence[torch.Tensor], sizes: Sizes) -> list[torch.Tensor]:
+    """The inputs with dynamic axes cut or repeated to `sizes`; values are those of the examples."""
+    out = []
+    for spec, tensor in zip(signature.inputs, tensors, strict=True):
+        for axis, size in enumerate(spec.shape):
+            if isinstance(size, DynamicSize):
+                tensor = _with_size(tensor, axis, sizes[size.name])
+        out.append(tensor)
+    return out
+
+
+def _with_size(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    have = max(tensor.shape[axis], 1)
+    repeats: list[Any] = [1] * tensor.dim()
+    repeats[axis] = -(-size // have)
+    return tensor.repeat(repeats).narrow(axis, 0, size).contiguous()
