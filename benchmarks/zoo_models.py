@@ -40,6 +40,7 @@ class Entry:
             torch.manual_seed(SEED)
             model = BUILDERS[self.source](self.name, self.options).eval()
             randomize_batch_norms(model)
+            randomize_zeros(model)
         return model
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -103,6 +104,14 @@ def padding_mask(shape: list[int]) -> torch.Tensor:
     mask = torch.ones(shape, dtype=torch.int64)
     mask[-1, shape[-1] - shape[-1] // 4 :] = 0
     return mask
+
+
+def randomize_zeros(model: nn.Module) -> None:
+    """Give parameters that start as zeros small random values, in place: behind a head of zeros every number is right."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and not parameter.any():
+                parameter.normal_(0, 0.02)
 
 
 # -- builders -------------------------------------------------------------------------------------------------------------

@@ -72,6 +72,16 @@ def test_a_model_named_twice(tmp_path: Path) -> None:
         read_list(tmp_path / "list.txt")
 
 
+def test_parameters_that_start_as_zeros_are_made_random() -> None:
+    model = ENTRIES["torchvision:vit_b_32"].build()  # its head starts as zeros, and would answer zeros
+    assert all(parameter.any() for parameter in model.parameters())
+
+
+def test_a_model_whose_outputs_are_constant_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Entry, "build", lambda entry: torch.nn.Threshold(1e9, 0.0))
+    assert "Miss: every output is constant" in try_model(ENTRIES["torchvision:resnet18"]).error
+
+
 # -- the runner ---------------------------------------------------------------------------------------------------------
 
 
