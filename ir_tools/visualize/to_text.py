@@ -2,51 +2,34 @@
 
     conv2d_1 = conv2d(input=relu, weight=layer1.0.conv1.weight, padding=[1, 1]) : f32[1,64,56,56]  # layer1.0.conv1
 
-Arguments that have their schema's default are left out; constants go by the name of the user's parameter.
+Arguments that have their schema's default are left out; constants go by the name of the user's parameter. What an if or a
+loop runs is indented under it, with what goes in and what comes out:
+
+    loop while Bool, at most 4 times:  # region_loop
+        carried loop1_carried0 = relu : f32[batch,6]        what it is in the first round
+        operand loop1_scale = scale : float
+        loop1_mul = mul(self=loop1_carried0, other=loop1_scale) : f32[batch,6]
+        next loop1_carried0 = loop1_mul                     what it is in the round after this one
+        again while loop1_Bool
+    result region_loop_0 = loop1_carried0 : f32[batch,6]    what it is in the end
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import fx
 from torch._ops import OpOverload
 
 from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
-from ir_tools.ir.facts import fact
+from ir_tools.ir.host import fail
 from ir_tools.ir.origin import origin
 from ir_tools.ir.program import Program
-
-_SHORT_DTYPES = {
-    torch.float64: "f64",
-    torch.float32: "f32",
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.int16: "i16",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-    torch.complex64: "c64",
-    torch.complex128: "c128",
-}
-
-
-def short_dtype(dtype: torch.dtype) -> str:
-    """`f32` for `torch.float32`; the long name where there is no short one."""
-    return _SHORT_DTYPES.get(dtype, str(dtype).removeprefix("torch."))
-
-
-def describe_value(value: Any) -> str:
-    """`f32[1,64,56,56]` for a tensor, `(f32[1], i64[1])` for several, `?` for an unknown one."""
-    if isinstance(value, torch.Tensor):
-        return f"{short_dtype(value.dtype)}[{','.join(map(str, value.shape))}]"
-    if isinstance(value, (list, tuple)):
-        return f"({', '.join(map(describe_value, value))})"
-    return "?" if value is None else type(value).__name__
+from ir_tools.ir.regions import Body, inputs_of, region_loop
+from ir_tools.visualize.control import carried_count, is_result, is_whole, parts, region_text, result_nodes
+from ir_tools.visualize.values import Values
 
 
 @lru_cache(maxsize=4096)
@@ -87,29 +70,98 @@ def node_text(node: fx.Node) -> str:
         return ", ".join(map(argument_text, node.args[0]))  # type: ignore[union-attr, arg-type]
     if node.op != "call_function":
         return f"{node.op} {node.target}"
-    arguments = ", ".join(f"{k}={argument_text(v)}" for k, v in stated_arguments(node).items())
+    if is_whole(node):
+        return region_text(node, argument_text)
+    stated = {k: argument_text(v) for k, v in stated_arguments(node).items()}
+    arguments = ", ".join(v if k.isdecimal() else f"{k}={v}" for k, v in stated.items())
     return f"{short_name(node.target)}({arguments})"
 
 
-def _lines(program: Program) -> Iterator[str]:
-    yield f"# {len(program)} ops, {len(program.used_constants())} constants" + (
-        f", captured by {program.frontend}" if program.frontend else ""
-    )
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            yield f"input {node.name} : {describe_value(fact(node))}"
-        elif node.op == "get_attr":
-            name = str(node.target)
-            packed = "  # packed for oneDNN where it runs" if name in program.packings else ""
-            state = "  # state" if name in program.state else ""
-            yield f"constant {name} : {describe_value(program.constants.get(name))}{packed}{state}"
-        elif node.op == "output":
+class _Listing:
+    """The lines of one Program."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.values = Values(program)
+
+    def lines(self) -> Iterator[str]:
+        program = self.program
+        by = f", captured by {program.frontend}" if program.frontend else ""
+        yield f"# {len(program)} ops, {len(program.used_constants())} constants{by}"
+        for size, _places in program.signature.dynamic_sizes.values():
+            yield f"# size {size.name}: {size.least} or more" + (f", {size.most} at most" if size.most else "")
+        for condition in program.signature.conditions:
+            yield f"# must hold: {condition.text}"
+        for node in program.placeholders:
+            yield f"input {node.name} : {self.values.of(node)}"
+        yield from self._steps(program.graph)
+        for node in program.graph.find_nodes(op="output"):
             yield f"return {node_text(node)}"
-        else:
-            module = f"  # {origin(node).module}" if origin(node).module else ""
-            yield f"{node.name} = {node_text(node)} : {describe_value(fact(node))}{module}"
+
+    def _steps(self, graph: fx.Graph) -> Iterator[str]:
+        """The constants that a graph reads, and what it computes."""
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                yield self._constant(str(node.target))
+            elif is_whole(node):
+                yield from self._region(node)
+            elif node.op not in ("placeholder", "output") and not is_result(node):
+                module = f"  # {origin(node).module}" if origin(node).module else ""
+                value = "never" if node.target is fail else self.values.of(node)
+                yield f"{node.name} = {node_text(node)} : {value}{module}"
+
+    def _constant(self, name: str) -> str:
+        packed = "  # packed for oneDNN where it runs" if name in self.program.packings else ""
+        state = "  # state" if name in self.program.state else ""
+        return f"constant {name} : {self.values.describe(self.program.constants.get(name))}{packed}{state}"
+
+    def _region(self, node: fx.Node) -> Iterator[str]:
+        module = f", {origin(node).module}" if origin(node).module else ""
+        yield f"{node_text(node)}:  # {node.name}{module}"
+        if node.target is region_loop:
+            yield from _indented(self._round(node, parts(node)[0][1]))
+            yield from self._results(node, parts(node)[0][1].placeholders[1:])
+            return
+        for label, body in parts(node):
+            lines = [*self._taken_in(node, body), *self._steps(body.graph), *self._results(node, body.results)]
+            yield f"{INDENT}{label}:" + ("" if lines else " nothing")
+            yield from _indented(_indented(lines))
+
+    def _taken_in(self, node: fx.Node, body: Body) -> Iterator[str]:
+        """What the placeholders of a body are, those that somebody reads."""
+        carried = carried_count(node)
+        for i, (placeholder, given) in enumerate(zip(body.placeholders, inputs_of(node), strict=True)):
+            if node.target is region_loop and i == 0:
+                word, value = "round", " = 0, 1, 2, …"
+            else:
+                word, value = "carried" if i <= carried and carried else "operand", f" = {argument_text(given)}"
+            if placeholder.users or word == "carried":
+                yield f"{word} {placeholder.name}{value} : {self.values.of(placeholder)}"
+
+    def _round(self, node: fx.Node, body: Body) -> Iterator[str]:
+        yield from self._taken_in(node, body)
+        yield from self._steps(body.graph)
+        again, *following = body.results
+        for placeholder, value in zip(body.placeholders[1:], following, strict=False):
+            if value is not placeholder:
+                yield f"next {placeholder.name} = {argument_text(value)}"
+        if again is not True:
+            yield f"again while {argument_text(again)}"
+
+    def _results(self, node: fx.Node, values: Iterable[Any]) -> Iterator[str]:
+        """The results of a region that somebody reads."""
+        for i, value in enumerate(values):
+            for result in result_nodes(node, i):
+                yield f"result {result.name} = {argument_text(value)} : {self.values.of(result)}"
+
+
+INDENT = "    "
+
+
+def _indented(lines: Iterable[str]) -> Iterator[str]:
+    return (INDENT + line for line in lines)
 
 
 def to_text(program: Program) -> str:
     """A readable listing of `program`: inputs and constants, one line per op in order of execution, outputs."""
-    return "\n".join(_lines(program)) + "\n"
+    return "\n".join(_Listing(program).lines()) + "\n"

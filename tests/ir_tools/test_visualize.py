@@ -9,9 +9,14 @@ import time
 import pytest
 import torch
 from torch import fx
+from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from ir_tools.frontends.capture import capture
+from ir_tools.frontends.source import prepare
 from ir_tools.ir import Draft, InputSpec, Origin, Packing, Program, Signature
+from ir_tools.ir.dialect import short_name
+from ir_tools.ir.regions import region_if
 from ir_tools.ir.signature import binder, split_leaves
 from ir_tools.visualize import draw_svg, to_dot, to_text, write_dump
 
@@ -317,3 +322,160 @@ def test_a_graph_of_thousands_of_nodes_is_drawn_or_given_up_within_the_bound(tmp
     reason = draw_svg(to_dot(chain(3000)), tmp_path / "big.svg", timeout=20)
     assert time.perf_counter() - started < 25
     assert (reason is None) == (tmp_path / "big.svg").exists()
+
+
+# -- control flow and dynamic sizes -----------------------------------------------------------------------------------
+
+
+def captured(model: torch.nn.Module, *args: torch.Tensor, sizes=None) -> Program:
+    return capture(prepare(model.eval(), [(args, {})], sizes), "script").program
+
+
+class Branches(torch.nn.Module):
+    """An if in a loop, a list that the loop fills, and a result that one branch gives as a literal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        factor = 1.0
+        while len(seen) < 3 and bool(x.sum() > 0):
+            if bool(x.mean() > 1):
+                x = self.conv(x)
+                factor = float(x.max())
+            else:
+                x = x - 1
+                factor = 0.25
+            seen.append(x)
+        return x * factor + len(seen)
+
+
+def edges(dot: str) -> dict[tuple[str, str], str]:
+    return {(a, b): rest for a, b, rest in re.findall(r"^\s*(\w+) -> (\w+)(.*)$", dot, re.MULTILINE)}
+
+
+def within(dot: str, label: str) -> list[str]:
+    """The text of each frame that bears a label, frames inside it included."""
+    lines, found = dot.splitlines(), []
+    for i, line in enumerate(lines):
+        if re.search(rf'label="?{label}"?[ \]]', line) and "subgraph" in lines[i - 1]:
+            depth, end = 1, i
+            while depth:
+                end += 1
+                depth += lines[end].strip().endswith("{") - (lines[end].strip() == "}")
+            found.append("\n".join(lines[i:end]))
+    return found
+
+
+def region(program: Program, name: str) -> fx.Node:
+    return next(n for n in program.all_calls if short_name(n.target) == name)
+
+
+def test_listing_indents_what_a_loop_and_its_ifs_run():
+    text = to_text(captured(Branches(), torch.rand(1, 2, 3, 3)))
+    shape = r"f32\[1,2,3,3\]"
+    loop = re.search(rf"^loop while \w+:  # region_loop\n((?:    .*\n)+)result (\w+) = (\w+) : {shape}$", text, re.MULTILINE)
+    carried = re.search(rf"^    carried {loop[3]} = x : {shape}$", loop[1], re.MULTILINE)
+    assert carried and re.search(rf"^    next {loop[3]} = \w+$", loop[1], re.MULTILINE)
+    assert re.search(r"^    again while \w+$", loop[1], re.MULTILINE)
+    inside = r"((?: {12}.*\n)+)"
+    branch = re.search(rf"^    if \w+:  # \w+\n        then:\n{inside}        else:\n{inside}", loop[1], re.MULTILINE)
+    assert "constant conv.weight : f32[2,2,1,1]" in branch[1] and "conv2d(" in branch[1]
+    assert re.search(r"result \w+ = 0.25 : float", branch[2]) and "sub(" in branch[2]
+    assert text.count("conv2d(") == 1
+
+
+def test_listing_gives_host_values_by_their_type():
+    text = to_text(captured(Branches(), torch.rand(1, 2, 3, 3)))
+    assert re.search(r"^make_list = make_list\(\) : List\[f32\[1,2,3,3\]\]$", text, re.MULTILINE)
+    assert re.search(r"= len\(a=\w+\) : int$", text, re.MULTILINE)
+    assert re.search(r"= Bool\(a=\w+\) : bool$", text, re.MULTILINE)
+
+
+class Sizes(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        doubled = torch.nn.functional.max_pool2d(torch.cat([x, x]), 2, 1)
+        chosen = x[x > 0]
+        return doubled.sum() * (chosen.sum() + x.size(0))
+
+
+def test_sizes_go_by_the_names_that_the_user_gave():
+    sizes = {"x": {0: Dim("batch"), 2: Dim("height", min=4, max=64)}}
+    program = captured(Sizes(), torch.rand(3, 2, 5, 6), sizes=sizes)
+    text = to_text(program)
+    assert "# size batch: 1 or more\n# size height: 4 or more, 64 at most\n" in text
+    assert "input x : f32[batch,2,height,6]" in text
+    assert "f32[2*batch,2,height - 1,5]" in text
+    assert "size = size(self=x, dim=0) : int = batch" in text
+    assert re.search(r"= index\(.*\) : f32\[\?\]", text)  # as many as the data say
+    for drawn in (text, to_dot(program)):
+        assert "f32[2*batch,2,height - 1,5]" in drawn
+        assert not re.search(r"\b[su]\d+\b", drawn)
+
+
+def test_bodies_are_frames_and_arrows_lead_in_and_out():
+    program = captured(Branches(), torch.rand(1, 2, 3, 3))
+    dot = to_dot(program)
+    (loop_frame,) = within(dot, "each round")
+    assert [len(within(loop_frame, label)) for label in ("then", "else")] == [2, 2]  # the if, and the `and` of the loop
+    found = edges(dot)
+    loop = region(program, "region_loop")
+    body = loop.args[2]
+    for placeholder, given, following in zip(body.placeholders[1:], loop.args[3], body.results[1:]):
+        if placeholder.users and isinstance(given, fx.Node):
+            assert (given.name, placeholder.name) in found
+        if placeholder.users and following is not placeholder:
+            assert "dashed" in found[following.name, placeholder.name]
+    assert 'label="again?"' in found[body.results[0].name, loop.name]
+    conv = next(n for n in program.all_calls if n.target is aten.conv2d.default)
+    (then,) = [frame for frame in within(dot, "then") if "conv.weight f32[2,2,1,1]" in frame]
+    assert f"\t{conv.name} [" in then
+    (result,) = {b for (a, b), style in found.items() if a == conv.name and "label=then" in style}
+    assert f"{result} [" not in then
+    assert "else: 0.25" in dot
+
+
+def test_who_reads_a_list_after_a_loop_filled_it_is_drawn_behind_it():
+    program = captured(Branches(), torch.rand(1, 2, 3, 3))
+    append = next(n for n in program.all_calls if short_name(n.target) == "append")
+    readers = {b for (a, b), style in edges(to_dot(program)).items() if a == append.name and "dotted" in style}
+    assert readers & {n.name for n in program.calls if short_name(n.target) == "len"}
+
+
+def test_new_nodes_stand_out_in_bodies(tmp_path):
+    before = captured(Branches(), torch.rand(1, 2, 3, 3))
+
+    def negate_for_sub(block):
+        draft = Draft.of(block)
+        for node in draft.program.calls:
+            if node.target is aten.sub.Tensor or node.target is aten.sub.Scalar:
+                with draft.before(node, "a_pass"):
+                    new = draft.call(aten.neg.default, node.args[0])
+                draft.redirect(node, new)
+        draft.change_bodies(negate_for_sub)
+        return draft.finish()
+
+    after = negate_for_sub(before)
+    dot = write_dump(after, tmp_path, 1, "a_pass", before)[0].read_text()
+    (new,) = (n for n in after.all_calls if n.target is aten.neg.default)
+    assert "1 new)" in dot
+    assert [line.split()[0] for line in dot.splitlines() if "penwidth=3" in line] == [new.name]
+
+
+def test_a_region_that_lacks_its_bodies_is_drawn_as_a_box():
+    draft = start(torch.randn(3))
+    (x,) = draft.program.placeholders
+    node = draft.graph.call_function(region_if, (x, x))
+    draft.output([node])
+    program = draft.finish()
+    assert "region_if = region_if(" in to_text(program)
+    assert box(to_dot(program), "region_if")
+
+
+@needs_dot
+def test_nested_regions_are_drawn(tmp_path):
+    assert draw_svg(to_dot(captured(Branches(), torch.rand(1, 2, 3, 3))), tmp_path / "graph.svg") is None
+    text = (tmp_path / "graph.svg").read_text()
+    assert "each round" in text and text.count(">then<") >= 2
