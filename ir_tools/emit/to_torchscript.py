@@ -240,7 +240,8 @@ def _refuse_writes_into_lists(graph: fx.Graph) -> None:
     writers = [node for node in graph.nodes if node.op == "call_function" and written_nodes(node)]
     if writers:
         classes = storage_classes(graph.nodes)
-        held = {classes[node] for node in graph.nodes if node.op != "output" and is_container_type(value_type(node))}
+        containers = [n for n in graph.nodes if n.op != "output" and not is_region(n) and is_container_type(value_type(n))]
+        held = {classes[node] for node in containers}
         for writer in writers:
             if any(classes[target] in held for target in written_nodes(writer)):
                 raise EmitError(

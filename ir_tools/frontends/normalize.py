@@ -23,11 +23,12 @@ from torch._ops import OpOverload
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.ir import Draft, facts
 from ir_tools.ir.dialect import (
+    acts,
     aliased_nodes,
     argument_kind,
+    changed_containers,
     getitem,
     has_effect,
-    is_random,
     op_name,
     overload_name,
     short_name,
@@ -388,13 +389,19 @@ def purify(draft: Draft) -> None:
 def _drop_unread_writes(draft: Draft) -> None:
     """Remove writes into memory of the graph's own that neither an output nor an effect reads, with what they alone need."""
     classes = facts.storage_classes(draft.graph.nodes)
-    members: dict[fx.Node, list[fx.Node]] = {}
+    writers: dict[Any, list[fx.Node]] = {}
+    foreign: set[Any] = set()  # memory that others may see: of inputs and constants
     for node in draft.graph.nodes:
-        members.setdefault(classes[node], []).append(node)
-    own = {root for root, group in members.items() if all(member.op == "call_function" for member in group)}
+        for target in written_nodes(node):
+            writers.setdefault(classes[target], []).append(node)
+        if node.op != "call_function":
+            foreign.add(classes[node])
+        foreign |= {classes[name] for name in facts.constants_seen(node, "escaping_constants")}
 
     def only_writes_own(node: fx.Node) -> bool:
-        return bool(written_nodes(node)) and not is_random(node) and all(classes[n] in own for n in written_nodes(node))
+        if not written_nodes(node) or acts(node) or changed_containers(node):
+            return False
+        return all(classes[n] not in foreign for n in written_nodes(node))
 
     needed: set[fx.Node] = set()
     waiting = [node for node in draft.graph.nodes if has_effect(node) and not only_writes_own(node)]
@@ -404,7 +411,7 @@ def _drop_unread_writes(draft: Draft) -> None:
             needed.add(node)
             waiting += node.all_input_nodes
             # Whoever reads memory needs every write into it.
-            waiting += [n for n in members[classes[node]] if written_nodes(n)]
+            waiting += writers.get(classes[node], [])
     unneeded = [node for node in draft.graph.nodes if node.op == "call_function" and node not in needed]
     if any(written_nodes(node) for node in unneeded):
         for node in reversed(unneeded):
