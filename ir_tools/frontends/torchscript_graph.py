@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ from ir_tools.ir.regions import Body, region_if, region_loop
 aten = torch.ops.aten
 LARGEST_UNROLLED = 20_000
 """Nodes of TorchScript that unrolling a loop may give; a longer one stays a loop."""
+MOST_ATTEMPTS = 16
+"""At finding what holds for the values of a loop in every round; each one knows less than the one before."""
 NO_LIMIT = 1 << 62
 """From this trip count on a loop has no limit but its condition."""
 
@@ -473,18 +476,20 @@ class GraphWalk:
         mode = self.draft.program.mode
         assumed = [_slot_fact(mode, value, t) for value, t in zip(carried, types, strict=True)]
         free: set[Any] = set()
-        while True:
+        for attempt in count():
+            if attempt == MOST_ATTEMPTS:
+                raise CaptureError(f"what the loop carries changes its shape in ways that cannot be followed{where(node)}")
             self._regions += 1
             widened = facts.Elements.widened
             with self._frame(f"loop{self._regions}_") as frame:
-                count = frame.draft.operand("round", facts.unknown_number(mode, "int"), "int")
+                number = frame.draft.operand("round", facts.unknown_number(mode, "int"), "int")
                 operands = [
                     frame.draft.operand(f"carried{i}", known, t)
                     for i, (known, t) in enumerate(zip(assumed, types, strict=True))
                 ]
                 parts = iter(operands)
                 self._enter(
-                    block, frame.draft.call(aten.add.int, count, done) if done else count,
+                    block, frame.draft.call(aten.add.int, number, done) if done else number,
                     [from_leaves(v.type(), parts) for v in inputs],
                 )  # fmt: skip
                 results = self._results_of(block)
@@ -504,7 +509,7 @@ class GraphWalk:
                 wider = [None if known is facts.NOTHING else known for known in wider]  # None in every round
             assumed = wider
         body = self._close(
-            frame, list(frame.operands), [goes_on, *after], [count, *operands], len(operands)
+            frame, list(frame.operands), [goes_on, *after], [number, *operands], len(operands)
         )
         limit = None if isinstance(trips, int) and trips >= NO_LIMIT else trips
         if done and limit is not None:

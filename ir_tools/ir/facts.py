@@ -179,8 +179,8 @@ SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 class Elements:
     """The fact of a list or dict: what is true of every tensor in it. Values that are the same container share it.
 
-    `widened` counts how often a container turned out to hold more kinds of tensors than known before: a loop in which that
-    happens is walked again, because what was read from the container earlier was read with too narrow a fact.
+    `widened` counts how often a container that had been read turned out to hold more kinds of tensors than known then: a loop
+    in which that happens is walked again, because what was read had too narrow a fact.
     """
 
     widened = 0
@@ -188,6 +188,7 @@ class Elements:
     def __init__(self, mode: FakeTensorMode, values: Iterable[Any]):
         self.mode = mode
         self.known: Any = NOTHING
+        self.was_read = False
         self.free: set[Any] = set()
         for value in values:
             self.add(value)
@@ -196,7 +197,11 @@ class Elements:
         wider = join(self.mode, self.known, value, self.free)
         if wider is not self.known:
             self.known = wider
-            Elements.widened += 1
+            Elements.widened += self.was_read
+
+    def read(self) -> Any:
+        self.was_read = True
+        return self.known
 
     def __repr__(self) -> str:
         return f"elements {self.known}"
@@ -215,16 +220,16 @@ def _fact_of_elements(mode: FakeTensorMode, name: str, args: tuple) -> Any:
         elements.add(args[-1])
         return elements
     if name in ("aten::extend", "aten::add_"):
-        elements.add(args[1].known if isinstance(args[1], Elements) else None)
+        elements.add(args[1].read() if isinstance(args[1], Elements) else None)
         return elements
     if name in TAKES:
-        return elements.known
-    return Elements(mode, [elements.known]) if name in COPIES else None
+        return elements.read()
+    return Elements(mode, [elements.read()]) if name in COPIES else None
 
 
 def _fact_of_joined_elements(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """`cat` and `stack` of a list of unknown length: what is true of one element is told from two by what grows."""
-    known = args[0].known
+    known = args[0].read()
     if not isinstance(known, torch.Tensor):
         return known
     short, long = (compute_fact(mode, target, ([known] * n, *args[1:]), kwargs) for n in (1, 2))
