@@ -14,7 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ir_tools.frontends.capture import capture
+from ir_tools.frontends.source import prepare
 from passes import optimize
+from passes.errors import EmitError
 from tests.script_programs import RandomProgram, calls, programs, written
 
 slow_start = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -38,17 +41,32 @@ def assert_equal(expected: tuple[torch.Tensor, ...], got: tuple[torch.Tensor, ..
         torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-6)
 
 
+outcomes: Counter[str] = Counter()
+
+
 @slow_start
 @given(programs(), st.integers(0, 4))
-def test_captured_and_emitted_unchanged_they_agree_on_other_inputs_too(program, example):
+def captured_and_emitted_unchanged_they_agree(program, example):
     """Emitted text and the interpreted graph alike; the example inputs are one call of five."""
-    scripted = program.script()
-    with torch.jit.optimized_execution(False):
-        fast = optimize(scripted, [], example_inputs=calls(5)[example], engine="aten", verify="off")
+    scripted, call = program.script(), calls(5)[example]
+    graph = capture(prepare(scripted, [(call, {})]), "script").program
+    try:
+        fast = optimize(scripted, [], example_inputs=call, engine="aten", verify="off")
+    except EmitError as error:
+        # Such a write TorchScript would lose: the graph is right, and is not emitted.
+        assert "writes into a tensor that a list or dict holds" in str(error)
+        fast = None
+    outcomes["refused" if fast is None else "emitted"] += 1
     for call in calls(5):
         expected = unoptimised(scripted, call)
-        assert_equal(expected, unoptimised(fast, call))
-        assert_equal(expected, fast.program(*copies(call)))
+        assert_equal(expected, graph(*copies(call)))
+        if fast is not None:
+            assert_equal(expected, unoptimised(fast, call))
+
+
+def test_captured_and_emitted_unchanged_they_agree_on_other_inputs_too():
+    captured_and_emitted_unchanged_they_agree()
+    assert outcomes["emitted"] > outcomes["refused"]
 
 
 # -- the generator ------------------------------------------------------------------------------------------------------

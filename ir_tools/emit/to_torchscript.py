@@ -241,9 +241,9 @@ def _refuse_writes_into_lists(graph: fx.Graph) -> None:
     if writers:
         classes = storage_classes(graph.nodes)
         containers = [n for n in graph.nodes if n.op != "output" and not is_region(n) and is_container_type(value_type(n))]
-        held = {classes[node] for node in containers}
         for writer in writers:
-            if any(classes[target] in held for target in written_nodes(writer)):
+            written = {classes[target] for target in written_nodes(writer)}
+            if any(classes[c] in written and _is_read_after(c, writer) for c in containers):
                 raise EmitError(
                     f"{short_name(writer.target)} at {place(writer)} writes into a tensor that a list or dict holds; torch's "
                     "optimiser of TorchScript drops such writes. Put a new tensor into the list: xs[i] = f(xs[i])"
@@ -252,6 +252,11 @@ def _refuse_writes_into_lists(graph: fx.Graph) -> None:
         if is_region(node):
             for body in bodies(node):
                 _refuse_writes_into_lists(body.graph)
+
+
+def _is_read_after(container: fx.Node, writer: fx.Node) -> bool:
+    """Also when it came from outside, where it may be read later."""
+    return container.op == "placeholder" or any(user > writer for user in container.users)
 
 
 class _Writer:

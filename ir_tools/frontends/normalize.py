@@ -396,7 +396,7 @@ def _drop_unread_writes(draft: Draft) -> None:
             writers.setdefault(classes[target], []).append(node)
         if node.op != "call_function":
             foreign.add(classes[node])
-        foreign |= {classes[name] for name in facts.constants_seen(node, "escaping_constants")}
+        foreign |= {classes[name] for name in facts.constants_shared(node)}
 
     def only_writes_own(node: fx.Node) -> bool:
         if not written_nodes(node) or acts(node) or changed_containers(node):

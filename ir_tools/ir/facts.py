@@ -37,7 +37,7 @@ from ir_tools.ir.dialect import (
     written_nodes,
 )
 from ir_tools.ir.host import CONSTRUCTORS, TENSOR, is_container_type, is_host, make_list, make_tuple, meaning, value_type
-from ir_tools.ir.regions import Effects, bodies, is_region
+from ir_tools.ir.regions import Effects, bodies, is_region, is_result, result_effects
 
 
 class FactError(PassesError, RuntimeError):
@@ -381,18 +381,18 @@ def storage_classes(nodes: Iterable[fx.Node]) -> UnionFind:
         classes[node]
         for other in aliased_nodes(node):
             classes.union(node, other)
-        for name in constants_seen(node, "escaping_constants"):
+        for name in constants_shared(node):
             classes.union(node, name)
     return classes
 
 
-def constants_seen(node: fx.Node, which: str) -> frozenset[str]:
-    """Names of constants: the one that a `get_attr` reads, those that a region's effects name under `which`."""
+def constants_shared(node: fx.Node) -> frozenset[str]:
+    """Names of the constants whose memory a node may have: the one that a `get_attr` reads, those that a region hands out."""
     if node.op == "get_attr":
         return frozenset({str(node.target)})
-    if not is_region(node):
+    if not is_result(node):
         return frozenset()
-    return frozenset().union(*(getattr(body.effects, which) for body in bodies(node)))
+    return frozenset().union(*(effects.escaping_constants[at] for effects, at in result_effects(node)))
 
 
 def mutated_values(graph: fx.Graph) -> frozenset[fx.Node]:
@@ -408,7 +408,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _written_constants(node: fx.Node) -> frozenset[str]:
-    return constants_seen(node, "written_constants")
+    return frozenset().union(*(body.effects.written_constants for body in bodies(node)))
 
 
 def _mutated(graph: fx.Graph, writers: list[fx.Node], classes: UnionFind) -> frozenset[fx.Node]:
@@ -434,17 +434,25 @@ def effects_of(graph: fx.Graph, carried: int = 0) -> Effects:
     calls = [n for n in graph.nodes if n.op == "call_function"]
     writers = [n for n in calls if _writes(n)]
     mutated = _mutated(graph, writers, classes)
-    returned = {classes[n] for n in nodes_in(results)}
     written_names = frozenset(str(n.target) for n in graph.nodes if n.op == "get_attr" and n in mutated)
     written_names = written_names.union(*(_written_constants(n) for n in calls if is_region(n)))
-    names = {name for n in graph.nodes for name in constants_seen(n, "escaping_constants")}
+    names = {name for n in graph.nodes for name in constants_shared(n)}
+    memory = [classes[r] if isinstance(r, fx.Node) and holds_memory(r) else None for r in results]
+    numbers = {root: i for i, root in enumerate(dict.fromkeys(root for root in memory if root is not None))}
     changed = frozenset(i for i, p in enumerate(placeholders) if p in mutated)
     return Effects(
         written=frozenset(i for i in changed if _is_written(placeholders[i], writers, classes)),
         changed=frozenset(i for i in changed if is_container_type(value_type(placeholders[i]))),
-        escaping=frozenset(i for i, p in enumerate(placeholders) if classes[p] in returned and holds_memory(p)),
+        escaping=tuple(
+            frozenset(i for i, p in enumerate(placeholders) if root is not None and classes[p] == root and holds_memory(p))
+            for root in memory
+        ),
         written_constants=written_names,
-        escaping_constants=frozenset(name for name in names if classes[name] in returned),
+        escaping_constants=tuple(
+            frozenset(name for name in names if root is not None and classes[name] == root) for root in memory
+        ),
+        # A result that holds no memory gets a number of its own.
+        memory=tuple(-1 - i if root is None else numbers[root] for i, root in enumerate(memory)),
         acts=bool(written_names) or any(acts(n) for n in calls),
         random=any(is_random(n) for n in calls),
     )
@@ -464,7 +472,7 @@ def dies_at(node: fx.Node, reader: fx.Node) -> bool:
     if sum(n is node for n in nodes_in([*reader.args, *reader.kwargs.values()])) != 1:
         return False
     last = reader
-    while node.op == "call_function" and not constants_seen(node, "escaping_constants"):
+    while node.op == "call_function" and not constants_shared(node):
         if any(user is not last and (user > last or node in aliased_nodes(user)) for user in node.users):
             return False
         sources = aliased_nodes(node)
