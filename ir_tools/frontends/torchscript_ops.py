@@ -18,6 +18,7 @@ from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.torchscript_values import (
     NUMBER_OF_DTYPE,
     UNINITIALIZED,
+    ObjectValue,
     Raised,
     TextOfData,
     holds,
@@ -49,12 +50,24 @@ def _handles(*kinds: str) -> Callable[[Handler], Handler]:
 
 @_handles("prim::GetAttr")
 def _get_attr(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
+    if isinstance(a[0], ObjectValue):
+        return a[0].attributes[node.s("name")]
     return walk.get_attribute(a[0], node.s("name"))
+
+
+@_handles("prim::CreateObject")
+def _create_object(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
+    return ObjectValue(len(walk.frames) - 1)
 
 
 @_handles("prim::SetAttr")
 def _set_attr(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     """`self.n += 1` writes in place and then sets the attribute to itself; anything else rebinds, and is refused."""
+    if isinstance(a[0], ObjectValue):
+        if a[0].depth < len(walk.frames) - 1:
+            raise CaptureError(f"a branch or loop on data sets an attribute of an object{where(node)}, which is not supported")
+        a[0].attributes[node.s("name")] = a[1]
+        return ()
     old = walk.get_attribute(a[0], node.s("name"))
     new = a[1]
     while isinstance(new, fx.Node) and new is not old and new.op == "call_function" and written_nodes(new):
@@ -192,6 +205,16 @@ def _size(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     if len(a) == 1:
         return [walk.draft.size(a[0], axis) for axis in range(rank)]
     return walk.draft.size(a[0], a[1] % rank if rank else a[1])
+
+
+@_handles("aten::_shape_as_tensor")
+def _shape_as_tensor(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
+    """The sizes as a tensor of ints: how tracing into ONNX-ready code reads them."""
+    rank = facts.rank(a[0])
+    if rank is None:
+        return NotImplemented
+    sizes = [walk.draft.size(a[0], axis) for axis in range(rank)]
+    return _as_tensor(walk, sizes, torch.int64) if holds(sizes, fx.Node) else torch.tensor(sizes)
 
 
 @_handles("aten::dim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,14 @@ class ModuleValue:
 
     module: Any
     path: str
+
+
+@dataclass(eq=False)
+class ObjectValue:
+    """An instance of a TorchScript class, made while the model runs by the frame of that depth."""
+
+    depth: int
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 class Uninitialized:
