@@ -113,7 +113,6 @@ def test_the_order_offered_is_one_that_works():
         ("tolerance", -float("inf"), says("tolerance", "finite", "got -inf")),
         ("tolerance", True, says("tolerance", "got True")),
         ("on_failure", "rollback", says("on_failure must be 'raise'", "got 'rollback'")),
-        ("dynamic_shapes", {"x": {0: "batch"}}, says("dynamic_shapes is not built yet")),
         ("calibration_data", [row()], says("calibration_data is not used by any pass yet")),
     ],
 )
