@@ -23,6 +23,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.export.dynamic_shapes import _DimHint, _DimHintType
+from torch.export.graph_signature import InputKind
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 from torch.utils import _pytree as pytree
@@ -165,9 +166,8 @@ def _size(dim: Any, given: int, name: str, path: str, axis: int) -> DynamicSize 
             f"(the example has {given}); a size that is computed from another's, such as 2 * batch, is found by itself: give "
             "each axis its own Dim"
         )
-    if given < size.least or (size.most is not None and given > size.most):
-        allowed = f"{size.least} to {'any' if size.most is None else size.most}"
-        raise DynamicShapesError(f"axis {axis} of '{path}' is {given} in the example, outside {allowed} of {size.name}")
+    if not size.holds(given):
+        raise DynamicShapesError(f"axis {axis} of '{path}' is {given} in the example, but {size.name} must be {size.allowed}")
     return size
 
 
@@ -397,7 +397,7 @@ def exported_conditions(
             if isinstance(size, DynamicSize):
                 if isinstance(symbol, int):
                     raise pinned(size.name, symbol)
-                found += _in_range(size.name, exported_range(exported, symbol))
+                found += _in_range(size, exported_range(exported, symbol))
     for guard in exported._guards_code:
         try:
             condition = condition_from_text(guard, size_of)
@@ -409,11 +409,16 @@ def exported_conditions(
     return found
 
 
+def exported_inputs(exported: torch.export.ExportedProgram) -> list[Any]:
+    """What stands for each leaf of a call: a fake tensor, or the number or flag that was baked in."""
+    placeholders = exported.graph.find_nodes(op="placeholder")
+    pairs = zip(placeholders, exported.graph_signature.input_specs, strict=True)
+    return [node.meta.get("val") for node, spec in pairs if spec.kind is InputKind.USER_INPUT]
+
+
 def exported_sizes(exported: torch.export.ExportedProgram) -> list[list[Any]]:
     """Per tensor input: the sizes that torch.export gave it, numbers or symbols."""
-    users = set(exported.graph_signature.user_inputs)
-    values = [n.meta.get("val") for n in exported.graph.find_nodes(op="placeholder") if n.name in users]
-    return [list(value.shape) for value in values if isinstance(value, torch.Tensor)]
+    return [list(value.shape) for value in exported_inputs(exported) if isinstance(value, torch.Tensor)]
 
 
 def exported_range(exported: torch.export.ExportedProgram, size: torch.SymInt) -> tuple[int, int | None]:
@@ -429,7 +434,10 @@ def exported_range(exported: torch.export.ExportedProgram, size: torch.SymInt) -
     return least, int(given.upper) if given.upper < UNBOUNDED else None
 
 
-def _in_range(name: str, bounds: tuple[int, int | None]) -> list[Condition]:
+def _in_range(size: DynamicSize, bounds: tuple[int, int | None]) -> list[Condition]:
+    """The bounds as conditions, where they are narrower than those of the size itself."""
     least, most = bounds
-    texts = [f"{name} >= {least}"] * (least > 1) + [f"{name} <= {most}"] * (most is not None)
-    return [condition_from_text(text) for text in texts]
+    found = [f"{size.name} >= {least}"] if least > size.least else []
+    if most is not None and (size.most is None or most < size.most):
+        found.append(f"{size.name} <= {most}")
+    return [condition_from_text(text) for text in found]

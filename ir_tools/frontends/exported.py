@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.dynamic import DynamicShapesError, exported_range, exported_sizes
+from ir_tools.frontends.dynamic import DynamicShapesError, exported_inputs, exported_range, exported_sizes
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.ir.dialect import overload_name
 from ir_tools.ir.signature import DynamicSize
@@ -63,14 +63,19 @@ def sizes_of_exported(exported: Exported, dynamic_shapes: Any) -> list[dict[int,
             "the sizes of an ExportedProgram were settled when it was exported: leave dynamic_shapes out, "
             "or give the module that it was exported from"
         )
+    names: dict[str, str] = {}
+
+    def dynamic(size: torch.SymInt) -> DynamicSize:
+        expression = str(size.node.expr)
+        if expression not in names:
+            plain = expression if expression.isidentifier() else "size_" + re.sub(r"\W+", "_", expression)
+            names[expression] = plain if plain not in names.values() else f"{plain}_{len(names)}"
+        return DynamicSize(names[expression], *exported_range(exported, size))
+
     return [
-        {axis: _size(exported, size) for axis, size in enumerate(sizes) if not isinstance(size, int)}
+        {axis: dynamic(size) for axis, size in enumerate(sizes) if not isinstance(size, int)}
         for sizes in exported_sizes(exported)
     ]
-
-
-def _size(exported: Exported, size: torch.SymInt) -> DynamicSize:
-    return DynamicSize(re.sub(r"\W+", "_", f"{size.node.expr}_"), *exported_range(exported, size))
 
 
 def sources_in_guards(exported: Exported, names: Sequence[str]) -> list[list[str]]:
@@ -80,12 +85,8 @@ def sources_in_guards(exported: Exported, names: Sequence[str]) -> list[list[str
     """
     spec: pytree.TreeSpec = exported.call_spec.in_spec  # type: ignore[assignment]
     paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
-    users = [n for n in exported.graph.find_nodes(op="placeholder") if n.name in exported.graph_signature.user_inputs]
-    values = [n.meta.get("val") for n in users]
-    if len(values) != len(paths):  # numbers that were given have no placeholder: the leaves cannot be told by counting
-        raise CaptureError("the ExportedProgram has dynamic sizes and inputs that are no tensors, which is not supported")
     found = []
-    for number, ((path, _), value) in enumerate(zip(paths, values, strict=True)):
+    for number, ((path, _), value) in enumerate(zip(paths, exported_inputs(exported), strict=True)):
         if isinstance(value, torch.Tensor):
             name = names[path[1].idx] if isinstance(path[1], pytree.SequenceKey) else path[1].key  # type: ignore[attr-defined]
             found.append([f"{first}{pytree.keystr(path[2:])}" for first in _spellings(name)] + [f"L['flat_args'][{number}]"])
