@@ -418,7 +418,13 @@ def exported_inputs(exported: torch.export.ExportedProgram) -> list[Any]:
 
 def exported_sizes(exported: torch.export.ExportedProgram) -> list[list[Any]]:
     """Per tensor input: the sizes that torch.export gave it, numbers or symbols."""
-    return [list(value.shape) for value in exported_inputs(exported) if isinstance(value, torch.Tensor)]
+    tensors = [value for value in exported_inputs(exported) if isinstance(value, torch.Tensor)]
+    return [[int(s) if is_pinned(s) else s for s in tensor.shape] for tensor in tensors]
+
+
+def is_pinned(size: int | torch.SymInt) -> bool:
+    """A number, or a symbol that a guard made equal to one."""
+    return isinstance(size, int) or bool(size.node.expr.is_number)
 
 
 def exported_range(exported: torch.export.ExportedProgram, size: torch.SymInt) -> tuple[int, int | None]:
