@@ -452,6 +452,15 @@ def test_an_example_outside_the_conditions_is_refused():
         optimize(Branch().eval(), example_inputs=[rows(6), rows(3)], dynamic_shapes=({0: BATCH},), frontend="export")
 
 
+def test_every_example_fits_what_is_declared():
+    shapes = ({0: Dim("batch", max=8)},)
+    with pytest.raises(DynamicShapesError, match=r"does not fit dynamic_shapes: size 0 of input 'x' \(batch\) must be from 1"):
+        optimize(Branch().eval(), example_inputs=[rows(6), rows(9)], dynamic_shapes=shapes)
+    one, other = (torch.randn(3, 4), torch.randn(3, 7)), (torch.randn(3, 4), torch.randn(1, 7))
+    with pytest.raises(DynamicShapesError, match=r"\(batch\) is 1, but batch is 3 elsewhere in the call"):
+        optimize(TwoInputs().eval(), example_inputs=[one, other], dynamic_shapes=({0: BATCH}, {0: BATCH}))
+
+
 def test_the_first_front_end_that_can_is_taken():
     fast = optimize(Branch().eval(), example_inputs=rows(6), dynamic_shapes=({0: BATCH},))
     assert fast.report.frontend == "export" and fast.manifest["inputs"][0]["shape"] == ["batch", 4]

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import first_line
-from ir_tools.frontends.dynamic import Symbols, declared_sizes, specified, unique
+from ir_tools.frontends.dynamic import DynamicShapesError, Symbols, declared_sizes, specified, unique
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.exported import (
     exported_parameters,
@@ -34,6 +34,7 @@ from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
 from ir_tools.ir.signature import (
     Condition,
     DynamicSize,
+    SignatureError,
     binder,
     flatten_result,
     leaf_names,
@@ -338,6 +339,10 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
                 "the example inputs differ in structure, shape or dtype: "
                 f"first {signature.describe()}; another {this.describe()}"
             )
+        try:
+            signature.check(tensors)
+        except SignatureError as error:
+            raise DynamicShapesError(f"an example does not fit dynamic_shapes: {error}") from None
         examples.append(Example(arguments, [t.detach().clone() for t in tensors], [t.detach().clone() for t in outputs]))
     if signature is None:
         raise CaptureError("no example inputs were given")
