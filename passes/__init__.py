@@ -13,6 +13,7 @@ from passes.api import optimize
 from passes.catalogue import CATALOGUE, GROUPS
 from passes.errors import (
     CaptureError,
+    DynamicShapesError,
     EmitError,
     InputError,
     ModelFileError,
@@ -29,8 +30,9 @@ from passes.pipeline import DEFAULT
 from passes.report import Report, StepReport
 
 __all__ = [
-    "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "EmitError", "InputError", "LoadedModel", "ModelFileError",
-    "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass", "PassOrderError", "PassesError",
+    "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "DynamicShapesError", "EmitError", "InputError", "LoadedModel",
+    "ModelFileError", "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass", "PassOrderError",
+    "PassesError",
     "Report", "Rule", "SignatureError", "StepReport", "UnknownPassError", "Value", "graph_pass", "load", "optimize",
     "rule_pass", "table_pass",
 ]  # fmt: skip

@@ -82,18 +82,21 @@ def _check_input(self, value: Tensor, name: str, dtype: int, shape: List[int], t
 """
 
 _CHECK_SIZE = """\
-def _check_size(self, value: Tensor, axis: int, place: str, expected: int, least: int, most: int) -> None:
+def _check_size(self, value: Tensor, axis: int, place: str, expected: int, least: int, most: int, allowed: str) -> None:
     got = value.size(axis)
     if got != expected:
         raise RuntimeError("{} is {}, but it is {} elsewhere in the call".format(place, got, expected))
-    if got < least or got > most:
-        raise RuntimeError("{} must be from {} to {}, got {}".format(place, least, most, got))
+    if got < least or (most >= 0 and got > most):
+        raise RuntimeError("{} must be {}, got {}".format(place, allowed, got))
 """
 
 _CHECK_CONDITION = """\
 def _check_condition(self, holds: bool, text: str, names: List[str], sizes: List[int]) -> None:
     if not holds:
-        raise RuntimeError("the sizes must meet {}, got {} = {}".format(text, names, sizes))
+        given: List[str] = []
+        for i, name in enumerate(names):
+            given.append("{} = {}".format(name, sizes[i]))
+        raise RuntimeError("the sizes must meet {}, got {}".format(text, ", ".join(given)))
 """
 
 _CHECK_LAYOUT = """\
@@ -355,10 +358,9 @@ class _Writer:
             lines.append(f"{local} = {input_locals[places[0][0]]}.size({places[0][1]})")
             for i, axis in places:
                 place = f"size {axis} of input '{self.program.signature.inputs[i].name}' ({name})"
-                most = spell_int(2**63 - 1 if size.most is None else size.most)
-                lines.append(
-                    f"self._check_size({input_locals[i]}, {axis}, {spell_string(place)}, {local}, {size.least}, {most})"
-                )
+                most, allowed = spell_int(-1 if size.most is None else size.most), spell_string(size.allowed)
+                arguments = f"{axis}, {spell_string(place)}, {local}, {size.least}, {most}, {allowed}"
+                lines.append(f"self._check_size({input_locals[i]}, {arguments})")
         for condition in self.program.signature.conditions:
             text = re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), condition.text)
             keys = ", ".join(map(spell_string, condition.names))

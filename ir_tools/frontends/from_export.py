@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -9,26 +10,38 @@ from torch import fx
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 
-from ir_tools.frontends.dynamic import enlarged, exported_conditions
+from ir_tools.frontends.dynamic import enlarged, exported_conditions, size_oblivious
 from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.exported import sources_in_guards
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalize import Normalizer
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
+from ir_tools.frontends.source import FlatModel, Source, finish, forward_parameters, start_draft, undisturbed
 from ir_tools.ir import Program
+from ir_tools.ir.signature import Condition
 
 aten = torch.ops.aten
 
 
 def from_export(source: Source) -> Program:
     """Export the model (or take the ExportedProgram given) with the sizes of the first example."""
+    with size_oblivious() if source.is_dynamic else contextlib.nullcontext():
+        return _from_export(source)
+
+
+def _from_export(source: Source) -> Program:
+    conditions: list[Condition] = []
     if source.exported is not None:
-        exported, prefix, conditions = source.exported, "", []
-        _refuse_dynamic(exported)
+        exported, prefix = source.exported, ""
+        if source.is_dynamic:
+            sources = sources_in_guards(exported, [p.name for p in forward_parameters(source.model)])
+            conditions = exported_conditions(exported, source.signature.inputs, sources)
     else:
         flat = FlatModel(source.model, source.signature).eval()
         with undisturbed(source.model):  # exporting computes on tensors that are no buffers, and may move them
             exported, prefix = _export(flat, source), "model."
-        conditions = exported_conditions(exported, source.signature.inputs) if source.is_dynamic else []
+        if source.is_dynamic:
+            sources = [[f"L['tensors'][{i}]"] for i in range(len(source.tensors))]
+            conditions = exported_conditions(exported, source.signature.inputs, sources)
     draft, inputs = start_draft(source, "export")
     values: dict[fx.Node, Any] = {}
     feed = iter(inputs)
@@ -71,12 +84,3 @@ def _constant(exported: torch.export.ExportedProgram, spec: Any) -> torch.Tensor
     if spec.target in exported.state_dict:
         return exported.state_dict[spec.target]
     return exported.constants[spec.target]
-
-
-def _refuse_dynamic(exported: torch.export.ExportedProgram) -> None:
-    if exported.range_constraints:
-        symbols = ", ".join(map(str, exported.range_constraints))
-        raise CaptureError(
-            f"the ExportedProgram has dynamic sizes ({symbols}), which are not supported yet; export it without dynamic_shapes"
-        )
-

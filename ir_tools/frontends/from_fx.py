@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from ir_tools.frontends.dynamic import Symbols, size_oblivious
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalize import Normalizer
 from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.ir import Program
+from ir_tools.ir.signature import Condition
 
 
 class Tracer(fx.Tracer):
@@ -22,13 +27,19 @@ class Tracer(fx.Tracer):
 
 
 def from_fx(source: Source) -> Program:
-    """Trace symbolically (a GraphModule is taken as it is), then to pre-dispatch ATen under the first example's sizes."""
+    """Trace symbolically (a GraphModule is taken as it is), then to pre-dispatch ATen under the first example's sizes.
+
+    Dynamic sizes are symbols.
+    """
+    with size_oblivious() if source.is_dynamic else contextlib.nullcontext():
+        return _from_fx(source)
+
+
+def _from_fx(source: Source) -> Program:
     with undisturbed(source.model):  # make_fx computes small tensors, which may move the model's state
         traced = source.model if isinstance(source.model, fx.GraphModule) else symbolic_trace(source.model)
         flat = FlatModel(traced, source.signature).eval()
-        graph_module = make_fx(
-            flat, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True, record_module_stack=True
-        )(*source.tensors)
+        graph_module, conditions = _to_aten(flat, source)
 
     model, paths = source.model, dict[int, str]()
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
@@ -42,7 +53,21 @@ def from_fx(source: Source) -> Program:
         if isinstance(value, torch.Tensor):
             values[node] = draft.constant(paths.get(id(value), "constant"), value)
     outputs = copy_graph(Normalizer(draft), graph_module, values, prefix="model.")
-    return finish(draft, outputs)
+    return finish(draft, outputs, conditions)
+
+
+def _to_aten(flat: FlatModel, source: Source) -> tuple[fx.GraphModule, tuple[Condition, ...]]:
+    """The ATen graph, and what its making asked of the dynamic sizes: a module that fx does not enter may read them."""
+    options: dict[str, Any] = {"pre_dispatch": True, "_allow_non_fake_inputs": True, "record_module_stack": True}
+    if not source.is_dynamic:
+        return make_fx(flat, tracing_mode="fake", **options)(*source.tensors), ()
+    # A mode of its own: it takes the model's real parameters.
+    symbols = Symbols(FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()))
+    inputs = [symbols.fake(spec, tensor) for spec, tensor in zip(source.signature.inputs, source.tensors, strict=True)]
+    # No guard is to tell which library convolves.
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        graph_module = make_fx(flat, tracing_mode="symbolic", **options)(*inputs)
+    return graph_module, symbols.conditions()
 
 
 def symbolic_trace(model: nn.Module) -> fx.GraphModule:

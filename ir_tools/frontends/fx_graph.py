@@ -59,6 +59,31 @@ def number_op(draft: Draft, packet: OpOverloadPacket, args: list[Any]) -> Any:
     raise CaptureError(f"{packet} of {', '.join(kinds)} is not supported")
 
 
+def _number_in(dtype: torch.dtype | None) -> OpOverloadPacket:
+    """What reads the number in a tensor. `item` gives one whose type nobody knows, and no arithmetic takes it."""
+    assert dtype is not None
+    if dtype.is_complex:
+        raise CaptureError("a complex number of the run is not supported")
+    if dtype is torch.bool:
+        return aten.Bool
+    return aten.Float if dtype.is_floating_point else aten.Int
+
+
+def _of_numbers(target: OpOverload, args: list[Any]) -> OpOverload:
+    """`div.Scalar` for `div.Tensor` by a number of the run: torch.export writes both alike, TorchScript does not."""
+    overload = target._schema.overload_name
+    takes_number = any(
+        str(declared.type) == "Tensor" and isinstance(a, fx.Node) and value_type(a) in ("int", "float", "bool")
+        for declared, a in zip(target._schema.arguments, args, strict=False)
+    )
+    if not takes_number:
+        return target
+    wanted = overload.replace("Tensor", "Scalar")
+    if "Tensor" not in overload or wanted not in target.overloadpacket.overloads():
+        raise CaptureError(f"{target} is given a number of the run where it declares a tensor, which is not supported")
+    return getattr(target.overloadpacket, wanted)  # type: ignore[no-any-return]
+
+
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -106,9 +131,13 @@ def _copy_call(normalizer: Normalizer, node: fx.Node, look_up: Any, prefix: str,
         return container[args[1]] if isinstance(container, (list, tuple)) else normalizer.call(target, *args)
     if target is aten.sym_size.int and isinstance(args[0], fx.Node):
         return normalizer.draft.size(*args)
+    if target is aten.item.default and isinstance(args[0], fx.Node) and facts.dtype(args[0]) is not None:
+        return number_op(normalizer.draft, _number_in(facts.dtype(args[0])), args)
     if isinstance(target, OpOverload):
+        if target is aten._assert_scalar.default and not isinstance(args[0], fx.Node) and not args[0]:
+            raise CaptureError(f"an assertion of the model never holds: {args[1]}{_where(node)}")
         try:
-            return normalizer.call(target, *args, **kwargs)
+            return normalizer.call(_of_numbers(target, args), *args, **kwargs)
         except TypeError as error:
             raise CaptureError(f"{error}{_where(node)}") from error
     if target in (torch._C._set_grad_enabled,):

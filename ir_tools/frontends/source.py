@@ -20,13 +20,21 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import first_line
-from ir_tools.frontends.dynamic import Symbols, declared_sizes, specified, unique
+from ir_tools.frontends.dynamic import DynamicShapesError, Symbols, declared_sizes, specified, unique
 from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.exported import (
+    exported_parameters,
+    in_exported_order,
+    is_exported_module,
+    refuse_training,
+    sizes_of_exported,
+)
 from ir_tools.frontends.normalize import purify
 from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
 from ir_tools.ir.signature import (
     Condition,
     DynamicSize,
+    SignatureError,
     binder,
     flatten_result,
     leaf_names,
@@ -99,6 +107,8 @@ def forward_parameters(model: Any) -> list[inspect.Parameter]:
             kind = inspect.Parameter.KEYWORD_ONLY if a.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
             parameters.append(inspect.Parameter(a.name, kind, default=default))
         return parameters
+    if is_exported_module(model):
+        return exported_parameters(model)
     return list(inspect.signature(model.forward).parameters.values())
 
 
@@ -286,12 +296,16 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
     """
     exported = model if isinstance(model, torch.export.ExportedProgram) else None
     module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    if exported is not None:
+        refuse_training(exported)
     bind = binder(forward_parameters(module))
     examples: list[Example] = []
     signature: Signature | None = None
     dynamic: list[dict[int, DynamicSize]] = []
     for args, kwargs in calls:
         arguments = bind(*args, **kwargs)
+        if exported is not None:
+            arguments = in_exported_order(exported, arguments)
         leaves, in_tree = pytree.tree_flatten(arguments)
         in_leaves, tensors = split_leaves(leaves)
         try:
@@ -308,7 +322,9 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
             raise CaptureError("the model returns no tensor on the example inputs; there is nothing to compute")
         names = [n for n, leaf in zip(leaf_names(in_tree), in_leaves, strict=True) if isinstance(leaf, int)]
         if signature is None:
-            dynamic = declared_sizes(dynamic_shapes, arguments)
+            dynamic = (
+                declared_sizes(dynamic_shapes, arguments) if exported is None else sizes_of_exported(exported, dynamic_shapes)
+            )
         specs = tuple(InputSpec(n, tuple(t.shape), t.dtype) for n, t in zip(names, tensors, strict=True))
         if [len(s.shape) for s in specs] == [len(s.shape) for s in (signature.inputs if signature else specs)]:
             specs = specified(specs, dynamic)
@@ -324,6 +340,10 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
                 "the example inputs differ in structure, shape or dtype: "
                 f"first {signature.describe()}; another {this.describe()}"
             )
+        try:
+            signature.check(tensors)
+        except SignatureError as error:
+            raise DynamicShapesError(f"an example does not fit dynamic_shapes: {error}") from None
         examples.append(Example(arguments, [t.detach().clone() for t in tensors], [t.detach().clone() for t in outputs]))
     if signature is None:
         raise CaptureError("no example inputs were given")

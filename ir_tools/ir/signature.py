@@ -32,6 +32,14 @@ class DynamicSize:
     least: int = 1
     most: int | None = None
 
+    @property
+    def allowed(self) -> str:
+        """`from 2 to 8`."""
+        return f"at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+
+    def holds(self, value: int) -> bool:
+        return self.least <= value and (self.most is None or value <= self.most)
+
     def __str__(self) -> str:
         return self.name
 
@@ -176,8 +184,8 @@ class Signature:
                 where = f"size {axis} of input '{self.inputs[i].name}' ({name})"
                 if got != sizes.setdefault(name, got):
                     raise SignatureError(f"{where} is {got}, but {name} is {sizes[name]} elsewhere in the call")
-                if got < size.least or (size.most is not None and got > size.most):
-                    raise SignatureError(f"{where} must be from {size.least} to {size.most or 'any'}, got {got}")
+                if not size.holds(got):
+                    raise SignatureError(f"{where} must be {size.allowed}, got {got}")
         for condition in self.conditions:
             if not condition.holds(sizes):
                 given = ", ".join(f"{n} = {sizes[n]}" for n in condition.names)
