@@ -195,7 +195,10 @@ CASES = {
     ),
     "unet": Case(UNet, images, IMAGE, [(2, 16, 16), (1, 16, 16), (3, 32, 8), (4, 6, 4)], refused=((2, 15, 16), ODD)),
     "unet of any size": Case(UNetOfAnySize, images, IMAGE, [(2, 16, 16), (1, 16, 16), (3, 32, 9), (4, 7, 4)]),
-    "padded": Case(PaddedToFour, images, IMAGE, [(2, 9, 10), (1, 9, 10), (2, 8, 8), (3, 13, 11)], by="export trace fx"),
+    "padded": Case(PaddedToFour, images, IMAGE, [(2, 9, 10), (1, 9, 10), (2, 8, 8), (3, 13, 11)]),
+    "same padding": Case(
+        SamePadding, images, IMAGE, [(2, 32, 32), (1, 32, 32), (3, 33, 31), (3, 16, 47)], by="export script",
+    ),
     "bert": Case(
         small_bert, tokens, ({0: BATCH, 1: LENGTH}, {0: BATCH, 1: LENGTH}),
         [(2, 12), (1, 12), (3, 7), (4, 20)], by="export trace",
@@ -266,7 +269,7 @@ def test_runs_on_other_sizes(name, frontend, tmp_path):
         assert_refuses(fast, tmp_path, case.call(*sizes), message)
 
 
-@pytest.mark.parametrize("frontend", ["export", "fx"])
+@pytest.mark.parametrize("frontend", ["export", "script", "fx"])
 def test_a_network_that_shrinks_its_image_to_one_pixel(frontend):
     """No condition tells 32 pixels, which become one, from 64, which become four."""
     case = CASES["resnet18"]
@@ -371,17 +374,21 @@ def test_recurrent_networks_run_on_other_batches(kind, frontend, tmp_path):
     assert_refuses(fast, tmp_path, sequences(2, 7), "(sizes were baked in at capture)")
 
 
-@pytest.mark.parametrize("frontend", ["export", "script", "trace"])
-def test_recurrent_networks_of_dynamic_length_are_refused(frontend):
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("frontend", ["script", "trace"])
+def test_recurrent_networks_run_on_other_lengths(kind, frontend, tmp_path):
+    model = Recurrent(kind).eval()
+    shapes = ({0: BATCH, 1: LENGTH},)
+    fast = optimize(model, example_inputs=sequences(2, 6), dynamic_shapes=shapes, frontend=frontend)
+    for run in ways(fast, tmp_path).values():
+        for sizes in ((1, 6), (3, 1), (4, 11)):
+            assert_like_eager(run, model, sequences(*sizes))
+
+
+def test_recurrent_networks_of_dynamic_length_are_refused_by_export():
     """torch's own shape function of an LSTM unrolls it."""
     with pytest.raises(CaptureError, match=r"the size 'length' is declared dynamic.*length = 6 only"):
-        optimize(Recurrent(nn.LSTM).eval(), example_inputs=sequences(2, 6), dynamic_shapes=({1: LENGTH},), frontend=frontend)
-
-
-@pytest.mark.parametrize("frontend", ["export", "script"])
-def test_padding_as_in_efficientnet_is_refused(frontend):
-    with pytest.raises(CaptureError, match=r"the dynamic sizes must meet \(height / 2\) == 16"):
-        compiled(Case(SamePadding, images, IMAGE, [(2, 32, 32)]), SamePadding().eval(), frontend)
+        optimize(Recurrent(nn.LSTM).eval(), example_inputs=sequences(2, 6), dynamic_shapes=({1: LENGTH},), frontend="export")
 
 
 # -- how dynamic_shapes may be written ----------------------------------------------------------------------------------

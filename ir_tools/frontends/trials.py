@@ -16,7 +16,7 @@ from ir_tools.frontends.verdict import how_it_differs, perturbed
 from ir_tools.ir import Program
 from ir_tools.ir.program import all_nodes
 from ir_tools.ir.regions import is_region
-from ir_tools.ir.signature import DynamicSize, Signature, result_leaves
+from ir_tools.ir.signature import DynamicSize, Signature, SignatureError, result_leaves
 
 Sizes = dict[str, int]
 
@@ -27,6 +27,11 @@ def tried(program: Program, source: Source) -> tuple[Program, list[str]]:
     Raises `CaptureError` when it differs from the model on other sizes or values.
     """
     lines: list[str] = []
+    for example in source.examples:
+        try:
+            program.signature.check(example.tensors)
+        except SignatureError as error:
+            raise CaptureError(f"the captured graph does not take the example inputs: {error}") from None
     if any(is_region(node) for node in all_nodes(program.graph)):
         lines.append(_on_other_values(program, source))
     if program.signature.dynamic_sizes:

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
+from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from ir_tools.errors import PassesError
@@ -121,8 +122,19 @@ def _packed_sequence(mode: FakeTensorMode, values: torch.Tensor, lengths: torch.
         return data, torch.empty([steps], dtype=torch.int64)
 
 
-# torch 2.13's fake kernels of these give the wrong sizes or dtypes.
+def _recurrent(mode: FakeTensorMode, values: torch.Tensor, states: Any, parameters: Any, *options: Any) -> Any:
+    """`lstm.input` and its kin: one row of features per step and direction, then the state, or (of an LSTM) both states."""
+    *_, bidirectional, _ = options
+    last = states if isinstance(states, (list, tuple)) else [states]
+    sizes = [*values.shape[:-1], last[0].shape[-1] * (2 if bidirectional else 1)]
+    with mode:
+        made = [torch.empty(list(size), dtype=values.dtype, device=values.device) for size in (sizes, *(s.shape for s in last))]
+    return tuple(made)
+
+
+# torch 2.13's fake kernels of these give the wrong sizes or dtypes, or unroll over the length of a sequence.
 OWN_FACTS = {"aten::_pack_padded_sequence": _packed_sequence}
+UNROLLED = frozenset(getattr(torch.ops.aten, kind).input for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 
 def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -145,6 +157,8 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
         return _host_fact(mode, target, fake_args, unknown or nothing)
     if nothing or unknown:
         return NOTHING if nothing else None
+    if target in UNROLLED:
+        return _recurrent(mode, *fake_args)
     if op_name(target) in OWN_FACTS:
         return OWN_FACTS[op_name(target)](mode, *fake_args)
     if any(isinstance(v, Elements) for v in _leaves((fake_args, fake_kwargs))):
@@ -249,6 +263,8 @@ def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) ->
         unknown = True
     function = meaning(target)
     assert function is not None
+    # torch's own operator would take a symbol for the number of the example, and pin it.
+    unknown = unknown or (function is target and any(isinstance(v, SYMBOLS) for v in _leaves(args)))
     result = None
     if not unknown and op_name(target) not in TELLS_NONE:
         try:
@@ -349,8 +365,13 @@ def holds_always(value: Any) -> bool | None:
 
 @contextmanager
 def _for_symbols() -> Iterator[None]:
-    """Ops that decide on sizes in C++ let their twins in Python do so; no guard tells which library will convolve."""
-    with enable_python_dispatcher(), torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+    """Ops that decide on sizes in C++ let their twins in Python do so.
+
+    No guard tells which library will convolve, nor (`backed_size_oblivious`) whether a size is 1 where that only saves work.
+    """
+    oblivious = symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    no_library = torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False)
+    with enable_python_dispatcher(), no_library[0], no_library[1], oblivious:
         yield
 
 

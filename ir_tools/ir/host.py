@@ -12,6 +12,7 @@ is therefore a Python function for each. A value that is no tensor carries its T
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from functools import lru_cache
@@ -193,6 +194,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "aten::floordiv": operator.floordiv,
     "aten::remainder": operator.mod,
     "aten::neg": operator.neg,
+    "aten::ceil": math.ceil,
+    "aten::floor": math.floor,
     "aten::eq": operator.eq,
     "aten::ne": operator.ne,
     "aten::lt": operator.lt,
