@@ -120,23 +120,37 @@ def _add_in_place(container: list, other: list) -> list:
     return container
 
 
+def _multiply_in_place(container: list, times: int) -> list:
+    container *= times
+    return container
+
+
 def _as_int(value: Any) -> Any:
     value = value.item() if isinstance(value, torch.Tensor) else value
-    return torch.sym_int(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _symbolic_or(int, value)
+    return torch.sym_int(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _unless_symbolic(int)(value)
 
 
 def _as_float(value: Any) -> Any:
     value = value.item() if isinstance(value, torch.Tensor) else value
-    return torch.sym_float(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _symbolic_or(float, value)
+    return torch.sym_float(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _unless_symbolic(float)(value)
 
 
 def _as_bool(value: Any) -> Any:
     value = value.item() if isinstance(value, torch.Tensor) else value
-    return value != 0 if isinstance(value, (torch.SymInt, torch.SymFloat)) else _symbolic_or(bool, value)
+    if isinstance(value, torch.SymBool):
+        return value
+    return value != 0 if isinstance(value, (torch.SymInt, torch.SymFloat)) else bool(value)
 
 
-def _symbolic_or(convert: Callable[[Any], Any], value: Any) -> Any:
-    return value if isinstance(value, torch.SymBool) else convert(value)
+def _unless_symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which gives nothing (raises) for symbolic conditions: torch takes them for no numbers and compares none."""
+
+    def plain(*values: Any) -> Any:
+        if any(isinstance(value, torch.SymBool) for value in values):
+            raise TypeError("a symbolic condition is no number")
+        return function(*values)
+
+    return plain
 
 
 def _not(value: Any) -> Any:
@@ -155,7 +169,8 @@ def _range_length(low: Any, high: Any, step: Any) -> Any:
     return len(range(low, high, step))
 
 
-# By the names of the operators: overloads without tensors. What is not here is called as it is.
+# By the names of the operators: overloads without tensors. What is not here is called as it is; what changes a container
+# must be here, since an operator called from Python changes a copy.
 MEANINGS: dict[str, Callable[..., Any]] = {
     # containers and strings
     "aten::__getitem__": operator.getitem,
@@ -167,6 +182,11 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "aten::reverse": _changes("reverse"),
     "aten::clear": _changes("clear"),
     "aten::update": _changes("update"),
+    "aten::remove": _changes("remove"),
+    "aten::sort": lambda container, reverse: container.sort(reverse=reverse),
+    "aten::popitem": lambda container: container.popitem(),
+    "aten::setdefault": lambda container, *arguments: container.setdefault(*arguments),
+    "aten::mul_": _multiply_in_place,
     "aten::pop": lambda container, *arguments: container.pop(*arguments),
     "aten::add_": _add_in_place,
     "aten::copy": lambda container: container.copy(),
@@ -193,8 +213,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "aten::floordiv": operator.floordiv,
     "aten::remainder": operator.mod,
     "aten::neg": operator.neg,
-    "aten::eq": operator.eq,
-    "aten::ne": operator.ne,
+    "aten::eq": _unless_symbolic(operator.eq),
+    "aten::ne": _unless_symbolic(operator.ne),
     "aten::lt": operator.lt,
     "aten::le": operator.le,
     "aten::gt": operator.gt,
