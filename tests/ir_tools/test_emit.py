@@ -740,7 +740,7 @@ def test_the_text_is_the_same_every_time_and_reads_well():
     first, second = torchscript_source(program()), torchscript_source(program())
     assert first == second
     assert "# self.packed.bias: float32[12]" in first
-    assert 'self._check_input(x, "x", torch.float32, [1, 8, 9, 9])' in first
+    assert 'self._check_input(x, "x", torch.float32, [1, 8, 9, 9], "[1, 8, 9, 9]")' in first
 
 
 def test_no_warning_is_shown_and_the_filters_are_left_alone():
