@@ -22,7 +22,7 @@ from ir_tools.ir.dialect import getitem, has_effect, map_argument, short_name, s
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.origin import Origin, origin, place, set_origin
 from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
-from ir_tools.ir.regions import Body, bodies, is_region, region_if, region_loop, with_bodies
+from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
 
 B = TypeVar("B", bound=Block)
 
@@ -205,25 +205,25 @@ class Draft(Generic[B]):
 
     def change_bodies(self, change: Callable[[Block], Block]) -> None:
         """Let `change` make another Block of each region's body, or give back the one it is given."""
+        memory = facts.Memory(self.graph, self.program.outside)
         for node in self.program.calls:
             if not is_region(node):
                 continue
             old = bodies(node)
-            carried = len(node.args[3]) if node.target is region_loop else 0  # type: ignore[arg-type]
-            new = [self._changed_body(body, change, carried) for body in old]
+            new = [self._changed_body(body, change, facts.outside_of(node, memory)) for body in old]
             if any(a is not b for a, b in zip(old, new, strict=True)):
                 with self.graph.inserting_before(node):
                     self.replace(node, self.again(node, with_bodies(node, new), {}))
 
-    def _changed_body(self, body: Body, change: Callable[[Block], Block], carried: int) -> Body:
-        before = self.program.of_body(body)
+    def _changed_body(self, body: Body, change: Callable[[Block], Block], outside: Outside) -> Body:
+        before = self.program.of_body(body, outside)
         after = change(before)
         if after is before:
             return body
         self.program.constants.update(after.constants)
         self.program.packings.update(after.packings)
         self.program.state |= after.state
-        return body_of(after, carried)
+        return body_of(after, outside.carried)
 
     def insert_after(self, value: fx.Node, readers: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
         """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `readers`."""

@@ -24,9 +24,10 @@ from torch import fx
 class Effects:
     """What running a body does to what it can reach. Numbers are those of its placeholders.
 
-    `written`: tensors that it writes into. `changed`: containers that it changes. `escaping`: what its results may share
-    memory with. `written_constants`, `escaping_constants`: the same for constants, by name. `acts`: it may raise, draws random
-    numbers, writes into constants, or loops, so that it must run whether or not its results are read. `random`: it draws.
+    `written`: tensors that it writes into. `changed`: containers that it changes. `escaping`: what its results, or the
+    containers that it changes, may share memory with. `written_constants`, `escaping_constants`: the same for constants, by
+    name. `acts`: it may raise, draws random numbers, writes into constants, or loops, so that it must run whether or not its
+    results are read. `random`: it draws.
     """
 
     written: frozenset[int] = frozenset()
@@ -41,6 +42,23 @@ class Effects:
     def matter(self) -> bool:
         """Running the body could be noticed, whether or not its results are read."""
         return self.acts or bool(self.written or self.changed)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What others do to the inputs and results of a body: ("input", 2) is its third placeholder.
+
+    `written`, `changed`: tensors that the graph around writes into, containers that it changes. `carried`: how many values a
+    loop hands on, so that what one round gives is written into by the next.
+    """
+
+    written: frozenset[tuple[str, int]] = frozenset()
+    changed: frozenset[tuple[str, int]] = frozenset()
+    carried: int = 0
+
+
+NOBODY = Outside()
+"""A whole Program: nobody else has its values."""
 
 
 @dataclass(frozen=True, eq=False)
