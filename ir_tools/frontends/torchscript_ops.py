@@ -25,7 +25,7 @@ from ir_tools.frontends.torchscript_values import (
 )
 from ir_tools.ir import Draft, facts
 from ir_tools.ir.dialect import DTYPE_NUMBERS, getitem, written_nodes
-from ir_tools.ir.host import TENSOR, inner_types, set_value_type, value_type
+from ir_tools.ir.host import TENSOR, inner_types, pop_first_item, set_value_type, value_type
 
 if TYPE_CHECKING:
     from ir_tools.frontends.torchscript_graph import GraphWalk
@@ -364,7 +364,7 @@ HANDLERS.update({
     "aten::pop": _on_container(lambda c, *a: c.pop(*a), changes=True),
     "aten::remove": _on_container(_in_place("remove"), changes=True),
     "aten::sort": _on_container(lambda c, reverse=False: c.sort(reverse=reverse), changes=True),
-    "aten::popitem": _on_container(lambda c: c.popitem(), changes=True),
+    "aten::popitem": _on_container(pop_first_item, changes=True),
     "aten::setdefault": _on_container(lambda c, *a: c.setdefault(*a), changes=True),
     "aten::mul_": _on_container(operator.imul, changes=True),
     "aten::copy": _on_container(lambda c: c.copy()),

@@ -120,6 +120,12 @@ def _add_in_place(container: list, other: list) -> list:
     return container
 
 
+def pop_first_item(container: dict) -> tuple:
+    """TorchScript's `popitem`; Python's takes the last one."""
+    key = next(iter(container))
+    return key, container.pop(key)
+
+
 def _multiply_in_place(container: list, times: int) -> list:
     container *= times
     return container
@@ -160,7 +166,7 @@ def _not(value: Any) -> Any:
 def _extreme(plain: Any, symbolic: Any, values: tuple) -> Any:
     if any(isinstance(v, (torch.SymInt, torch.SymFloat)) for v in values):
         return symbolic(*values)
-    return plain(*values)
+    return float(plain(*values)) if any(isinstance(v, float) for v in values) else plain(*values)
 
 
 def _range_length(low: Any, high: Any, step: Any) -> Any:
@@ -184,7 +190,7 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "aten::update": _changes("update"),
     "aten::remove": _changes("remove"),
     "aten::sort": lambda container, reverse: container.sort(reverse=reverse),
-    "aten::popitem": lambda container: container.popitem(),
+    "aten::popitem": pop_first_item,
     "aten::setdefault": lambda container, *arguments: container.setdefault(*arguments),
     "aten::mul_": _multiply_in_place,
     "aten::pop": lambda container, *arguments: container.pop(*arguments),
