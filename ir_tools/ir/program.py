@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.facts import effects_of, live_nodes, mutated_values, new_mode
 from ir_tools.ir.host import meaning
-from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region
+from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
 
 
@@ -290,11 +290,25 @@ def _take_bodies_out(block: Block, node: fx.Node, root: torch.nn.Module, load: L
                 argument = block.graph.get_attr(name)
             arguments.append(argument)
     node.args = tuple(arguments)
-    node.kwargs = {"run": run_module}  # type: ignore[dict-item]
+    node.target = _OVER_MODULES[node.target]  # type: ignore[index]  # fx writes no function as an argument
 
 
-def run_module(module: fx.GraphModule, inputs: list[Any]) -> list[Any]:
-    """How a region of a `graph_module` runs its bodies."""
+def if_over_modules(condition: Any, then: fx.GraphModule, orelse: fx.GraphModule, operands: Sequence[Any]) -> list[Any]:
+    """`region_if` in a `graph_module`."""
+    return region_if(condition, then, orelse, operands, run=_run_module)  # type: ignore[arg-type]
+
+
+def loop_over_modules(
+    trips: Any, condition: Any, body: fx.GraphModule, carried: Sequence[Any], operands: Sequence[Any]
+) -> list[Any]:
+    """`region_loop` in a `graph_module`."""
+    return region_loop(trips, condition, body, carried, operands, run=_run_module)  # type: ignore[arg-type]
+
+
+_OVER_MODULES: dict[Any, Any] = {region_if: if_over_modules, region_loop: loop_over_modules}
+
+
+def _run_module(module: Any, inputs: list[Any]) -> list[Any]:
     return list(module(*inputs))
 
 
