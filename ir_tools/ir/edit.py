@@ -44,9 +44,7 @@ class Draft(Generic[B]):
         self._edited = original is None
         self._origin = Origin()
         self._constant_nodes: dict[str, fx.Node] = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
-        self._by_identity: dict[tuple, str] = {
-            (_identity(t), program.packings.get(name)): name for name, t in program.constants.items()
-        }
+        self._identities: dict[tuple, str] | None = None
         self._head: fx.Node | None = None
         for node in self.graph.nodes:
             if node.op not in ("placeholder", "get_attr"):
@@ -59,7 +57,7 @@ class Draft(Generic[B]):
         around = outer.program
         block = Block(fx.Graph(), around.constants, around.state, around.packings, around.mode, around.name + name)
         draft = Draft(block)
-        draft._by_identity = outer._by_identity
+        draft._identities = outer._by_identity
         return draft
 
     @classmethod
@@ -73,6 +71,14 @@ class Draft(Generic[B]):
             return self._original
         self.sweep()
         return self.program
+
+    @property
+    def _by_identity(self) -> dict[tuple, str]:
+        """Names of the constants by their storage; made when first asked for, since there may be thousands."""
+        if self._identities is None:
+            table = self.program
+            self._identities = {(_identity(t), table.packings.get(name)): name for name, t in table.constants.items()}
+        return self._identities
 
     @property
     def head(self) -> fx.Node:
