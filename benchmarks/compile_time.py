@@ -5,11 +5,17 @@
 Each row is one `optimize` with verification on, of a chain of residual blocks (convolution, batch norm, relu, sum,
 tanh), small in arithmetic so that the compiler's own work shows. "torch" is the time inside torch's own capture;
 everything else is ours. The last column is our own time per node: level means linear.
+
+    python -m benchmarks.compile_time --only-script-capture
+
+A second table is about the capture of TorchScript alone, without scripting it: of that chain, and of one in which an if on
+data stands around every block.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -20,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ir_tools.frontends.from_script import from_script
+from ir_tools.frontends.source import prepare
 from passes import Report, optimize
 
 PASSES = ("fuse_conv_bn_relu", "cast_half")
@@ -38,10 +46,25 @@ class Block(nn.Module):
         return torch.tanh(x + torch.relu(self.bn(self.conv(x))))
 
 
-def chain(nodes: int, channels: int = 8) -> nn.Module:
+class Gate(nn.Module):
+    """Applies a block where the mean is positive, and scales otherwise: twelve nodes with those of the if."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block = Block(channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool(x.mean() > 0):
+            x = self.block(x)
+        else:
+            x = x * 0.5
+        return x
+
+
+def chain(nodes: int, channels: int = 8, part: type[nn.Module] = Block, nodes_per_part: int = 5) -> nn.Module:
     """A model of about `nodes` ops, in eval mode, with random batch-norm statistics."""
     torch.manual_seed(0)
-    model = nn.Sequential(*[Block(channels) for _ in range(nodes // 5)]).eval()
+    model = nn.Sequential(*[part(channels) for _ in range(nodes // nodes_per_part)]).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -77,12 +100,48 @@ def measure(nodes: int, frontend: str) -> tuple[Report, float]:
     return report, sum(seconds)
 
 
+def script_capture(model: nn.Module, times: int = 3) -> tuple[int, float]:
+    """Nodes of the Program, and the seconds of capturing the scripted model, scripting not counted: the best of `times`."""
+    source = prepare(torch.jit.script(model), [((torch.randn(1, 8, 4, 4),), {})])
+    best, program = float("inf"), None
+    for _ in range(times):
+        program = None
+        gc.collect()
+        start = time.perf_counter()
+        program = from_script(source)
+        best = min(best, time.perf_counter() - start)
+    assert program is not None
+    return len(program), best
+
+
+def print_script_capture(nodes: list[int]) -> None:
+    table = Table(title="capture of TorchScript without scripting, one thread, best of three")
+    for column in ("model", "nodes", "seconds", "ms per node", "of the first row's"):
+        table.add_column(column, justify="right")
+    for name, part, nodes_per_part in (("chain", Block, 5), ("ifs on data", Gate, 12)):
+        script_capture(chain(100, part=part, nodes_per_part=nodes_per_part))  # first-time costs
+        first = None
+        for size in nodes:
+            count, seconds = script_capture(chain(size, part=part, nodes_per_part=nodes_per_part))
+            each = 1e3 * seconds / count
+            first = first or each
+            table.add_row(name, str(count), f"{seconds:.2f}", f"{each:.3f}", f"{each / first:.2f}")
+    Console().print(table)
+
+
 def main(
     nodes: Annotated[list[int], typer.Option(help="sizes to measure")] = [300, 1000, 3000, 10000],  # noqa: B006
     frontend: Annotated[str, typer.Option(help="export, trace or script")] = "trace",
+    only_script_capture: Annotated[bool, typer.Option(help="the second table alone")] = False,
 ) -> None:
     """Print seconds by step for each size."""
     torch.set_num_threads(1)
+    if not only_script_capture:
+        print_steps(nodes, frontend)
+    print_script_capture(nodes)
+
+
+def print_steps(nodes: list[int], frontend: str) -> None:
     measure(100, frontend)  # imports and first-time costs
     table = Table(title=f"optimize({', '.join(PASSES)}), front end {frontend}, verification on, one thread, seconds")
     for column in ("nodes", "torch's capture", "our capture", "passes", "emission", "verifying, rest", "ours", "ours per node"):

@@ -19,7 +19,7 @@ import torch
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.ir.facts import is_unknown, mutated_values
+from ir_tools.ir.facts import is_unknown
 from ir_tools.ir.origin import origin, place
 from ir_tools.ir.view import upstream
 from ir_tools.rewrite import Journal, graph_pass
@@ -60,7 +60,7 @@ def cast_half(
     half = DTYPES[dtype]
     draft = Draft.of(program)
     caster = Caster(draft, "cast_half")
-    mutated = set(mutated_values(draft.graph))
+    mutated = set(draft.program.mutated_values)
     original = {node: dtype_of(node) for node in draft.program.nodes}
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
 

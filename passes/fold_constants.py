@@ -6,7 +6,6 @@ A result much larger than what it is made from (an `expand` or a wide `arange`) 
 """
 
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.facts import mutated_values
 from ir_tools.ir.origin import place
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.constants import evaluate, is_foldable
@@ -20,7 +19,7 @@ def fold_constants(program: Block, journal: Journal) -> Block:
     if not any(is_foldable(program, node) for node in program.calls):
         return program
     draft = Draft.of(program)
-    mutated = mutated_values(draft.graph)
+    mutated = draft.program.mutated_values
     for node in draft.program.calls:
         site = f"fold_constants@{node.name}"
         if not is_foldable(draft.program, node) or not journal.allows(site):

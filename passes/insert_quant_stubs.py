@@ -10,7 +10,7 @@ import torch
 
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import nodes_in, quant_stub, short_name
-from ir_tools.ir.facts import dtype, mutated_values
+from ir_tools.ir.facts import dtype
 from ir_tools.ir.origin import place
 from ir_tools.ir.view import regions
 from ir_tools.rewrite import Journal, graph_pass
@@ -26,7 +26,7 @@ STARTS_A_REGION = frozenset("conv1d conv2d conv3d conv_act linear linear_act mat
 @graph_pass(declares="exact")
 def insert_quant_stubs(program: Block, journal: Journal) -> Block:
     draft = Draft.of(program)
-    mutated = mutated_values(draft.graph)
+    mutated = draft.program.mutated_values
     found = regions(draft.program, lambda node: is_quantisable(node) and mutated.isdisjoint((node, *nodes_in(node.args))))
     for number, region in enumerate(region for region in found if any(map(is_worth_it, region.nodes))):
         for kind, values in (("in", region.entries), ("out", region.exits)):

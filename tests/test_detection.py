@@ -56,7 +56,7 @@ def detector():
 def test_a_trace_of_a_detector_follows_the_data(detector, tmp_path):
     images = [torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     fast = optimize(detector, "fuse_conv_bn_relu", example_inputs=([images[0]],), frontend="trace")
-    folded = [step for step in fast.report.steps if step.name == "fuse_conv_bn"][0].rewrites
+    folded = next(step for step in fast.report.steps if step.name == "fuse_conv_bn").rewrites
     norms = [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(folded) == len(norms) > 40
     fast.save(tmp_path / "detector.pt")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ir_tools.ir import Program
+from ir_tools.rewrite import Journal
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.verify.numerics import compare, smallest_sqnr
 from passes import CATALOGUE, DEFAULT, GROUPS, Pass
 from passes.hooks import narrowest_float
-from tests.check import captured, outputs_of, rewritten, with_random_statistics
+from tests.check import assert_facts_are_true, captured, outputs_of, rewritten, with_random_statistics
+from tests.script_models import SCRIPT_MODELS, ScriptCase, case
 
 
 class Residual(nn.Module):
@@ -168,6 +172,85 @@ def test_all_passes_one_after_the_other(model: str) -> None:
         comparison = compare(expected, outputs_of(after, *inputs))
         assert not comparison.problem and comparison.sqnr_db >= smallest_sqnr("lower_precision", torch.bfloat16)
         assert all(getattr(node.target, "namespace", "") != "torch_passes" for node in after.calls)
+
+
+# -- the same in branches and loops -------------------------------------------------------------------------------------
+
+class ConstantInBranch(nn.Module):
+    """What one branch computes from constants is folded there."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.sum() > 0):
+            return self.linear(x) * torch.arange(4).float().exp()
+        return x
+
+
+def constant_in_branch() -> ScriptCase:
+    return ScriptCase(ConstantInBranch(), {"taken": (torch.ones(2, 4),), "not taken": (-torch.ones(2, 4),)}, {})
+
+
+CONTROL_FLOW = {
+    name: SCRIPT_MODELS[name]
+    for name in ("router", "adaptive_depth", "shared_weight", "counting_gate", "lstm_loop", "greedy_decoder")
+} | {"constant_in_branch": constant_in_branch}
+"""What the passes do on these is done in branches and in the bodies of loops too."""
+
+
+def with_regions(model: str, pass_: Pass) -> tuple[Program, list[list[Tensor]]]:
+    """The Program of a scripted model, prepared for the pass, and the tensors of each of its calls."""
+    this = case(CONTROL_FLOW[model])
+    program = captured(torch.jit.script(this.model), *next(iter(this.inputs.values())), frontend="script")
+    for earlier in BEFORE.get(pass_.name, ("fuse_conv_bn",) if pass_.name == "fuse_conv_relu" else ()):
+        program = CATALOGUE[earlier](program)
+    return program, [pytree.tree_leaves(args) for args in this.inputs.values()]
+
+
+@pytest.mark.parametrize("model", CONTROL_FLOW)
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_laws_hold_in_regions(name: str, model: str) -> None:
+    """As above, on every path; sites have names of their own, the same in every run, and can each be left alone."""
+    pass_ = CATALOGUE[name]
+    program, calls = with_regions(model, pass_)
+    expected = [outputs_of(program, *call) for call in calls]
+    after, journal = rewritten(pass_, program, *calls[0])
+    assert_facts_are_true(after, *calls[-1])
+    for call, wanted in zip(calls, expected):
+        comparison = compare(wanted, outputs_of(after, *call))
+        allowed = smallest_sqnr(pass_.declares, narrowest_float(after)) if pass_.declares != "exact" else math.inf
+        assert not comparison.problem and (comparison.equal or comparison.sqnr_db >= allowed), comparison
+
+    sites = [rewrite.site for rewrite in journal.rewrites]
+    assert len(set(sites)) == len(sites)
+    assert [rewrite.site for rewrite in rewritten(pass_, with_regions(model, pass_)[0], *calls[0])[1].rewrites] == sites
+    for site in {*sites[:1], *sites[-1:]}:
+        partly, left = rewritten(pass_, program, *calls[0], skip={site})
+        assert site not in [rewrite.site for rewrite in left.rewrites]
+        if name != "insert_quant_stubs":  # a site is an op; its sites are values between ops
+            before, now = (target_of(p, site.split("@")[1]) for p in (program, partly))
+            assert before is now
+    assert pass_(program, skip=sites) is program
+
+
+def target_of(program: Program, name: str) -> Any:
+    (target,) = [node.target for node in program.all_calls if node.name == name]
+    return target
+
+
+@pytest.mark.parametrize("name", sorted({*CATALOGUE} - {"remove_dead_code", "remove_dropout"}))
+def test_every_pass_has_something_to_do_in_bodies(name: str) -> None:
+    pass_ = CATALOGUE[name]
+    inside = []
+    for model in CONTROL_FLOW:
+        program, _ = with_regions(model, pass_)
+        journal = Journal.skipping(())
+        pass_(program, journal=journal)
+        own = {node.name for node in program.nodes}
+        inside += [rewrite.site for rewrite in journal.rewrites if rewrite.site.split("@")[1] not in own]
+    assert inside
 
 
 # -- names and words ----------------------------------------------------------------------------------------------------

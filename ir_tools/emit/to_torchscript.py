@@ -178,13 +178,13 @@ def torchscript_source(program: Program, chunk_size: int = 250) -> str:
 class _Call:
     """A call that the text makes: the full name of the overload, or of our method, that it must resolve to.
 
-    `may_go`: it stands in a region, where TorchScript drops what nobody reads.
+    `inside`: it stands in a region, where TorchScript drops what nobody reads.
     """
 
     node: fx.Node
     text: str
     expected: str
-    may_go: bool = False
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,7 @@ class _Writer:
         self.packed_index = {name: i for i, name in enumerate(text.packed)}
         self._reads: dict[str, None] = {}
         self._inside: set[str] = set()  # names that exist only inside regions
+        self._constants: dict[fx.Node, fx.Node] = {}  # placeholders of bodies that are given a constant
 
     def write(self, chunk_size: int) -> None:
         # forward's arguments come first, so that they keep the user's names.
@@ -396,6 +397,7 @@ class _Writer:
 
     def _variable(self, node: fx.Node) -> str:
         """The text of a node's value."""
+        node = self._constants.get(node, node)
         if node.op == "get_attr":
             constant = str(node.target)
             if constant in self.packed_index:
@@ -443,7 +445,7 @@ class _Writer:
         if results:
             self.variables[node] = names[0] if len(names) == 1 else tuple(names)
             call = f"{', '.join(names)} = {call}"
-        expected = _Call(node, call, overload_name(node.target), may_go=inside and not has_effect(node))
+        expected = _Call(node, call, overload_name(node.target), inside)
         return _Statement((call + _comment(node),), tuple(self._reads), tuple(names), (expected,))
 
     def _named(self, node: fx.Node, text: str, annotation: str) -> _Statement:
@@ -553,7 +555,11 @@ class _Writer:
     def _bind_operands(self, placeholders: Sequence[fx.Node], operands: Any) -> None:
         """What a body reads from outside goes by the name that it has there."""
         for placeholder, operand in zip(placeholders, operands, strict=True):
-            self.variables[placeholder] = self._known_variable(operand)
+            operand = self._constants.get(operand, operand)
+            if operand.op == "get_attr":
+                self._constants[placeholder] = operand
+            else:
+                self.variables[placeholder] = self._known_variable(operand)
 
     def _body(self, body: Body, reads: dict[str, None], calls: list[_Call]) -> tuple[list[str], bool]:
         """The lines of a body, and whether it ends by raising; `reads` and `calls` get what its statements have."""
@@ -774,12 +780,14 @@ def _check_overloads(scripted: ScriptModule, method: str, statements: list[_Stat
     """Raise EmitError unless every call of a compiled chunk means the Program's overload."""
     calls = [call for statement in statements for call in statement.calls]
     schemas = list(_resolved_schemas(getattr(scripted, method).graph))
+    # A write into memory that nobody reads is dropped too, with whatever it alone needs.
+    writes_inside = any(call.inside and written_nodes(call.node) for call in calls)
     at = 0
     for call in calls:
         schema = schemas[at] if at < len(schemas) else "nothing (the call is gone)"
         if schema.split("(", 1)[0] == call.expected:
             at += 1
-        elif not call.may_go:
+        elif not writes_inside and (not call.inside or has_effect(call.node)):
             wanted = getattr(call.node.target, "_schema", call.expected)
             raise EmitError(
                 f"TorchScript reads {call.node.name} (at {place(call.node)}) differently than it is meant\n"

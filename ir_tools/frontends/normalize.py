@@ -37,6 +37,7 @@ from ir_tools.ir.dialect import (
     written_nodes,
 )
 from ir_tools.ir.origin import place
+from ir_tools.ir.program import Program
 
 aten = torch.ops.aten
 
@@ -360,9 +361,16 @@ def purify(draft: Draft) -> None:
                 sharing[member] = group
         sharing[node] = group
     _drop_unread_writes(draft)
-    mutated = facts.mutated_values(graph)
+    memory = facts.Memory(graph)
+    written = facts.mutated_values(graph)
+    for name in memory.written_constants(graph):
+        if name == "constant" or name.startswith("constant@"):
+            raise CaptureError("the model writes into a tensor that is no buffer; make it a buffer")
+        draft.program.state |= {name}
+    # What others may write into when a body is over is nothing to be sure of either.
+    mutated = written if isinstance(draft.program, Program) else written | memory.reachable(graph)
     for node in list(graph.nodes):
-        if node in mutated and op_name(node.target) in LAYOUT_DECIDES:
+        if node in written and op_name(node.target) in LAYOUT_DECIDES:
             if any(member.op == "placeholder" for member in sharing[node]):
                 raise CaptureError(
                     f"the model writes into a value that is, or is not, its input: {short_name(node.target)} at "
@@ -370,14 +378,9 @@ def purify(draft: Draft) -> None:
                 )
         elif node.op == "call_function" and _changes_nothing(node, mutated):
             draft.redirect(node, node.args[0])
-        elif node.op == "get_attr" and node in mutated:
-            name = str(node.target)
-            if name == "constant" or name.startswith("constant@"):
-                raise CaptureError("the model writes into a tensor that is no buffer; make it a buffer")
-            draft.program.state |= {name}
         elif node.op == "call_function" and op_name(node.target) in ("aten::view", "aten::_unsafe_view"):
             known = facts.shape(node)
-            if node in mutated or known is None or len(node.args) != 2:
+            if node in written or known is None or len(node.args) != 2:
                 continue
             if not isinstance(node.args[1], list):  # view.dtype reads the bits anew
                 continue
@@ -389,20 +392,19 @@ def purify(draft: Draft) -> None:
 def _drop_unread_writes(draft: Draft) -> None:
     """Remove writes into memory of the graph's own that neither an output nor an effect reads, with what they alone need."""
     classes = facts.storage_classes(draft.graph.nodes)
-    writers: dict[Any, list[fx.Node]] = {}
-    foreign: set[Any] = set()  # memory that others may see: of inputs and constants
+    members: dict[fx.Node, list[fx.Node]] = {}
+    for node in draft.graph.nodes:
+        members.setdefault(classes[node], []).append(node)
+    own = {root for root, group in members.items() if all(map(_makes_its_memory, group))}
+
+    def only_writes_own(node: fx.Node) -> bool:
+        does_more = acts(node) or bool(changed_containers(node))
+        return bool(written_nodes(node)) and not does_more and all(classes[n] in own for n in written_nodes(node))
+
+    writers: dict[fx.Node, list[fx.Node]] = {}  # a region, unlike an op in place, need not give back what it writes into
     for node in draft.graph.nodes:
         for target in written_nodes(node):
             writers.setdefault(classes[target], []).append(node)
-        if node.op != "call_function":
-            foreign.add(classes[node])
-        foreign |= {classes[name] for name in facts.constants_shared(node)}
-
-    def only_writes_own(node: fx.Node) -> bool:
-        if not written_nodes(node) or acts(node) or changed_containers(node):
-            return False
-        return all(classes[n] not in foreign for n in written_nodes(node))
-
     needed: set[fx.Node] = set()
     waiting = [node for node in draft.graph.nodes if has_effect(node) and not only_writes_own(node)]
     while waiting:
@@ -411,11 +413,16 @@ def _drop_unread_writes(draft: Draft) -> None:
             needed.add(node)
             waiting += node.all_input_nodes
             # Whoever reads memory needs every write into it.
-            waiting += writers.get(classes[node], [])
+            waiting += writers.get(classes[node], ())
     unneeded = [node for node in draft.graph.nodes if node.op == "call_function" and node not in needed]
     if any(written_nodes(node) for node in unneeded):
         for node in reversed(unneeded):
             draft.remove(node)
+
+
+def _makes_its_memory(node: fx.Node) -> bool:
+    """No input and no constant, nor a region that may give back a constant."""
+    return node.op == "call_function" and not facts.constants_seen(node, "escaping_constants")
 
 
 LAYOUT_DECIDES = frozenset({"aten::contiguous", "aten::reshape"})
@@ -445,7 +452,7 @@ def _purified(
         return None
     now = order[writer]
     for member in sharing[target]:
-        if member.op in ("placeholder", "get_attr"):
+        if not _makes_its_memory(member):
             return None
         if member is not target and any(order[reader] > now for reader in member.users):
             return None

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.jit._recursive import wrap_cpp_module
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -64,6 +65,11 @@ class Source:
     signature: Signature
     examples: list[Example]
     dynamic: list[dict[int, DynamicSize]] = field(default_factory=list)  # per input: its dynamic axes
+    reference: Reference | None = None
+
+    def answer(self, arguments: dict[str, Any]) -> Any:
+        """What the user's model gives on one call."""
+        return (self.reference or Reference(self.model)).answer(arguments)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -72,6 +78,30 @@ class Source:
     @property
     def is_dynamic(self) -> bool:
         return any(self.dynamic)
+
+
+class Reference:
+    """Who answers for the user's model: the model itself, or for TorchScript a copy that runs without torch's optimiser.
+
+    That optimiser (torch 2.13) drops writes into tensors that a list holds. It is switched off for a copy because a graph keeps
+    the mode that it first ran in.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.unoptimised = False
+        if isinstance(model, torch.jit.ScriptModule):
+            try:
+                data: Any = model._c.save_to_buffer()
+                copy = torch._C.import_ir_module_from_buffer(torch._C.CompilationUnit(), data, None, {}, False)  # type: ignore[call-arg]
+                self.model = wrap_cpp_module(copy).eval()
+                self.unoptimised = True
+            except RuntimeError:  # what cannot be saved, such as a call back into Python, answers for itself
+                self.model = model
+
+    def answer(self, arguments: dict[str, Any]) -> Any:
+        with torch.jit.optimized_execution(False) if self.unoptimised else contextlib.nullcontext():
+            return answer(self.model, arguments)
 
 
 class FlatModel(nn.Module):
@@ -234,8 +264,7 @@ def answer(model: nn.Module, arguments: dict[str, Any]) -> Any:
     """
 
     def run() -> Any:
-        # TorchScript's optimiser (torch 2.13) drops writes into tensors that a list holds: without it, the answer is right.
-        with seeded(), torch.jit.optimized_execution(False):
+        with seeded():
             return call_model(model, pytree.tree_map_only(torch.Tensor, torch.clone, arguments))
 
     with undisturbed(model):
@@ -300,6 +329,7 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
         refuse_training(exported)
     bind = binder(forward_parameters(module))
     examples: list[Example] = []
+    reference = Reference(module)
     signature: Signature | None = None
     dynamic: list[dict[int, DynamicSize]] = []
     for args, kwargs in calls:
@@ -309,7 +339,7 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
         leaves, in_tree = pytree.tree_flatten(arguments)
         in_leaves, tensors = split_leaves(leaves)
         try:
-            result = answer(module, arguments)
+            result = reference.answer(arguments)
         except CaptureError:
             raise
         except Exception as error:
@@ -347,7 +377,7 @@ def prepare(model: Model, calls: Sequence[tuple[tuple, dict[str, Any]]], dynamic
         examples.append(Example(arguments, [t.detach().clone() for t in tensors], [t.detach().clone() for t in outputs]))
     if signature is None:
         raise CaptureError("no example inputs were given")
-    return Source(module, exported, signature, examples, dynamic)
+    return Source(module, exported, signature, examples, dynamic, reference)
 
 
 class Capture(Draft[Program]):

@@ -555,6 +555,8 @@ class GraphWalk:
 
     def _host(self, node: Any, overload: OpOverload, arguments: list[Any]) -> Any:
         """An op on numbers or containers of the run; a number that is the same in every run is given as such."""
+        if len(overload._schema.returns) > 1:
+            raise CaptureError(f"{node.kind()} of a number of the run{where(node)} is not supported")
         types = [v.type().annotation_str for v in node.inputs()]
         given = [self.as_argument(a, t) for a, t in zip(arguments, types, strict=True)]
         new = self.draft.call(overload, *given)

@@ -26,7 +26,7 @@ from ir_tools.frontends.torchscript_values import (
 )
 from ir_tools.ir import Draft, facts
 from ir_tools.ir.dialect import DTYPE_NUMBERS, getitem, written_nodes
-from ir_tools.ir.host import TENSOR, inner_types, set_value_type, value_type
+from ir_tools.ir.host import TENSOR, inner_types, pop_first_item, set_value_type, value_type
 
 if TYPE_CHECKING:
     from ir_tools.frontends.torchscript_graph import GraphWalk
@@ -301,6 +301,8 @@ def _on_container(function: Callable[..., Any], changes: bool = False) -> Handle
             return NotImplemented
         if node.kind() in _BY_KEY and isinstance(a[1], fx.Node):
             return NotImplemented
+        if node.kind() in _BY_VALUE and isinstance(a[0], list) and holds(a, fx.Node):
+            return NotImplemented
         if changes:
             walk.changes(a[0])
         return function(*a)
@@ -308,8 +310,12 @@ def _on_container(function: Callable[..., Any], changes: bool = False) -> Handle
     return handler
 
 
-_BY_KEY = frozenset("aten::__getitem__ aten::_set_item aten::Delete aten::__contains__ aten::mul".split())
+_BY_KEY = frozenset(
+    "aten::__getitem__ aten::_set_item aten::Delete aten::__contains__ aten::setdefault aten::mul aten::mul_".split()
+)
 """With a key or count of the run, even a container that is known is read or changed by the run."""
+_BY_VALUE = frozenset("aten::__contains__ aten::remove aten::sort".split())
+"""So is a list with values of the run in it, where they are compared."""
 
 
 def _set_item(container: Any, key: Any, value: Any) -> Any:
@@ -379,6 +385,11 @@ HANDLERS.update({
     "aten::reverse": _on_container(_in_place("reverse"), changes=True),
     "aten::clear": _on_container(_in_place("clear"), changes=True),
     "aten::pop": _on_container(lambda c, *a: c.pop(*a), changes=True),
+    "aten::remove": _on_container(_in_place("remove"), changes=True),
+    "aten::sort": _on_container(lambda c, reverse=False: c.sort(reverse=reverse), changes=True),
+    "aten::popitem": _on_container(pop_first_item, changes=True),
+    "aten::setdefault": _on_container(lambda c, *a: c.setdefault(*a), changes=True),
+    "aten::mul_": _on_container(operator.imul, changes=True),
     "aten::copy": _on_container(lambda c: c.copy()),
     "aten::list": _on_container(list),
     "aten::keys": _on_container(lambda c: list(c)),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ir_tools.frontends.errors import CaptureError
-from ir_tools.frontends.source import Source, answer
+from ir_tools.frontends.source import Source
 from ir_tools.frontends.verdict import how_it_differs, perturbed
 from ir_tools.ir import Program
 from ir_tools.ir.program import all_nodes
@@ -95,7 +95,7 @@ def _raised(size: int | DynamicSize, name: str) -> int | DynamicSize:
 def difference(program: Program, source: Source, tensors: Sequence[torch.Tensor]) -> str | None:
     """How the Program differs from the model on these inputs; "" when it does not, None when the model rejects them."""
     try:
-        leaves = result_leaves(answer(source.model, source.signature.arguments(tensors)))
+        leaves = result_leaves(source.answer(source.signature.arguments(tensors)))
     except Exception:  # the model itself rejects them: they tell nothing
         return None
     return how_it_differs(program, tensors, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])

@@ -24,7 +24,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from ir_tools.ir.host import CONSTRUCTORS, fail, is_host
-from ir_tools.ir.regions import bodies, inputs_of, is_region, is_result, region_loop, result_effects
+from ir_tools.ir.regions import bodies, inputs_of, is_region, region_loop
 
 aten = torch.ops.aten
 
@@ -344,26 +344,13 @@ def aliased_nodes(node: fx.Node) -> list[fx.Node]:
     if node.op != "call_function":
         return []
     if is_region(node):
-        return []  # its results are what may share memory
-    if is_result(node):
-        return _aliases_of_result(node)
+        # A loop of no rounds gives back what it was to carry.
+        carried = nodes_in(node.args[3]) if node.target is region_loop else ()
+        return [*_inputs(node, lambda effects: effects.escaping), *carried]
     if node.target in CONSTRUCTORS:
         return list(nodes_in(node.args))
     given = bound_arguments(node)
     return [n for name in aliased_arguments(node.target) for n in nodes_in(given.get(name))]
-
-
-def _aliases_of_result(node: fx.Node) -> list[fx.Node]:
-    """What a result of a region may share memory with: what the region was given, and results read before."""
-    region: Any = node.args[0]
-    given = inputs_of(region)
-    found = [n for effects, at in result_effects(node) for i in sorted(effects.escaping[at]) for n in nodes_in(given[i])]
-    memory = [effects.memory[at] for effects, at in result_effects(node)]
-    for other in region.users:
-        if other is not node and is_result(other) and other < node:
-            shared = [effects.memory[at] == own for (effects, at), own in zip(result_effects(other), memory, strict=True)]
-            found += [other] if any(shared) else []
-    return found
 
 
 def changed_containers(node: fx.Node) -> list[fx.Node]:

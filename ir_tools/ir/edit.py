@@ -22,7 +22,7 @@ from ir_tools.ir.dialect import getitem, has_effect, map_argument, short_name, s
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.origin import Origin, origin, place, set_origin
 from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
-from ir_tools.ir.regions import Body, bodies, is_region, region_if, region_loop, with_bodies
+from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
 
 B = TypeVar("B", bound=Block)
 
@@ -44,9 +44,7 @@ class Draft(Generic[B]):
         self._edited = original is None
         self._origin = Origin()
         self._constant_nodes: dict[str, fx.Node] = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
-        self._by_identity: dict[tuple, str] = {
-            (_identity(t), program.packings.get(name)): name for name, t in program.constants.items()
-        }
+        self._identities: dict[tuple, str] | None = None
         self._head: fx.Node | None = None
         for node in self.graph.nodes:
             if node.op not in ("placeholder", "get_attr"):
@@ -59,7 +57,7 @@ class Draft(Generic[B]):
         around = outer.program
         block = Block(fx.Graph(), around.constants, around.state, around.packings, around.mode, around.name + name)
         draft = Draft(block)
-        draft._by_identity = outer._by_identity
+        draft._identities = outer._by_identity
         return draft
 
     @classmethod
@@ -73,6 +71,14 @@ class Draft(Generic[B]):
             return self._original
         self.sweep()
         return self.program
+
+    @property
+    def _by_identity(self) -> dict[tuple, str]:
+        """Names of the constants by their storage; made when first asked for, since there may be thousands."""
+        if self._identities is None:
+            table = self.program
+            self._identities = {(_identity(t), table.packings.get(name)): name for name, t in table.constants.items()}
+        return self._identities
 
     @property
     def head(self) -> fx.Node:
@@ -205,25 +211,25 @@ class Draft(Generic[B]):
 
     def change_bodies(self, change: Callable[[Block], Block]) -> None:
         """Let `change` make another Block of each region's body, or give back the one it is given."""
+        memory = facts.Memory(self.graph, self.program.outside)
         for node in self.program.calls:
             if not is_region(node):
                 continue
             old = bodies(node)
-            carried = len(node.args[3]) if node.target is region_loop else 0  # type: ignore[arg-type]
-            new = [self._changed_body(body, change, carried) for body in old]
+            new = [self._changed_body(body, change, facts.outside_of(node, memory)) for body in old]
             if any(a is not b for a, b in zip(old, new, strict=True)):
                 with self.graph.inserting_before(node):
                     self.replace(node, self.again(node, with_bodies(node, new), {}))
 
-    def _changed_body(self, body: Body, change: Callable[[Block], Block], carried: int) -> Body:
-        before = self.program.of_body(body)
+    def _changed_body(self, body: Body, change: Callable[[Block], Block], outside: Outside) -> Body:
+        before = self.program.of_body(body, outside)
         after = change(before)
         if after is before:
             return body
         self.program.constants.update(after.constants)
         self.program.packings.update(after.packings)
         self.program.state |= after.state
-        return body_of(after, carried)
+        return body_of(after, outside.carried)
 
     def insert_after(self, value: fx.Node, readers: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
         """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `readers`."""

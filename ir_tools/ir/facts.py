@@ -29,6 +29,7 @@ from ir_tools.ir.dialect import (
     acts,
     aliased_nodes,
     changed_containers,
+    getitem,
     has_effect,
     is_random,
     map_argument,
@@ -38,7 +39,7 @@ from ir_tools.ir.dialect import (
     written_nodes,
 )
 from ir_tools.ir.host import CONSTRUCTORS, TENSOR, is_container_type, is_host, make_list, make_tuple, meaning, value_type
-from ir_tools.ir.regions import Effects, bodies, is_region, is_result, result_effects
+from ir_tools.ir.regions import NOBODY, Effects, Outside, bodies, inputs_of, is_region, region_loop
 
 
 class FactError(PassesError, RuntimeError):
@@ -402,85 +403,110 @@ def storage_classes(nodes: Iterable[fx.Node]) -> UnionFind:
         classes[node]
         for other in aliased_nodes(node):
             classes.union(node, other)
-        for name in constants_shared(node):
+        for name in constants_seen(node, "escaping_constants"):
             classes.union(node, name)
     return classes
 
 
-def constants_shared(node: fx.Node) -> frozenset[str]:
-    """Names of the constants whose memory a node may have: the one that a `get_attr` reads, those that a region hands out."""
+def constants_seen(node: fx.Node, which: str) -> frozenset[str]:
+    """Names of constants: the one that a `get_attr` reads, those that a region's effects name under `which`."""
     if node.op == "get_attr":
         return frozenset({str(node.target)})
-    if not is_result(node):
+    if not is_region(node):
         return frozenset()
-    return frozenset().union(*(effects.escaping_constants[at] for effects, at in result_effects(node)))
+    return frozenset().union(*(getattr(body.effects, which) for body in bodies(node)))
 
 
-def mutated_values(graph: fx.Graph) -> frozenset[fx.Node]:
-    """Every value that some node of the graph may change: passes leave these alone."""
-    writers = [n for n in graph.nodes if n.op == "call_function" and _writes(n)]
-    if not writers:
+class Memory:
+    """Which values of a graph share storage, and which of that storage is written into, here or by `outside`.
+
+    `written`, `changed`: the classes (roots in `classes`) of tensors written into, and of containers changed.
+    """
+
+    def __init__(self, graph: fx.Graph, outside: Outside = NOBODY):
+        self.classes = storage_classes(graph.nodes)
+        inputs = graph.find_nodes(op="placeholder")
+        results: list[Any] = [v for n in graph.find_nodes(op="output") for v in n.args[0]]
+        for placeholder, result in zip(inputs[1 : 1 + outside.carried], results[1:]):
+            if isinstance(result, fx.Node):
+                self.classes.union(placeholder, result)
+        self.written = {self.classes[n] for n in _numbered(inputs, results, outside.written)}
+        self.changed = {self.classes[n] for n in _numbered(inputs, results, outside.changed)}
+        for node in graph.nodes:
+            self.written |= {self.classes[n] for n in written_nodes(node)}
+            self.changed |= {self.classes[n] for n in changed_containers(node)}
+            if is_region(node):
+                self.written |= {self.classes[name] for name in constants_seen(node, "written_constants")}
+
+    def is_written(self, value: Any) -> bool:
+        return self.classes[value] in self.written
+
+    def is_changed(self, node: fx.Node) -> bool:
+        return is_container_type(value_type(node)) and self.classes[node] in self.changed
+
+    def reachable(self, graph: fx.Graph) -> frozenset[fx.Node]:
+        """The values that can be reached when the graph is over: its results, and what it put into containers given to it."""
+        held = [n for n in graph.find_nodes(op="placeholder") if self.is_changed(n)]
+        roots = {self.classes[n] for output in graph.find_nodes(op="output") for n in (*nodes_in(output.args), *held)}
+        return frozenset(n for n in graph.nodes if self.classes[n] in roots)
+
+    def written_constants(self, graph: fx.Graph) -> frozenset[str]:
+        """Names of the constants that are written into, by whatever name or way they are reached."""
+        names: set[str] = set()
+        for node in graph.nodes:
+            names |= constants_seen(node, "written_constants") | constants_seen(node, "escaping_constants")
+        return frozenset(name for name in names if self.is_written(name))
+
+
+def _numbered(inputs: Sequence[fx.Node], results: Sequence[Any], numbers: frozenset[tuple[str, int]]) -> list[fx.Node]:
+    given = {"input": inputs, "result": results}
+    return [value for kind, i in numbers if isinstance(value := given[kind][i], fx.Node)]
+
+
+def mutated_values(graph: fx.Graph, outside: Outside = NOBODY) -> frozenset[fx.Node]:
+    """Every value that some node of the graph, or `outside` of it, may change: passes leave these alone."""
+    if outside is NOBODY and not any(n.op == "call_function" and _writes(n) for n in graph.nodes):
         return frozenset()
-    return _mutated(graph, writers, storage_classes(graph.nodes))
+    memory = Memory(graph, outside)
+    return frozenset(n for n in graph.nodes if memory.is_written(n) or memory.is_changed(n))
 
 
 def _writes(node: fx.Node) -> bool:
-    return bool(written_nodes(node) or changed_containers(node) or (is_region(node) and _written_constants(node)))
+    return bool(written_nodes(node) or changed_containers(node) or constants_seen(node, "written_constants"))
 
 
-def _written_constants(node: fx.Node) -> frozenset[str]:
-    return frozenset().union(*(body.effects.written_constants for body in bodies(node)))
-
-
-def _mutated(graph: fx.Graph, writers: list[fx.Node], classes: UnionFind) -> frozenset[fx.Node]:
-    written = {classes[target] for writer in writers for target in written_nodes(writer)}
-    written |= {classes[name] for writer in writers if is_region(writer) for name in _written_constants(writer)}
-    changed = {classes[target] for writer in writers for target in changed_containers(writer)}
-    return frozenset(
-        n
-        for n in graph.nodes
-        if classes[n] in written or (classes[n] in changed and is_container_type(value_type(n)))
+def outside_of(node: fx.Node, memory: Memory) -> Outside:
+    """Who else writes into what the bodies of the region `node` are given, and give; `memory` is that of the graph around."""
+    first = 1 if node.target is region_loop else 0  # a loop's result number 0 says whether it goes on
+    reached: list[tuple[str, Any, fx.Node]] = []
+    reached += [("input", i, n) for i, given in enumerate(inputs_of(node)) for n in nodes_in(given)]
+    reached += [("result", first + user.args[1], user) for user in node.users if user.target is getitem]  # type: ignore[operator]
+    carried = len(node.args[3]) if node.target is region_loop else 0  # type: ignore[arg-type]
+    return Outside(
+        written=frozenset((kind, i) for kind, i, n in reached if memory.is_written(n) and holds_memory(n)),
+        changed=frozenset((kind, i) for kind, i, n in reached if memory.is_changed(n)),
+        carried=carried,
     )
 
 
 def effects_of(graph: fx.Graph, carried: int = 0) -> Effects:
     """What a body does to its inputs and to constants. A loop hands its last `carried` results to its next round."""
-    classes = storage_classes(graph.nodes)
+    memory = Memory(graph, Outside(carried=carried))
     placeholders = graph.find_nodes(op="placeholder")
-    results: list[Any] = list(graph.output_node().args[0])  # type: ignore[arg-type]
-    if carried:
-        for placeholder, result in zip(placeholders[1 : 1 + carried], results[1:], strict=True):
-            if isinstance(result, fx.Node):
-                classes.union(placeholder, result)
     calls = [n for n in graph.nodes if n.op == "call_function"]
-    writers = [n for n in calls if _writes(n)]
-    mutated = _mutated(graph, writers, classes)
-    written_names = frozenset(str(n.target) for n in graph.nodes if n.op == "get_attr" and n in mutated)
-    written_names = written_names.union(*(_written_constants(n) for n in calls if is_region(n)))
-    names = {name for n in graph.nodes for name in constants_shared(n)}
-    memory = [classes[r] if isinstance(r, fx.Node) and holds_memory(r) else None for r in results]
-    numbers = {root: i for i, root in enumerate(dict.fromkeys(root for root in memory if root is not None))}
-    changed = frozenset(i for i, p in enumerate(placeholders) if p in mutated)
+    changed = frozenset(i for i, p in enumerate(placeholders) if memory.is_changed(p))
+    reachable = memory.reachable(graph)
+    names = {name for n in reachable for name in constants_seen(n, "escaping_constants")}
+    written_names = memory.written_constants(graph)
     return Effects(
-        written=frozenset(i for i in changed if _is_written(placeholders[i], writers, classes)),
-        changed=frozenset(i for i in changed if is_container_type(value_type(placeholders[i]))),
-        escaping=tuple(
-            frozenset(i for i, p in enumerate(placeholders) if root is not None and classes[p] == root and holds_memory(p))
-            for root in memory
-        ),
+        written=frozenset(i for i, p in enumerate(placeholders) if memory.is_written(p)),
+        changed=changed,
+        escaping=frozenset(i for i, p in enumerate(placeholders) if p in reachable and holds_memory(p)),
         written_constants=written_names,
-        escaping_constants=tuple(
-            frozenset(name for name in names if root is not None and classes[name] == root) for root in memory
-        ),
-        # A result that holds no memory gets a number of its own.
-        memory=tuple(-1 - i if root is None else numbers[root] for i, root in enumerate(memory)),
+        escaping_constants=frozenset(names),
         acts=bool(written_names) or any(acts(n) for n in calls),
         random=any(is_random(n) for n in calls),
     )
-
-
-def _is_written(value: fx.Node, writers: list[fx.Node], classes: UnionFind) -> bool:
-    return any(classes[target] == classes[value] for writer in writers for target in written_nodes(writer))
 
 
 def holds_memory(value: fx.Node) -> bool:
@@ -493,7 +519,7 @@ def dies_at(node: fx.Node, reader: fx.Node) -> bool:
     if sum(n is node for n in nodes_in([*reader.args, *reader.kwargs.values()])) != 1:
         return False
     last = reader
-    while node.op == "call_function" and not constants_shared(node):
+    while node.op == "call_function" and not constants_seen(node, "escaping_constants"):
         if any(user is not last and (user > last or node in aliased_nodes(user)) for user in node.users):
             return False
         sources = aliased_nodes(node)

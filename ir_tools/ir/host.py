@@ -121,23 +121,43 @@ def _add_in_place(container: list, other: list) -> list:
     return container
 
 
+def pop_first_item(container: dict) -> tuple:
+    """TorchScript's `popitem`; Python's takes the last one."""
+    key = next(iter(container))
+    return key, container.pop(key)
+
+
+def _multiply_in_place(container: list, times: int) -> list:
+    container *= times
+    return container
+
+
 def _as_int(value: Any) -> Any:
     value = value.item() if isinstance(value, torch.Tensor) else value
-    return torch.sym_int(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _symbolic_or(int, value)
+    return torch.sym_int(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _unless_symbolic(int)(value)
 
 
 def _as_float(value: Any) -> Any:
     value = value.item() if isinstance(value, torch.Tensor) else value
-    return torch.sym_float(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _symbolic_or(float, value)
+    return torch.sym_float(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else _unless_symbolic(float)(value)
 
 
 def _as_bool(value: Any) -> Any:
     value = value.item() if isinstance(value, torch.Tensor) else value
-    return value != 0 if isinstance(value, (torch.SymInt, torch.SymFloat)) else _symbolic_or(bool, value)
+    if isinstance(value, torch.SymBool):
+        return value
+    return value != 0 if isinstance(value, (torch.SymInt, torch.SymFloat)) else bool(value)
 
 
-def _symbolic_or(convert: Callable[[Any], Any], value: Any) -> Any:
-    return value if isinstance(value, torch.SymBool) else convert(value)
+def _unless_symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which gives nothing (raises) for symbolic conditions: torch takes them for no numbers and compares none."""
+
+    def plain(*values: Any) -> Any:
+        if any(isinstance(value, torch.SymBool) for value in values):
+            raise TypeError("a symbolic condition is no number")
+        return function(*values)
+
+    return plain
 
 
 def _not(value: Any) -> Any:
@@ -147,7 +167,7 @@ def _not(value: Any) -> Any:
 def _extreme(plain: Any, symbolic: Any, values: tuple) -> Any:
     if any(isinstance(v, (torch.SymInt, torch.SymFloat)) for v in values):
         return symbolic(*values)
-    return plain(*values)
+    return float(plain(*values)) if any(isinstance(v, float) for v in values) else plain(*values)
 
 
 def _range_length(low: Any, high: Any, step: Any) -> Any:
@@ -156,7 +176,8 @@ def _range_length(low: Any, high: Any, step: Any) -> Any:
     return len(range(low, high, step))
 
 
-# By the names of the operators: overloads without tensors. What is not here is called as it is.
+# By the names of the operators: overloads without tensors. What is not here is called as it is; what changes a container
+# must be here, since an operator called from Python changes a copy.
 MEANINGS: dict[str, Callable[..., Any]] = {
     # containers and strings
     "aten::__getitem__": operator.getitem,
@@ -168,6 +189,11 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "aten::reverse": _changes("reverse"),
     "aten::clear": _changes("clear"),
     "aten::update": _changes("update"),
+    "aten::remove": _changes("remove"),
+    "aten::sort": lambda container, reverse: container.sort(reverse=reverse),
+    "aten::popitem": pop_first_item,
+    "aten::setdefault": lambda container, *arguments: container.setdefault(*arguments),
+    "aten::mul_": _multiply_in_place,
     "aten::pop": lambda container, *arguments: container.pop(*arguments),
     "aten::add_": _add_in_place,
     "aten::copy": lambda container: container.copy(),
@@ -196,8 +222,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "aten::neg": operator.neg,
     "aten::ceil": math.ceil,
     "aten::floor": math.floor,
-    "aten::eq": operator.eq,
-    "aten::ne": operator.ne,
+    "aten::eq": _unless_symbolic(operator.eq),
+    "aten::ne": _unless_symbolic(operator.ne),
     "aten::lt": operator.lt,
     "aten::le": operator.le,
     "aten::gt": operator.gt,

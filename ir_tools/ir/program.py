@@ -15,9 +15,9 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ir_tools.ir.dialect import map_argument
-from ir_tools.ir.facts import effects_of, live_nodes, new_mode
+from ir_tools.ir.facts import effects_of, live_nodes, mutated_values, new_mode
 from ir_tools.ir.host import meaning
-from ir_tools.ir.regions import Body, bodies, is_region
+from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
 
 
@@ -60,6 +60,7 @@ class Block:
     - `state`: names of constants that the model itself writes into (a counter buffer).
     - `packings`: constants that are packed for oneDNN where they run.
     - `name`: what the names of nodes in a body begin with, so that they are unique in the whole Program.
+    - `outside`: for a body, what is done to its inputs and results around it.
     """
 
     graph: fx.Graph
@@ -68,6 +69,7 @@ class Block:
     packings: dict[str, Packing] = field(default_factory=dict)
     mode: FakeTensorMode = field(default_factory=new_mode)
     name: str = ""
+    outside: Outside = NOBODY
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -87,6 +89,11 @@ class Block:
     def calls(self) -> list[fx.Node]:
         """The nodes that compute, in order of execution; a region is one of them."""
         return [n for n in self.graph.nodes if n.op == "call_function"]
+
+    @property
+    def mutated_values(self) -> frozenset[fx.Node]:
+        """Every value that somebody may write into or change: passes leave these alone."""
+        return mutated_values(self.graph, self.outside)
 
     @property
     def all_calls(self) -> list[fx.Node]:
@@ -132,15 +139,16 @@ class Block:
 
     # -- bodies of regions --------------------------------------------------------------------------------------------
 
-    def of_body(self, body: Body) -> Block:
+    def of_body(self, body: Body, outside: Outside = NOBODY) -> Block:
         """The body of a region as a Block over the tables of this one."""
-        return Block(body.graph, self.constants, self.state, self.packings, self.mode, body.name)
+        return Block(body.graph, self.constants, self.state, self.packings, self.mode, body.name, outside)
 
     # -- copying ------------------------------------------------------------------------------------------------------
 
     def copy(self) -> Block:
         """A Block with its own graph and tables; tensors and bodies are shared. Node names stay."""
-        return Block(self._copied_graph(), dict(self.constants), self.state, dict(self.packings), self.mode, self.name)
+        tables = (dict(self.constants), self.state, dict(self.packings))
+        return Block(self._copied_graph(), *tables, self.mode, self.name, self.outside)
 
     def _copied_graph(self) -> fx.Graph:
         graph = fx.Graph()
@@ -282,11 +290,25 @@ def _take_bodies_out(block: Block, node: fx.Node, root: torch.nn.Module, load: L
                 argument = block.graph.get_attr(name)
             arguments.append(argument)
     node.args = tuple(arguments)
-    node.kwargs = {"run": run_module}  # type: ignore[dict-item]
+    node.target = _OVER_MODULES[node.target]  # type: ignore[index]  # fx writes no function as an argument
 
 
-def run_module(module: fx.GraphModule, inputs: list[Any]) -> list[Any]:
-    """How a region of a `graph_module` runs its bodies."""
+def if_over_modules(condition: Any, then: fx.GraphModule, orelse: fx.GraphModule, operands: Sequence[Any]) -> list[Any]:
+    """`region_if` in a `graph_module`."""
+    return region_if(condition, then, orelse, operands, run=_run_module)  # type: ignore[arg-type]
+
+
+def loop_over_modules(
+    trips: Any, condition: Any, body: fx.GraphModule, carried: Sequence[Any], operands: Sequence[Any]
+) -> list[Any]:
+    """`region_loop` in a `graph_module`."""
+    return region_loop(trips, condition, body, carried, operands, run=_run_module)  # type: ignore[arg-type]
+
+
+_OVER_MODULES: dict[Any, Any] = {region_if: if_over_modules, region_loop: loop_over_modules}
+
+
+def _run_module(module: Any, inputs: list[Any]) -> list[Any]:
     return list(module(*inputs))
 
 

@@ -13,7 +13,6 @@ The loop is TorchScript's: `round = 0; while condition and round < trips: ...; r
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,18 +24,17 @@ from torch import fx
 class Effects:
     """What running a body does to what it can reach. Numbers are those of its placeholders.
 
-    `written`: tensors that it writes into. `changed`: containers that it changes. `escaping`: per result, what it may share
-    memory with. `written_constants`, `escaping_constants`: the same for constants, by name. `memory`: per result a number, the
-    same one for results that may share memory with each other. `acts`: it may raise, draws random
-    numbers, writes into constants, or loops, so that it must run whether or not its results are read. `random`: it draws.
+    `written`: tensors that it writes into. `changed`: containers that it changes. `escaping`: what its results, or the
+    containers that it changes, may share memory with. `written_constants`, `escaping_constants`: the same for constants, by
+    name. `acts`: it may raise, draws random numbers, writes into constants, or loops, so that it must run whether or not its
+    results are read. `random`: it draws.
     """
 
     written: frozenset[int] = frozenset()
     changed: frozenset[int] = frozenset()
-    escaping: tuple[frozenset[int], ...] = ()
+    escaping: frozenset[int] = frozenset()
     written_constants: frozenset[str] = frozenset()
-    escaping_constants: tuple[frozenset[str], ...] = ()
-    memory: tuple[int, ...] = ()
+    escaping_constants: frozenset[str] = frozenset()
     acts: bool = False
     random: bool = False
 
@@ -44,6 +42,23 @@ class Effects:
     def matter(self) -> bool:
         """Running the body could be noticed, whether or not its results are read."""
         return self.acts or bool(self.written or self.changed)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What others do to the inputs and results of a body: ("input", 2) is its third placeholder.
+
+    `written`, `changed`: tensors that the graph around writes into, containers that it changes. `carried`: how many values a
+    loop hands on, so that what one round gives is written into by the next.
+    """
+
+    written: frozenset[tuple[str, int]] = frozenset()
+    changed: frozenset[tuple[str, int]] = frozenset()
+    carried: int = 0
+
+
+NOBODY = Outside()
+"""A whole Program: nobody else has its values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +117,6 @@ def inputs_of(node: fx.Node) -> list[Any]:
     if node.target is region_if:
         return list(node.args[3])  # type: ignore[arg-type]
     return [None, *node.args[3], *node.args[4]]  # type: ignore[misc]
-
-
-def is_result(node: fx.Node) -> bool:
-    """The node is one of the results of a region."""
-    return node.op == "call_function" and node.target is operator.getitem and is_region(node.args[0])  # type: ignore[arg-type]
-
-
-def result_effects(node: fx.Node) -> list[tuple[Effects, int]]:
-    """For a result of a region: the effects of each body, and which of the body's results it is."""
-    region: Any = node.args[0]
-    at = int(node.args[1]) + (region.target is region_loop)  # type: ignore[arg-type]
-    return [(body.effects, at) for body in bodies(region)]
 
 
 def with_bodies(node: fx.Node, new: Sequence[Body]) -> tuple[Any, ...]:

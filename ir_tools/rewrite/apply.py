@@ -40,7 +40,7 @@ def apply_rules(program: Block, rules: Sequence[Rule], journal: Journal, made_by
     if not any(node.target in by_target for node in program.calls):
         return program
     draft = Draft.of(program)
-    mutated = facts.mutated_values(draft.graph)
+    mutated = draft.program.mutated_values
     for node in draft.program.calls:
         root = node
         for _ in range(MOST_REWRITES):

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from torch import fx
 
 from ir_tools.errors import PassesError
-from ir_tools.ir import Block, Draft, facts
+from ir_tools.ir import Block, Draft
 from ir_tools.ir.origin import place
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
@@ -56,13 +56,15 @@ class Pass:
         return self._on(program, journal)
 
     def _on(self, block: B, journal: Journal) -> B:
-        """Run the function on a block, then on the bodies of its regions, each as a block of its own."""
-        block = self.function(block, journal, **self.given)
-        if not any(is_region(node) for node in block.calls):
-            return block
-        draft = Draft.of(block)
-        draft.change_bodies(lambda body: self._on(body, journal))
-        return draft.finish()
+        """Run the function on the bodies of a block's regions, each as a block of its own, then on the block.
+
+        In this order, because a lowering may let the block write into what a region gives it, if that is read no more.
+        """
+        if any(is_region(node) for node in block.calls):
+            draft = Draft.of(block)
+            draft.change_bodies(lambda body: self._on(body, journal))
+            block = draft.finish()
+        return self.function(block, journal, **self.given)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def table_pass(name: str, table: Mapping[Any, TableEntry], *, declares: Declares
         if not any(node.target in table for node in program.calls):
             return program
         draft = Draft.of(program)
-        mutated = facts.mutated_values(draft.graph)
+        mutated = draft.program.mutated_values
         for node in draft.program.calls:
             entry = table.get(node.target)
             site = f"{name}@{node.name}"
