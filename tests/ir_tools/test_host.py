@@ -114,6 +114,8 @@ CASES: dict[str, tuple[str, list[tuple[str, list[tuple]]]]] = {
     "aten::floordiv": ("a // b", NUMBERS),
     "aten::remainder": ("a % b", NUMBERS),
     "aten::neg": ("-a", [("int", [(3,), (-3,)]), ("float", [(0.0,), (-2.5,)])]),
+    "aten::ceil": ("torch.ops.aten.ceil(a)", [("float", [(0.5,), (-2.5,), (3.0,)])]),
+    "aten::floor": ("torch.ops.aten.floor(a)", [("float", [(0.5,), (-2.5,), (3.0,)])]),
     "aten::eq": ("a == b", [*NUMBERS, EQUAL, BOOLS, STRINGS, LISTS]),
     "aten::ne": ("a != b", [*NUMBERS, EQUAL, BOOLS, STRINGS, LISTS]),
     "aten::lt": ("a < b", [*NUMBERS, EQUAL, STRINGS]),
