@@ -48,6 +48,8 @@ def capture(
     if frontend == "auto":
         scripted = isinstance(source.model, torch.jit.ScriptModule)
         order: tuple[str, ...] = ("script",) if scripted else ("export",) if source.exported is not None else ORDER
+        if source.is_dynamic and len(order) > 1:  # a trace holds what the example's sizes led to: it comes after script
+            order = ("export", "script", "trace", "fx")
     elif frontend in FRONTENDS:
         order = (frontend,)
     else:
@@ -64,6 +66,12 @@ def capture(
                     verdict = verdict_on_trace(program, source, heard, proof_needed=frontend == "auto")
                 if frontend == "auto" and verdict.refusal:
                     raise CaptureError(verdict.refusal)
+                warned = [w for w in heard if issubclass(w.category, torch.jit.TracerWarning)]
+                if frontend == "auto" and source.is_dynamic and warned:
+                    raise CaptureError(
+                        f"tracing made a constant of what it saw ({str(warned[0].message).splitlines()[0]}), and sizes are "
+                        "dynamic; where that is right, ask for frontend='trace'"
+                    )
             with quiet():
                 program, lines = tried(program, source)
         except Exception as error:  # a front end may fail in any way; its reason is kept

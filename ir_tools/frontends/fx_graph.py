@@ -27,6 +27,8 @@ NUMBER_OPS: dict[Any, OpOverloadPacket] = {
     operator.truediv: aten.div,
     operator.mod: aten.remainder,
     operator.neg: aten.neg,
+    operator.pow: aten.pow,
+    torch._sym_sqrt: aten.sqrt,  # type: ignore[attr-defined]
     operator.eq: aten.eq,
     operator.ne: aten.ne,
     operator.lt: aten.lt,
@@ -49,7 +51,10 @@ NUMBER_OPS: dict[Any, OpOverloadPacket] = {
 def number_op(draft: Draft, packet: OpOverloadPacket, args: list[Any]) -> Any:
     """An op on numbers of the run; the number itself where it is the same in every run."""
     kinds = [value_type(a) if isinstance(a, fx.Node) else type(a).__name__ for a in args]
-    for name in (kinds[0], "_".join(kinds), "default"):
+    names = [kinds[0], "_".join(kinds), "default"]
+    if packet is aten.pow and kinds == ["int", "int"]:
+        names = ["int_to_int"]  # `pow.int` gives a float
+    for name in names:
         overload = getattr(packet, name, None) if name in packet.overloads() else None
         declared = [str(a.type) for a in overload._schema.arguments] if overload is not None else []
         if declared[: len(kinds)] == kinds:

@@ -36,6 +36,7 @@ from ir_tools.ir.dialect import (
     written_arguments,
     written_nodes,
 )
+from ir_tools.ir.host import value_type
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
 
@@ -116,11 +117,17 @@ def _spells(*names: str) -> Callable[[Spelling], Spelling]:
     return register
 
 
+def _is_number(value: Any) -> bool:
+    if isinstance(value, fx.Node):
+        return value_type(value) in ("int", "float", "bool", "number", "complex")
+    return isinstance(value, (bool, int, float, complex))
+
+
 def _scalar_overload(target: OpOverload, args: tuple, kwargs: dict[str, Any]) -> OpOverload:
     """`add.Scalar` for `add.Tensor` called with a plain number where a tensor is declared."""
     positional = [a for a in target._schema.arguments if not a.kwarg_only]
     for declared, value in zip(positional, args, strict=False):
-        if argument_kind(declared) == "Tensor" and isinstance(value, (bool, int, float, complex)):
+        if argument_kind(declared) == "Tensor" and _is_number(value):
             wanted = target._schema.overload_name.replace("Tensor", "Scalar") or "Scalar"
             packet = target.overloadpacket
             for name in (wanted, f"Tensor_{wanted}", "ScalarOther", "Scalar"):

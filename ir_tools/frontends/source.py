@@ -265,11 +265,21 @@ def answer(model: nn.Module, arguments: dict[str, Any]) -> Any:
 
     def run() -> Any:
         with seeded():
-            return call_model(model, pytree.tree_map_only(torch.Tensor, torch.clone, arguments))
+            result = call_model(model, pytree.tree_map_only(torch.Tensor, torch.clone, arguments))
+        # A result may be a buffer, which is put back when this is over.
+        return pytree.tree_map_only(torch.Tensor, torch.clone, result)
 
     with undisturbed(model):
-        before = _attributes(model)
+        before, plain = _attributes(model), _plain_state(model)
         result = run()
+        if (once := _plain_state(model)) != plain:
+            run()
+            moving = sorted(name for name, value in _plain_state(model).items() if value != once.get(name))
+            if moving:  # what is merely remembered (the last size) is the same after a second run
+                raise CaptureError(
+                    f"forward keeps state in self.{', self.'.join(moving)}, which changes from call to call: keep such state "
+                    "in a buffer and write into it in place (self.n.add_(1), self.cache.copy_(new))"
+                )
         assigned = sorted(name for name, value in _attributes(model).items() if before.get(name) is not value)
         if assigned and not _same_answer(result, run()):
             raise CaptureError(
@@ -307,6 +317,31 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
         for path, module in model.named_modules()
         for name, value in (*vars(module).items(), *module._buffers.items())
     }
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def _plain_state(model: nn.Module) -> dict[str, Any]:
+    """What attributes hold that are no tensors: numbers, strings, and how long containers are and what is in them."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return {}
+    return {
+        f"{path}.{name}".lstrip("."): _plain(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if name not in _OF_TORCH
+    }
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return len(value) if isinstance(value, (set, frozenset)) else type(value).__name__
 
 
 def _same_answer(first: Any, second: Any) -> bool:

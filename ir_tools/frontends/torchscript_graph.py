@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.errors import CaptureError
@@ -28,12 +29,14 @@ from ir_tools.frontends.fx_graph import source_line
 from ir_tools.frontends.normalize import Normalizer, purify
 from ir_tools.frontends.torchscript_ops import HANDLERS, TAKES_TEXT, part_of
 from ir_tools.frontends.torchscript_values import (
+    ARGUMENT,
     ATTRIBUTE,
     NUMBER_OF_DTYPE,
     UNINITIALIZED,
     Container,
     ModuleValue,
     NeedsNode,
+    ObjectValue,
     Raised,
     TextOfData,
     Uninitialized,
@@ -94,6 +97,7 @@ class GraphWalk:
         self.env: dict[str, Any] = {}
         self._containers: dict[int, Container] = {}
         self._literals: set[int] = set()  # the storages of tensors that the graph itself holds
+        self._entered: set[int] = set()  # of known tensors that have become constants
         self._regions = 0
 
     @property
@@ -111,6 +115,7 @@ class GraphWalk:
         if len(inputs) != len(arguments) + 1:
             raise CaptureError(f"forward takes {len(inputs) - 1} arguments, {len(arguments)} are known")
         self.env[inputs[0].debugName()] = ModuleValue(scripted, "")
+        self._given(arguments)
         for value, given in zip(inputs[1:], arguments, strict=True):
             self._bind(value, given)
         try:
@@ -119,6 +124,14 @@ class GraphWalk:
             raise CaptureError(f"the model raises for these inputs: {error}") from None
         results = [self.env[v.debugName()] for v in graph.outputs()]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _given(self, value: Any) -> None:
+        """Lists and dicts among the arguments belong to the caller."""
+        if isinstance(value, (list, dict)):
+            self._containers[id(value)] = Container(value, ARGUMENT, "")
+        if isinstance(value, (list, tuple, dict)):
+            for part in value.values() if isinstance(value, dict) else value:
+                self._given(part)
 
     # -- values -------------------------------------------------------------------------------------------------------
 
@@ -156,6 +169,8 @@ class GraphWalk:
         known = self._containers.get(id(container))
         if known is not None and known.depth == ATTRIBUTE:
             raise CaptureError("forward changes a list or dict that is an attribute, which is not supported; use a buffer")
+        if known is not None and known.depth == ARGUMENT:
+            raise CaptureError("forward changes a list or dict that it is given, which is not supported; return a new one")
         if known is not None and known.depth < len(self.frames) - 1:
             raise NeedsNode(container)
 
@@ -165,19 +180,27 @@ class GraphWalk:
         known = self._containers.pop(id(container))
         node = self.as_node(container, known.annotation)
 
+        seen: set[int] = set()
+
         def replaced(value: Any) -> Any:
             if value is container:
                 return node
-            if isinstance(value, list):
+            if isinstance(value, (list, dict, ObjectValue)):
+                if id(value) in seen:
+                    return value
+                seen.add(id(value))
+            if isinstance(value, ObjectValue):
+                value.attributes = {k: replaced(v) for k, v in value.attributes.items()}
+            elif isinstance(value, list):
                 value[:] = [replaced(v) for v in value]
             elif isinstance(value, dict):
                 value.update({k: replaced(v) for k, v in value.items()})
-            elif isinstance(value, tuple) and any(isinstance(v, (list, dict, tuple)) for v in value):
+            elif isinstance(value, tuple) and any(isinstance(v, (list, dict, tuple, ObjectValue)) for v in value):
                 return type(value)(replaced(v) for v in value)
             return value
 
         for name, value in self.env.items():
-            if isinstance(value, (list, dict, tuple)):
+            if isinstance(value, (list, dict, tuple, ObjectValue)):
                 self.env[name] = replaced(value)
         return node
 
@@ -222,7 +245,7 @@ class GraphWalk:
         if kind == "prim::Constant":
             value = constant_value(node)
             if isinstance(value, torch.Tensor):
-                self._literals.add(value.untyped_storage().data_ptr())
+                self._literals.add(_storage(value))
             self._set(node, value)
             return
         if kind == "prim::If":
@@ -333,15 +356,17 @@ class GraphWalk:
         """A structure with new lists and dicts, made by this frame; what was one object stays one."""
         if isinstance(value, tuple):
             return type(value)(self._copied(v, copies) for v in value)
-        if not isinstance(value, (list, dict)):
+        if not isinstance(value, (list, dict, ObjectValue)):
             return value
         if id(value) not in copies:
-            copy: Any = type(value)()
+            copy: Any = ObjectValue(len(self.frames) - 1) if isinstance(value, ObjectValue) else type(value)()
             copies[id(value)] = copy
             known = self._containers.get(id(value))
             if known is not None:
                 self._containers[id(copy)] = Container(copy, len(self.frames) - 1, known.annotation)
-            if isinstance(value, dict):
+            if isinstance(value, ObjectValue):
+                copy.attributes = {k: self._copied(v, copies) for k, v in value.attributes.items()}
+            elif isinstance(value, dict):
                 copy.update((k, self._copied(v, copies)) for k, v in value.items())
             else:
                 copy.extend(self._copied(v, copies) for v in value)
@@ -535,15 +560,23 @@ class GraphWalk:
         positional = [v for v, (_, keyword) in zip(arguments, names, strict=True) if not keyword]
         keywords = {name: v for v, (name, keyword) in zip(arguments, names, strict=True) if keyword}
         for written in written_arguments(overload):
-            value = arguments[[name for name, _ in names].index(written)]
-            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in self._literals:
-                # Tracing has written already, so that the value held is no longer the one to start from.
-                raise CaptureError(f"the model writes into a tensor that is no buffer{where(node)}; make it a buffer")
+            self._may_write(arguments[[name for name, _ in names].index(written)], node)
         if of_the_run or makes_a_tensor(overload):
-            if not of_the_run and holds(arguments, torch.Tensor) and is_small(arguments):
+            draws = torch.Tag.nondeterministic_seeded in overload.tags
+            if not of_the_run and not draws and holds(arguments, torch.Tensor) and is_small(arguments):
                 return self._compute(overload, positional, keywords)
+            self._entered |= {_storage(leaf) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)}
             return self._results(overload, self.normalizer.call(overload, *positional, **keywords))
         return self._compute(overload, positional, keywords)
+
+    def _may_write(self, value: Any, node: Any) -> None:
+        """Refuse a write into a tensor made of numbers, known now, unless capture can do it once and for all."""
+        if not isinstance(value, torch.Tensor):
+            return
+        # Tracing has written into the graph's own already, so that the value held is no longer the one to start from. What a
+        # branch or loop of the run writes is not known now, and what has become a constant may not change.
+        if _storage(value) in self._literals or _storage(value) in self._entered or len(self.frames) > 1:
+            raise CaptureError(f"the model writes into a tensor that is no buffer{where(node)}; make it a buffer")
 
     def _compute(self, overload: OpOverload, positional: list[Any], keywords: dict[str, Any]) -> Any:
         """Run an operator now: all its arguments are known."""
@@ -630,6 +663,10 @@ class _Slot:
     index: int
     sides: tuple[Any, Any]
     annotation: str
+
+
+def _storage(value: torch.Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def _pairs(sides: Sequence[list[Any] | None]) -> list[tuple[Any, Any]]:

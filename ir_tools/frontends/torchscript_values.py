@@ -17,6 +17,8 @@ from ir_tools.frontends.fx_graph import source_line
 from ir_tools.ir.dialect import DTYPE_NUMBERS
 from ir_tools.ir.host import TENSOR
 
+ARGUMENT = -2
+"""The depth of a container that the caller of the model gave."""
 ATTRIBUTE = -1
 """The depth of a container that is an attribute of a module."""
 NUMBER_OF_DTYPE = {dtype: number for number, dtype in DTYPE_NUMBERS.items()}

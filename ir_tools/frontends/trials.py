@@ -54,6 +54,7 @@ def _on_other_values(program: Program, source: Source) -> str:
 
 
 def _on_other_sizes(program: Program, source: Source) -> str:
+    """Raises `CaptureError` for a size declared dynamic of which no other one that was tried is allowed."""
     agreed: list[str] = []
     for sizes in _other_sizes(program.signature, source):
         problem = difference(program, source, resized(program.signature, source.tensors, sizes))
@@ -115,8 +116,14 @@ def _other_sizes(signature: Signature, source: Source) -> Iterator[Sizes]:
     yield from (sizes for sizes in together if _allowed(signature, sizes))
     for name, size in given.items():
         near = (size + 1, size + 2, size + 4, size * 2, size * 3, size - 1, size - 2, size // 2)
-        fits = (sizes for n in near if n > 1 and n != size and _allowed(signature, sizes := {**given, name: n}))
-        yield from list(fits)[:1]
+        fits = [sizes for n in near if n > 1 and n != size and _allowed(signature, sizes := {**given, name: n})]
+        alone = [condition.text for condition in signature.conditions if condition.names == (name,)]
+        if not fits and alone:
+            raise CaptureError(
+                f"the size {name!r} is declared dynamic, but the model as captured takes hardly any but {size}: it must meet "
+                f"{' and '.join(alone)}"
+            )
+        yield from fits[:1]
 
 
 def _allowed(signature: Signature, sizes: Sizes) -> bool:

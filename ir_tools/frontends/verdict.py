@@ -359,6 +359,27 @@ def dependence_of_reads(source: Source, reads: Sequence[Read]) -> Dependence:
     return Dependence(tuple(mode.dependent))
 
 
+class _ValueSized(TorchDispatchMode):
+    """Notes the ops whose results' sizes depend on values: Python may read those sizes without asking for any value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if _tells_by_its_shape(func, given(func, args, kwargs or {})):
+            self.found[f"the size of {op_name(func).removeprefix('aten::')}"] = None
+        return func(*args, **(kwargs or {}))
+
+
+def value_sized(source: Source) -> list[str]:
+    """The ops of the model that make a tensor as large as its values say (`nonzero`, `unique`, a mask as an index)."""
+    arguments = pytree.tree_map_only(torch.Tensor, torch.clone, source.examples[0].arguments)
+    with undisturbed(source.model), seeded(), _ValueSized() as mode:
+        call_model(source.model, arguments)
+    return list(mode.found)
+
+
 # -- the verdict --------------------------------------------------------------------------------------------------------
 
 
@@ -411,12 +432,13 @@ def verdict_on_trace(
     subjects = _subjects(tracer, reads)
     for s in subjects:
         s.unseen = s.warned and s.frame not in ran
+    sized = value_sized(source) if proof_needed else []
     proven = (
-        (not reads or dependence_of_reads(source, reads).independent)
+        (not (reads or sized) or dependence_of_reads(source, reads).independent)
         # Every line where torch saw memory read is one where a read was recorded, too.
         and all(_at(s, reads) for s in subjects if s.reads_memory)
     )
-    unproven = [] if proven else [*map(str, reads)] or [f"numpy at {spelled(s.frame)}" for s in subjects if s.reads_memory]
+    unproven = [] if proven else [*map(str, reads), *sized] or [f"numpy at {spelled(s.frame)}" for s in subjects if s.reads_memory]
     if proof_needed and unproven:
         return Verdict(
             refusal=f"forward reads tensor values in Python ({', '.join(dict.fromkeys(unproven))}), and a trace holds only "
