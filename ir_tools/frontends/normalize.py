@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.ir import Draft, facts
@@ -29,6 +30,7 @@ from ir_tools.ir.dialect import (
     changed_containers,
     getitem,
     has_effect,
+    map_argument,
     op_name,
     overload_name,
     short_name,
@@ -60,11 +62,17 @@ class Normalizer:
             raise CaptureError(f"the operator {overload_name(target)} is not an ATen operator and cannot be captured")
         target = _scalar_overload(usual_name(target), args, kwargs)
         args, kwargs = spell_arguments(target, args, kwargs)
+        args = tuple(map_argument(a, self._as_value) for a in args)
         spelling = _SPELLINGS.get(op_name(target))
         if spelling is None:
             return self.draft.call(target, *args, **kwargs)
         named = dict(zip((a.name for a in target._schema.arguments if not a.kwarg_only), args, strict=True)) | kwargs
         return spelling(self.draft, target, named)
+
+    def _as_value(self, leaf: Any) -> Any:
+        """A tensor that a front end holds becomes a constant, which has a fact like every value."""
+        held = isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor)
+        return self.draft.constant("constant", leaf) if held else leaf
 
 
 # ATen's second names, which TorchScript reads as the first (torch/csrc/jit/passes/normalize_ops.cpp). With a "_" behind

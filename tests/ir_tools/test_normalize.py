@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -186,3 +187,17 @@ def test_writes_are_dropped_where_nobody_reads_them(frontend, asked):
     torch.testing.assert_close(fast(x), expected)
     assert dict(fast.scripted.named_buffers())["seen"].tolist() == [1, 0]  # state is read by the next call
     assert ("zeros" in {short_name(node.target) for node in fast.program.calls}) == asked
+
+
+class CastsALiteral(nn.Module):
+    """A trace holds what numpy gave as a tensor, and its cast as an op."""
+
+    def forward(self, x):
+        places = numpy.arange(40, dtype=numpy.int32).reshape(4, 10) % 3
+        return x[torch.tensor(places, device=x.device, dtype=torch.long)]
+
+
+def test_a_cast_of_a_literal_is_captured():
+    x = torch.randn(3, 4)
+    fast = optimize(CastsALiteral().eval(), (), example_inputs=x, frontend="trace")
+    assert torch.equal(fast(x), CastsALiteral()(x))
