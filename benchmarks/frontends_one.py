@@ -31,10 +31,10 @@ SAME_NUMBERS_DB = SMALLEST_SQNR_DB["reassociates"][torch.float32]
 MOVES = frozenset(
     "aten::" + name
     for name in """alias broadcast_tensors cat chunk clone contiguous copy copy_ detach diagonal dropout expand expand_as
-    feature_dropout flatten flip gather index index_select lift_fresh_copy movedim narrow permute pixel_shuffle
+    feature_dropout fill fill_ flatten flip gather index index_select lift_fresh_copy movedim narrow permute pixel_shuffle
     pixel_unshuffle repeat repeat_interleave reshape roll select slice split split_with_sizes squeeze stack t to transpose
     unbind unflatten unfold unsqueeze view arange empty empty_like full full_like new_empty new_full new_ones new_zeros
-    ones ones_like scalar_tensor zeros zeros_like""".split()
+    ones ones_like scalar_tensor zero zero_ zeros zeros_like""".split()
 )
 """Ops that move, copy, cast or make values: how a shape is spelt is no compute. Nor is a dropout in eval mode."""
 
