@@ -2,6 +2,7 @@
 
     _convolution, convolution, conv2d.padding      ->  conv1d, conv2d, conv3d, conv_transpose*
     relu6(x)                                       ->  hardtanh(x, 0, 6)
+    norm(x, p, dim)                                ->  linalg_vector_norm(x, p, dim)
     view, _unsafe_view                             ->  reshape          (where nobody writes into the value)
     to, float, type_as, contiguous, detach, ...    ->  the value itself when nothing changes, else to.dtype or clone
     add.Tensor(x, 2)                               ->  add.Scalar(x, 2)
@@ -187,6 +188,17 @@ def _norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
         if switch in a:
             a[switch] = True
     return draft.call(target, **a)
+
+
+@_spells("norm")
+def _vector_norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    # ATen's `norm` calls this very op (impl_func_norm in ReduceOps.cpp), as `Tensor.norm` does in Python.
+    if "names" in target._schema.overload_name:
+        return draft.call(target, **a)
+    order = 2.0 if a["p"] is None else a["p"]
+    return draft.call(
+        aten.linalg_vector_norm.default, a["self"], order, a.get("dim"), a.get("keepdim", False), dtype=a.get("dtype")
+    )
 
 
 @_spells("relu6")

@@ -201,3 +201,47 @@ def test_a_cast_of_a_literal_is_captured():
     x = torch.randn(3, 4)
     fast = optimize(CastsALiteral().eval(), (), example_inputs=x, frontend="trace")
     assert torch.equal(fast(x), CastsALiteral()(x))
+
+
+class Normalizes(nn.Module):
+    """`Tensor.norm` is linalg_vector_norm in Python, aten::norm in TorchScript."""
+
+    def forward(self, x):
+        return torch.nn.functional.normalize(x, dim=-1)
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_a_norm_is_a_vector_norm_in_every_front_end(frontend):
+    x = torch.randn(3, 40)
+    fast = optimize(Normalizes().eval(), (), example_inputs=x, frontend=frontend, engine="aten")
+    assert [short_name(n.target) for n in fast.program.calls][:1] == ["linalg_vector_norm"]
+    assert torch.equal(fast(x), Normalizes()(x))
+
+
+NORMS = {
+    "Scalar": lambda x: torch.ops.aten.norm.Scalar(x, 3),
+    "Scalar_without_order": lambda x: torch.ops.aten.norm.Scalar(x),
+    "ScalarOpt_dtype": lambda x: torch.ops.aten.norm.ScalarOpt_dtype(x, None, dtype=torch.float64),
+    "ScalarOpt_dim": lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, 1.5, [0, 2], True),
+    "ScalarOpt_dim_without_order": lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, None, [1]),
+    "ScalarOpt_dim_over_all": lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, float("-inf"), []),
+    "ScalarOpt_dim_dtype": lambda x: torch.ops.aten.norm.ScalarOpt_dim_dtype(x, 2, [-1], False, dtype=torch.float64),
+}
+
+
+class Norm(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_norm_is_the_same_to_the_bit(name):
+    x = torch.randn(7, 33, 65)
+    model = Norm(NORMS[name]).eval()
+    fast = optimize(model, (), example_inputs=x, frontend="trace", engine="aten")
+    assert [short_name(n.target) for n in fast.program.calls] == ["linalg_vector_norm"]
+    assert torch.equal(fast(x), model(x))
