@@ -45,7 +45,7 @@ zoo: $(READY) ## some 150 architectures through optimize, one after another (res
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --out zoo
 
 clean: ## remove outputs and caches
-	rm -rf demo zoo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo zoo frontends build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean ## also remove .venv
 	rm -rf .venv

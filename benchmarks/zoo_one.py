@@ -14,9 +14,10 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -31,31 +32,64 @@ HALF = ("fuse_conv_bn_relu", "cast_half")
 FULL_SQNR_DB = SMALLEST_SQNR_DB["reassociates"][torch.float32]
 
 
+AnyRow = TypeVar("AnyRow", bound="BaseRow")
+
+
 @dataclass
-class Row:
-    """A line of the table. `error` is empty when everything held; else it opens with the step that failed."""
+class BaseRow:
+    """A line of a table over the zoo. `error` is empty when everything held; else it opens with the step that failed."""
+
+    module: ClassVar[str]
+    """What makes such a row, in a process of its own."""
 
     model: str
+    seconds: float = field(default=0.0, kw_only=True)
+    error: str = field(default="", kw_only=True)
+
+    def to_json(self) -> str:
+        """One line; an infinite SQNR (equal outputs) is the string "inf", which JSON can hold."""
+        return json.dumps(_spelt(asdict(self)))
+
+    @classmethod
+    def from_dict(cls: type[AnyRow], found: dict[str, Any]) -> AnyRow:
+        return cls(**_read(found))
+
+    def in_words(self) -> str:
+        """What there is to say of a row without error."""
+        raise NotImplementedError
+
+
+def _spelt(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _spelt(part) for name, part in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _read(part) for name, part in value.items()}
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+@dataclass
+class Row(BaseRow):
+    """What became of one model."""
+
+    module = "benchmarks.zoo_one"
+
     frontend: str = ""
     nodes: int = 0
     rewrites: int = 0
     refusals: int = 0
     sqnr_db: float | None = None
     half_sqnr_db: float | None = None
-    seconds: float = 0.0
-    error: str = ""
 
-    def to_json(self) -> str:
-        """One line; an infinite SQNR (equal outputs) is the string "inf", which JSON can hold."""
-        plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-        return json.dumps(plain)
+    def in_words(self) -> str:
+        return f"{self.frontend}, {self.nodes} nodes, {decibel(self.sqnr_db)} dB, half {decibel(self.half_sqnr_db)} dB"
 
-    @staticmethod
-    def from_dict(found: dict[str, Any]) -> Row:
-        for name in ("sqnr_db", "half_sqnr_db"):
-            if found[name] is not None:
-                found[name] = float(found[name])
-        return Row(**found)
+
+def decibel(value: float | None) -> str:
+    return "" if value is None else "equal" if value == math.inf else f"{value:.1f}"
 
 
 class Miss(Exception):
@@ -135,15 +169,15 @@ def _expect(comparison: Comparison, smallest: float, what: str) -> None:
         raise Miss(f"{what}: {comparison.problem or f'SQNR {comparison.sqnr_db:.1f} dB, allowed {smallest:g} dB'}")
 
 
-def main(list_file: str, title: str, result: str, gib: str = "") -> None:
-    """The row of `title`, written to the file `result`."""
+def run_child(try_entry: Callable[[Entry], BaseRow], list_file: str, title: str, result: str, gib: str = "") -> None:
+    """Write the row of `title` to the file `result`, holding no more than `gib` of memory."""
     if gib:
         limit = int(float(gib) * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     warnings.simplefilter("ignore")
     entry = next(e for e in read_list(Path(list_file)) if e.title == title)
-    Path(result).write_text(try_model(entry).to_json())
+    Path(result).write_text(try_entry(entry).to_json())
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_child(try_model, *sys.argv[1:])

@@ -86,22 +86,22 @@ def test_a_model_whose_outputs_are_constant_is_a_miss(monkeypatch: pytest.Monkey
 
 
 def test_a_model_runs_in_a_process_of_its_own() -> None:
-    row = run_one(ENTRIES["transformers:BertModel"], LIST, timeout=120, memory=8)
+    row = run_one(ENTRIES["transformers:BertModel"], LIST, timeout=120, memory=8, kind=Row)
     assert row.error == "" and row.frontend == "export"
 
 
 def test_a_model_that_takes_too_long_is_a_miss() -> None:
-    assert run_one(ENTRIES["torchvision:resnet18"], LIST, timeout=0.01, memory=8).error == "took longer than 0.01 s"
+    assert run_one(ENTRIES["torchvision:resnet18"], LIST, timeout=0.01, memory=8, kind=Row).error == "took longer than 0.01 s"
 
 
 def test_a_model_that_needs_too_much_memory_is_a_miss() -> None:
-    assert run_one(ENTRIES["torchvision:alexnet"], LIST, timeout=120, memory=0.4).error != ""
+    assert run_one(ENTRIES["torchvision:alexnet"], LIST, timeout=120, memory=0.4, kind=Row).error != ""
 
 
 def test_a_run_goes_on_where_the_last_one_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [ENTRIES[title] for title in SAMPLE[:3]]
     (tmp_path / "list.txt").write_text("".join(f"{e.title} | 1x1\n" for e in entries))
-    done = Row(entries[0].title, "export", 3, 2, 1, float("inf"), 40.0, 1.0)
+    done = Row(entries[0].title, "export", 3, 2, 1, float("inf"), 40.0, seconds=1.0)
     (tmp_path / "rows.jsonl").write_text(done.to_json() + "\n" + Row(entries[1].title).to_json()[:20])
     ran = []
 
@@ -127,14 +127,14 @@ def test_a_run_goes_on_where_the_last_one_was_interrupted(tmp_path: Path, monkey
 
 
 def test_the_last_row_of_a_model_counts(tmp_path: Path) -> None:
-    results = Results(tmp_path / "rows.jsonl")
+    results = Results(tmp_path / "rows.jsonl", Row)
     results.add(Row("a", error="first"))
     results.add(Row("a", "export"))
-    assert Results(tmp_path / "rows.jsonl").rows == {"a": Row("a", "export")}
+    assert Results(tmp_path / "rows.jsonl", Row).rows == {"a": Row("a", "export")}
     assert all(json.loads(line)["model"] == "a" for line in (tmp_path / "rows.jsonl").read_text().splitlines())
 
 
 def test_what_was_not_run_yet_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert summary([Row("a"), Row("b", error="why")], 4) == "captured 1 of 4 (25.0 %)\n2 not run yet\n  b: why"
     assert markdown([], 0).startswith("captured 0 of 0")
-    run([], Results(Path("nowhere")), LIST, 1, 1, Console())
+    run([], Results(Path("nowhere"), Row), LIST, 1, 1, Console())

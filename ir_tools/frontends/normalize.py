@@ -2,6 +2,7 @@
 
     _convolution, convolution, conv2d.padding      ->  conv1d, conv2d, conv3d, conv_transpose*
     relu6(x)                                       ->  hardtanh(x, 0, 6)
+    norm(x, p, dim)                                ->  linalg_vector_norm(x, p, dim)
     view, _unsafe_view                             ->  reshape          (where nobody writes into the value)
     to, float, type_as, contiguous, detach, ...    ->  the value itself when nothing changes, else to.dtype or clone
     add.Tensor(x, 2)                               ->  add.Scalar(x, 2)
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.ir import Draft, facts
@@ -29,6 +31,7 @@ from ir_tools.ir.dialect import (
     changed_containers,
     getitem,
     has_effect,
+    map_argument,
     op_name,
     overload_name,
     short_name,
@@ -62,11 +65,17 @@ class Normalizer:
             raise CaptureError(f"the operator {overload_name(target)} is not an ATen operator and cannot be captured")
         target = _scalar_overload(usual_name(target), args, kwargs)
         args, kwargs = spell_arguments(target, args, kwargs)
+        args = tuple(map_argument(a, self._as_value) for a in args)
         spelling = _SPELLINGS.get(op_name(target))
         if spelling is None:
             return self.draft.call(target, *args, **kwargs)
         named = dict(zip((a.name for a in target._schema.arguments if not a.kwarg_only), args, strict=True)) | kwargs
         return spelling(self.draft, target, named)
+
+    def _as_value(self, leaf: Any) -> Any:
+        """A tensor that a front end holds becomes a constant, which has a fact like every value."""
+        held = isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor)
+        return self.draft.constant("constant", leaf) if held else leaf
 
 
 # ATen's second names, which TorchScript reads as the first (torch/csrc/jit/passes/normalize_ops.cpp). With a "_" behind
@@ -187,6 +196,17 @@ def _norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
         if switch in a:
             a[switch] = True
     return draft.call(target, **a)
+
+
+@_spells("norm")
+def _vector_norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    # ATen's `norm` calls this very op (impl_func_norm in ReduceOps.cpp), as `Tensor.norm` does in Python.
+    if "names" in target._schema.overload_name:
+        return draft.call(target, **a)
+    order = 2.0 if a["p"] is None else a["p"]
+    return draft.call(
+        aten.linalg_vector_norm.default, a["self"], order, a.get("dim"), a.get("keepdim", False), dtype=a.get("dtype")
+    )
 
 
 @_spells("relu6")

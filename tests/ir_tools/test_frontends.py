@@ -366,3 +366,49 @@ def test_an_exported_program_is_a_model_like_any_other():
     assert captured.frontend == "export"
     assert {"0.weight", "1.running_var", "9.bias"} <= set(captured.program.constants)
     assert torch.equal(captured.program(*case.args), case())
+
+
+# -- attention ----------------------------------------------------------------------------------------------------------
+
+
+class Attends(nn.Module):
+    """Its fast path is one op, which gives other numbers than the ops that stand for it elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+ATTENTION = {
+    "attention": (Attends, ALL),
+    "encoder_layer": (lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), ALL - {"fx"}),
+    "encoder": (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2), ALL - {"fx"}),
+}
+
+
+def ops_of(module: torch.jit.ScriptModule) -> str:
+    return str(module.inlined_graph)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_no_front_end_takes_the_fast_path_of_attention(name):
+    build, frontends = ATTENTION[name]
+    source = source_of(seeded(lambda: Case(build(), (torch.randn(2, 5, 16),))))
+    programs = {frontend: capture(source, frontend).program for frontend in sorted(frontends)}
+    outputs = {frontend: program.run(*source.tensors)[0] for frontend, program in programs.items()}
+    for frontend, program in programs.items():
+        assert torch.equal(outputs[frontend], outputs["export"]), frontend
+        names = [short_name(n.target) for n in program.calls]
+        assert names.count("scaled_dot_product_attention") == (2 if name == "encoder" else 1), frontend
+
+
+def test_the_users_own_scripting_keeps_its_fast_path():
+    """Capture compiles attention in another way, and what it compiled is not what the user's `torch.jit.script` finds."""
+    case = seeded(lambda: Case(Attends(), (torch.randn(2, 5, 16),)))
+    for _ in range(2):  # compiled before by the user, then by capture; and the other way round
+        capture(source_of(case), "script")
+        assert "aten::_native_multi_head_attention" in ops_of(torch.jit.script(case.model))
+        case.model.attention.extra = 1  # another class to torch.jit.script

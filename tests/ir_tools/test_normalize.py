@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -186,3 +187,61 @@ def test_writes_are_dropped_where_nobody_reads_them(frontend, asked):
     torch.testing.assert_close(fast(x), expected)
     assert dict(fast.scripted.named_buffers())["seen"].tolist() == [1, 0]  # state is read by the next call
     assert ("zeros" in {short_name(node.target) for node in fast.program.calls}) == asked
+
+
+class CastsALiteral(nn.Module):
+    """A trace holds what numpy gave as a tensor, and its cast as an op."""
+
+    def forward(self, x):
+        places = numpy.arange(40, dtype=numpy.int32).reshape(4, 10) % 3
+        return x[torch.tensor(places, device=x.device, dtype=torch.long)]
+
+
+def test_a_cast_of_a_literal_is_captured():
+    x = torch.randn(3, 4)
+    fast = optimize(CastsALiteral().eval(), (), example_inputs=x, frontend="trace")
+    assert torch.equal(fast(x), CastsALiteral()(x))
+
+
+class Normalizes(nn.Module):
+    """`Tensor.norm` is linalg_vector_norm in Python, aten::norm in TorchScript."""
+
+    def forward(self, x):
+        return torch.nn.functional.normalize(x, dim=-1)
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_a_norm_is_a_vector_norm_in_every_front_end(frontend):
+    x = torch.randn(3, 40)
+    fast = optimize(Normalizes().eval(), (), example_inputs=x, frontend=frontend, engine="aten")
+    assert [short_name(n.target) for n in fast.program.calls][:1] == ["linalg_vector_norm"]
+    assert torch.equal(fast(x), Normalizes()(x))
+
+
+NORMS = {
+    "Scalar": lambda x: torch.ops.aten.norm.Scalar(x, 3),
+    "Scalar_without_order": lambda x: torch.ops.aten.norm.Scalar(x),
+    "ScalarOpt_dtype": lambda x: torch.ops.aten.norm.ScalarOpt_dtype(x, None, dtype=torch.float64),
+    "ScalarOpt_dim": lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, 1.5, [0, 2], True),
+    "ScalarOpt_dim_without_order": lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, None, [1]),
+    "ScalarOpt_dim_over_all": lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, float("-inf"), []),
+    "ScalarOpt_dim_dtype": lambda x: torch.ops.aten.norm.ScalarOpt_dim_dtype(x, 2, [-1], False, dtype=torch.float64),
+}
+
+
+class Norm(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_every_norm_is_the_same_to_the_bit(name):
+    x = torch.randn(7, 33, 65)
+    model = Norm(NORMS[name]).eval()
+    fast = optimize(model, (), example_inputs=x, frontend="trace", engine="aten")
+    assert [short_name(n.target) for n in fast.program.calls] == ["linalg_vector_norm"]
+    assert torch.equal(fast(x), model(x))
