@@ -1,4 +1,4 @@
-"""Models that once came out silently wrong, or were refused for a wrong reason: each is right now, or refused with its reason."""
+"""Models that once came out silently wrong, or were refused for a wrong reason: each is right, or refused with its reason."""
 
 from __future__ import annotations
 

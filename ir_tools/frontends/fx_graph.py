@@ -138,6 +138,8 @@ def _copy_call(normalizer: Normalizer, node: fx.Node, look_up: Any, prefix: str,
         return normalizer.draft.size(*args)
     if target is aten.item.default and isinstance(args[0], fx.Node) and facts.dtype(args[0]) is not None:
         return number_op(normalizer.draft, _number_in(facts.dtype(args[0])), args)
+    if target is aten.sym_numel.default and isinstance(args[0], fx.Node):
+        return normalizer.draft.call(aten.numel.default, *args)
     if isinstance(target, OpOverload):
         if target is aten._assert_scalar.default and not isinstance(args[0], fx.Node) and not args[0]:
             raise CaptureError(f"an assertion of the model never holds: {args[1]}{_where(node)}")

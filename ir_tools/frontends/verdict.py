@@ -438,7 +438,8 @@ def verdict_on_trace(
         # Every line where torch saw memory read is one where a read was recorded, too.
         and all(_at(s, reads) for s in subjects if s.reads_memory)
     )
-    unproven = [] if proven else [*map(str, reads), *sized] or [f"numpy at {spelled(s.frame)}" for s in subjects if s.reads_memory]
+    by_numpy = [f"numpy at {spelled(s.frame)}" for s in subjects if s.reads_memory]
+    unproven = [] if proven else [*map(str, reads), *sized] or by_numpy
     if proof_needed and unproven:
         return Verdict(
             refusal=f"forward reads tensor values in Python ({', '.join(dict.fromkeys(unproven))}), and a trace holds only "
