@@ -285,6 +285,11 @@ def _unsupported(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     raise CaptureError(f"{node.kind()}{where(node)} is not supported")
 
 
+@_handles("aten::str")
+def _text(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
+    return TextOfData("<value>") if isinstance(a[0], fx.Node) else str(a[0])
+
+
 @_handles("aten::dict")
 def _new_dict(walk: GraphWalk, node: Any, a: list[Any]) -> Any:
     return dict(a[0]) if a else {}
@@ -424,11 +429,18 @@ def flat_values(draft: Draft, value: Any, tree: pytree.TreeSpec) -> list[Any]:
         return [v for part, child in zip(parts, children, strict=True) for v in flat_values(draft, part, child)]
     if isinstance(value, (fx.Node, torch.Tensor)):
         return [value]
-    if isinstance(value, dict):
-        return [v for key, child in zip(tree.context, children) for v in flat_values(draft, value[key], child)]
-    if isinstance(value, (list, tuple)) and children:
-        return [v for part, child in zip(value, children, strict=True) for v in flat_values(draft, part, child)]
-    return []
+    if not isinstance(value, (dict, list, tuple)):
+        return []
+    if len(children) != len(value):
+        # A model may answer otherwise once it is scripted: torchvision's GoogLeNet with a named tuple in place of a tensor.
+        children = [tree if tree.is_leaf() else pytree.tree_structure(0)] * len(value)
+        return [v for part, child in zip(_parts(value), children) for v in flat_values(draft, part, child)]
+    known: Any = [value[key] for key in tree.context] if isinstance(value, dict) else value
+    return [v for part, child in zip(known, children, strict=True) for v in flat_values(draft, part, child)]
+
+
+def _parts(value: Any) -> Any:
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def _parts_of_the_run(draft: Draft, value: fx.Node, tree: pytree.TreeSpec) -> list[fx.Node]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple, Optional
+
 import pytest
 import torch
 from torch import nn
@@ -412,3 +414,30 @@ def test_the_users_own_scripting_keeps_its_fast_path():
         capture(source_of(case), "script")
         assert "aten::_native_multi_head_attention" in ops_of(torch.jit.script(case.model))
         case.model.attention.extra = 1  # another class to torch.jit.script
+
+
+class Named(NamedTuple):
+    answer: torch.Tensor
+    other: Optional[torch.Tensor]  # noqa: UP045  # as TorchScript reads it
+
+
+class NamedWhenScripted(Linear):
+    """Like torchvision's GoogLeNet: eager gives a tensor, TorchScript a named tuple."""
+
+    def forward(self, x):
+        y = self.linear(x)
+        if torch.jit.is_scripting():
+            return Named(y, None)
+        return y
+
+
+class NamesItsDevice(Linear):
+    def forward(self, x):
+        return self.linear(x) + len(str(x.device))
+
+
+@pytest.mark.parametrize("model", [NamedWhenScripted(), NamesItsDevice()], ids=lambda m: type(m).__name__)
+def test_script_takes_what_only_torchscript_says_otherwise(model):
+    x = row()
+    program = capture(prepare(model.eval(), [((x,), {})]), "script").program
+    assert torch.equal(program(x), model(x))
