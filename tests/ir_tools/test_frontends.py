@@ -134,7 +134,7 @@ class ReboundBuffer(Linear):
 @pytest.mark.parametrize("model, name", [(NumberCounter(), "n"), (ReboundBuffer(), "cache")])
 def test_state_in_attributes_is_refused_and_left_as_it_was(model, name):
     before = getattr(model, name)
-    with pytest.raises(CaptureError, match=f"forward assigns self.{name}: keep such state in a buffer and write"):
+    with pytest.raises(CaptureError, match=rf"forward .* self\.{name}.*: keep such state in a buffer and write"):
         prepare(model.eval(), [((row(),), {})])
     assert getattr(model, name) is before
 
