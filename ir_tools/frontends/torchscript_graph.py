@@ -179,7 +179,6 @@ class GraphWalk:
         self.changes(container)
         known = self._containers.pop(id(container))
         node = self.as_node(container, known.annotation)
-
         seen: set[int] = set()
 
         def replaced(value: Any) -> Any:
@@ -294,7 +293,6 @@ class GraphWalk:
 
     def _loop(self, node: Any) -> None:
         (body,) = node.blocks()
-        iteration, *body_inputs = body.inputs()
         trips, condition, *carried = (self._value(v) for v in node.inputs())
         if isinstance(trips, int) and trips < NO_LIMIT and trips * count_nodes(body) > LARGEST_UNROLLED:
             self._retried(lambda: self._region_loop(node, 0))
@@ -479,7 +477,7 @@ class GraphWalk:
     ) -> Body:
         """The finished body: placeholders are `before`, then one for each of `operands`, in this order."""
         draft = frame.draft
-        placeholders = [*before, *(frame.operands.get(n) or _unread(draft, n) for n in operands)]
+        placeholders = [*before, *(frame.operand(n) for n in operands)]
         draft.output(results)
         purify(draft)
         draft.finish()
@@ -709,8 +707,3 @@ def _join(mode: Any, one: Any, other: Any, annotation: str) -> Any:
     if is_tensor_type(annotation):
         return facts.join(mode, *known)
     return known[0] if known[0] is known[1] else facts.unknown_number(mode, annotation)
-
-
-def _unread(draft: Draft, outer: fx.Node) -> fx.Node:
-    """A placeholder for what only the other side of an if reads."""
-    return draft.operand(outer.name, facts.fact(outer), value_type(outer))
