@@ -267,10 +267,13 @@ class Draft(Generic[B]):
         self._edited = True
 
     def drop(self, nodes: Sequence[fx.Node]) -> None:
-        """Remove those of `nodes`, readers before what they read, that nobody needs: they are no readers any more."""
+        """Remove those of `nodes`, readers before what they read, that nobody needs: they are no readers any more.
+
+        That alone is no edit: what the draft gives was dead, or just made.
+        """
         for node in nodes:
             if not node.users and not has_effect(node):
-                self.remove(node)
+                self.graph.erase_node(node)
 
     def sweep(self) -> list[tuple[str, str]]:
         """Remove nodes without readers or effect, and constants that nothing reads.

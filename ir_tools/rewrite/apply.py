@@ -4,13 +4,16 @@ Conditions that no rule states for itself:
 - an op inside the match has no reader outside it (its value would be computed twice, or lost);
 - nobody writes into a value of the match (moving an op past a write changes what it reads);
 - what the rule wants to know now (a `Tensor` in its match) is a constant;
-- the new value has the shape and dtype of the old one.
+- the new value has the shape and dtype of the old one, and, where the pass is exact, its memory layout: later sums add in
+  the order of memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
 
 from torch import fx
 
@@ -20,8 +23,13 @@ from ir_tools.ir.dialect import short_name
 from ir_tools.ir.origin import place
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.journal import Journal
-from ir_tools.rewrite.match import Match, match_at
+from ir_tools.rewrite.match import Match, matches_at
 from ir_tools.rewrite.rule import Rule, Value, call_with, reason
+
+B = TypeVar("B", bound=Block)
+
+MOST_WAYS = 16
+"""In which one rule is tried at one place: a sum of sums of sums has many orders."""
 
 MOST_REWRITES = 100
 """At one place; a rule that fits more often than that fits its own result."""
@@ -31,71 +39,94 @@ class EndlessRuleError(PassesError, RuntimeError):
     """The rules of a pass undo each other, or one fits its own result."""
 
 
-def apply_rules(program: Block, rules: Sequence[Rule], journal: Journal, made_by: str) -> Block:
-    """Apply `rules`, earlier ones first at each node, until none fits. The very `program` when none did."""
+def apply_rules(program: B, rules: Sequence[Rule], journal: Journal, made_by: str, *, exact: bool = False) -> B:
+    """Apply `rules`, earlier ones first at each node, until none fits. The very `program` when none did.
+
+    `exact`: refuse also what changes the memory layout of a value.
+    """
     by_target: dict[Any, list[Rule]] = {}
     for rule in rules:
-        for target in rule.pattern.targets:
+        for target in rule.roots:
             by_target.setdefault(target, []).append(rule)
     if not any(node.target in by_target for node in program.calls):
         return program
     draft = Draft.of(program)
-    mutated = draft.program.mutated_values
-    for node in draft.program.calls:
-        root = node
+    work = _Work(draft, by_target, draft.program.mutated_values, journal, made_by, exact)
+    refused_before = len(journal.refusals)
+    # A rewrite may take a reader away from a value that was passed by: what was refused for it may fit now.
+    while True:
+        del journal.refusals[refused_before:]
+        rewritten = len(journal.rewrites)
+        for node in draft.program.calls:
+            if node.target in by_target:
+                work.rewrite_at(node)
+        if len(journal.rewrites) == rewritten:
+            return draft.finish()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One run of a tuple of rules over a draft."""
+
+    draft: Draft
+    by_target: dict[Any, list[Rule]]
+    mutated: frozenset[fx.Node]
+    journal: Journal
+    made_by: str
+    exact: bool
+
+    def rewrite_at(self, node: fx.Node) -> None:
+        """Apply what fits at `node`, then what fits at its result, and so on."""
         for _ in range(MOST_REWRITES):
-            new = _rewrite_at(draft, root, by_target.get(root.target, ()), mutated, journal, made_by)
+            new = self._first_rewrite(node) if node.users else None
             if new is None:
-                break
-            root = new
-        else:
-            last = journal.rewrites[-1]
-            raise EndlessRuleError(
-                f"{made_by}: after {MOST_REWRITES} rewrites at {last.module} the rule {last.rule!r} still fits; "
-                "a rule's right side must not fit the left side of a rule of the same pass for ever"
-            )
-    return draft.finish()
+                return
+            node = new
+        last = self.journal.rewrites[-1]
+        raise EndlessRuleError(
+            f"{self.made_by}: after {MOST_REWRITES} rewrites at {last.module} the rule {last.rule!r} still fits; "
+            "a rule's right side must not fit the left side of a rule of the same pass for ever"
+        )
 
-
-def _rewrite_at(
-    draft: Draft, node: fx.Node, rules: Sequence[Rule], mutated: frozenset[fx.Node], journal: Journal, made_by: str
-) -> fx.Node | None:
-    """Apply the first rule that fits at `node`; return the new value, None when none does."""
-    if not node.users:
+    def _first_rewrite(self, node: fx.Node) -> fx.Node | None:
+        """Apply the first rule that fits at `node`; return the new value, None when none does."""
+        for rule in self.by_target.get(node.target, ()):
+            site = f"{rule.slug}@{node.name}"
+            matches = islice(matches_at(rule, node, self.draft.program), MOST_WAYS) if self.journal.allows(site) else ()
+            first_refusal: tuple[str, str] | None = None
+            for match in matches:
+                new, why_not = self._attempt(rule, match)
+                if new is not None:
+                    self.draft.redirect(node, new)
+                    self.draft.drop(match.nodes)
+                    self.journal.rewrote(site, rule.name, _where(match))
+                    return new
+                first_refusal = first_refusal or (_where(match), why_not)
+            if first_refusal is not None:
+                self.journal.refused(site, rule.name, *first_refusal)
         return None
-    for rule in rules:
-        match = match_at(rule, node, draft.program)
-        if match is None:
-            continue
-        site, where = f"{rule.slug}@{node.name}", _where(match)
-        if not journal.allows(site):
-            continue
-        why_not = _objection(rule, match, mutated, draft.program)
-        new = None
-        if why_not is None:
-            new = _build(draft, rule, match, made_by)
-            why_not = _changes(node, new)
+
+    def _attempt(self, rule: Rule, match: Match) -> tuple[fx.Node | None, str]:
+        """The new value; or None, with nothing left behind, and why not."""
+        why_not = objection(rule, match, self.mutated, self.draft.program)
         if why_not is not None:
-            journal.refused(site, rule.name, where, why_not)
-            continue
-        assert new is not None
-        draft.redirect(node, new)
-        draft.drop(match.nodes)
-        journal.rewrote(site, rule.name, where)
-        return new
-    return None
+            return None, why_not
+        with self.draft.before(match.root):
+            ops = Ops(self.draft, self.made_by, match.root)
+            result = call_with(rule.replace, {"op": ops, **match.view(rule, self.draft.program)})
+        if result is None and ops.declined:
+            why_not = ops.declined
+        elif not isinstance(result, Value):
+            raise TypeError(f"{rule.replace.__name__} must return a Value, got {type(result).__name__}")
+        else:
+            why_not = _changes(match.root, result._node, self.exact)
+            if why_not is None:
+                return result._node, ""
+        self.draft.drop(ops.made[::-1])
+        return None, why_not
 
 
-def _build(draft: Draft, rule: Rule, match: Match, made_by: str) -> fx.Node:
-    with draft.before(match.root):
-        ops = Ops(draft, made_by, match.root)
-        result = call_with(rule.replace, {"op": ops, **match.view(rule, draft.program)})
-    if not isinstance(result, Value):
-        raise TypeError(f"{rule.replace.__name__} must return a Value, got {type(result).__name__}")
-    return result._node
-
-
-def _objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Block) -> str | None:
+def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Block) -> str | None:
     """Why the rule must not be applied here, None when it may."""
     inside = set(match.nodes)
     for node in match.inner:
@@ -120,7 +151,7 @@ def _objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: B
     return None
 
 
-def _changes(old: fx.Node, new: fx.Node) -> str | None:
+def _changes(old: fx.Node, new: fx.Node, exact: bool) -> str | None:
     """What the new value does not keep of the old one's facts."""
     if facts.is_unknown(old) or facts.is_unknown(new):
         return "unknown, give example_inputs: the shape and dtype of the result are kept"
@@ -128,6 +159,8 @@ def _changes(old: fx.Node, new: fx.Node) -> str | None:
         return f"the result would change shape from {facts.shape(old)} to {facts.shape(new)}"
     if facts.dtype(old) != facts.dtype(new):
         return f"the result would change dtype from {facts.dtype(old)} to {facts.dtype(new)}"
+    if exact and not facts.same_layout(facts.fact(old), facts.fact(new)):
+        return "the result would lie in memory in another order, and sums over it would add in another order"
     return None
 
 

@@ -24,6 +24,7 @@ class Ops:
         self._made_by = made_by
         self._origin = origin(at)
         self.declined = ""
+        self.made: list[fx.Node] = []  # in order, so that what is declined in the end leaves nothing behind
 
     def __getattr__(self, name: str) -> Callable[..., Value]:
         packet = getattr(torch.ops.torch_passes, name, None) or getattr(aten, name, None)
@@ -32,7 +33,7 @@ class Ops:
         return lambda *args, **kwargs: self.call(overload_for(packet, args, kwargs), *args, **kwargs)
 
     def decline(self, reason: str) -> None:
-        """Say why the usual replacement is not made here; what is built instead, if anything, is the entry's to choose."""
+        """Say why the usual replacement is not made here: by None, or by what is built instead."""
         self.declined = reason
 
     def call(self, target: OpOverload, /, *args: Any, **kwargs: Any) -> Value:
@@ -63,7 +64,8 @@ class Ops:
         args = [self._argument(v, n, at, template) for n, v in zip(names, args, strict=False)]
         kwargs = {n: self._argument(v, n, at, template) for n, v in kwargs.items()}
         with self._draft.origin(at.made_by(self._made_by)):
-            return wrap(self._draft.call(target, *args, **kwargs))
+            self.made.append(self._draft.call(target, *args, **kwargs))
+        return wrap(self.made[-1])
 
     def _argument(self, value: Any, name: str, at: Origin, template: dict[str, Any]) -> Any:
         if not isinstance(value, Tensor):

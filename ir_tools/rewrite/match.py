@@ -1,26 +1,32 @@
-"""Matching the left side of a rule against the graph."""
+"""Matching the left side of a rule against the graph.
+
+A left side may fit in several ways (either order of a sum, alternatives), so matching is a search: it yields one `Match`
+after the other, in the order in which the rule spells them. A match is never changed; what fits further makes another.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments
-from ir_tools.rewrite.rule import Call, Pattern, Rule, Unknown, wrap
+from ir_tools.ir.host import TENSOR, value_type
+from ir_tools.rewrite.rule import COMMUTATIVE, Each, Known, OneOf, OpPattern, Rule, Unknown, Value, wrap
 
 
-@dataclass
+@dataclass(frozen=True)
 class Match:
     """Where a rule fits: the root node, every node of the left side, and what the unknowns stand for."""
 
     root: fx.Node
-    nodes: list[fx.Node] = field(default_factory=list)
-    bound: dict[str, Any] = field(default_factory=dict)  # unknown -> node, literal or None
-    named: dict[str, fx.Node] = field(default_factory=dict)
-    not_constant: list[str] = field(default_factory=list)  # unknowns that should be known now and are not
+    nodes: tuple[fx.Node, ...]
+    bound: dict[str, Any]  # unknown -> node, literal, None, or a list of these
+    named: dict[str, Any]
+    not_constant: tuple[str, ...] = ()  # unknowns that should be known now and are not
 
     @property
     def inner(self) -> list[fx.Node]:
@@ -29,54 +35,130 @@ class Match:
     @property
     def operands(self) -> list[fx.Node]:
         """The values that enter the match from outside."""
-        return [v for v in self.bound.values() if isinstance(v, fx.Node)]
+        return [n for value in self.bound.values() for n in _nodes(value)]
 
     def view(self, rule: Rule, program: Block) -> dict[str, Any]:
         """What `requires` and `replace` see, by name: Values, constant tensors, literals and named Calls."""
-        out: dict[str, Any] = {name: Call(node) for name, node in self.named.items()}
-        for name, value in self.bound.items():
-            constant = rule.unknowns[name].kind == "constant" and value is not None
-            out[name] = program.constant(value) if constant else wrap(value)
+        names = {p.name for p in rule.pattern.inner() if p.name is not None}
+        out: dict[str, Any] = {name: wrap(self.named.get(name)) for name in names}
+        for name, unknown in rule.unknowns.items():
+            out[name] = _seen(unknown, self.bound.get(name), program)
         return out
 
 
-def match_at(rule: Rule, node: fx.Node, program: Block) -> Match | None:
-    """The match of `rule` whose root is `node`, None when the left side does not fit."""
-    match = Match(node)
-    return match if _fits(rule.pattern, node, program, match) else None
+def _seen(unknown: Unknown, value: Any, program: Block) -> Any:
+    if isinstance(value, list):
+        return [_seen(unknown, v, program) for v in value]
+    if isinstance(value, fx.Node) and (Tensor in unknown.types or Known in unknown.types):
+        constant = program.constant(value)
+        return constant if constant is not None else wrap(value)
+    return wrap(value)
 
 
-def _fits(pattern: Pattern, value: Any, program: Block, match: Match) -> bool:
+def _nodes(value: Any) -> list[fx.Node]:
+    if isinstance(value, list):
+        return [n for v in value for n in _nodes(v)]
+    return [value] if isinstance(value, fx.Node) else []
+
+
+def matches_at(rule: Rule, node: fx.Node, program: Block) -> Iterator[Match]:
+    """The ways in which `rule` fits with `node` as its root."""
+    return _fits(rule.pattern, node, program, Match(node, (), {}, {}))
+
+
+def _fits(pattern: Any, value: Any, program: Block, match: Match) -> Iterator[Match]:
+    if isinstance(pattern, OneOf):
+        for option in pattern.options:
+            yield from _fits(option, value, program, match)
+    elif isinstance(pattern, OpPattern):
+        yield from _op_fits(pattern, value, program, match)
+    elif isinstance(pattern, Each):
+        yield from _each_fits(pattern, value, program, match)
+    elif isinstance(pattern, list):
+        if isinstance(value, (list, tuple)) and len(value) == len(pattern):
+            yield from _all_fit(list(zip(pattern, value)), program, match)
+    elif isinstance(pattern, Unknown):
+        yield from _unknown_fits(pattern, value, program, match)
+    elif not isinstance(value, fx.Node) and pattern == value:
+        yield match
+
+
+def _op_fits(pattern: OpPattern, value: Any, program: Block, match: Match) -> Iterator[Match]:
     if not isinstance(value, fx.Node) or value.op != "call_function" or value.target not in pattern.targets:
-        return False
+        return
     given = bound_arguments(value)
-    positional = list(given.values())[: len(pattern.args)]
-    if not pattern.rest and len(pattern.args) > len(given):
-        return False
-    match.nodes.append(value)
-    if pattern.name is not None:
-        match.named[pattern.name] = value
-    pairs = [*zip(pattern.args, positional, strict=False), *((p, given.get(k)) for k, p in pattern.kwargs.items())]
-    return len(positional) == len(pattern.args) and all(_argument_fits(p, v, program, match) for p, v in pairs)
+    positional = list(given.values())
+    if len(pattern.args) > len(positional):
+        return
+    named = {**match.named, pattern.name: value} if pattern.name is not None else match.named
+    match = replace(match, nodes=(*match.nodes, value), named=named)
+    by_name = [(part, given.get(name)) for name, part in pattern.kwargs.items()]
+    for arguments in _orders(value, positional, pattern):
+        yield from _all_fit([*zip(pattern.args, arguments), *by_name], program, match)
 
 
-def _argument_fits(pattern: Any, value: Any, program: Block, match: Match) -> bool:
-    if isinstance(pattern, Pattern):
-        return _fits(pattern, value, program, match)
-    if not isinstance(pattern, Unknown):
-        return bool(pattern == value)
-    if pattern.name in match.bound:
-        return match.bound[pattern.name] is value
+def _orders(node: fx.Node, positional: list[Any], pattern: OpPattern) -> Iterator[Sequence[Any]]:
+    yield positional
+    exchangeable = node.target in COMMUTATIVE and len(pattern.args) >= 2 and positional[0] is not positional[1]
+    if exchangeable and bound_arguments(node).get("alpha", 1) == 1:
+        yield [positional[1], positional[0], *positional[2:]]
+
+
+def _all_fit(pairs: Sequence[tuple[Any, Any]], program: Block, match: Match) -> Iterator[Match]:
+    if not pairs:
+        yield match
+        return
+    (pattern, value), *rest = pairs
+    for further in _fits(pattern, value, program, match):
+        yield from _all_fit(rest, program, further)
+
+
+def _each_fits(pattern: Each, value: Any, program: Block, match: Match) -> Iterator[Match]:
+    if not isinstance(value, (list, tuple)) or not value:
+        return
+    found = []
+    for element in value:
+        fitting = next(_fits(pattern.element, element, program, Match(match.root, (), {}, {})), None)
+        if fitting is None:
+            return
+        found.append(fitting)
+    yield replace(
+        match,
+        nodes=(*match.nodes, *(n for f in found for n in f.nodes)),
+        bound=match.bound | {name: [f.bound.get(name) for f in found] for name in found[0].bound},
+        named=match.named | {name: [f.named.get(name) for f in found] for name in found[0].named},
+        not_constant=(*match.not_constant, *dict.fromkeys(name for f in found for name in f.not_constant)),
+    )
+
+
+def _unknown_fits(unknown: Unknown, value: Any, program: Block, match: Match) -> Iterator[Match]:
+    if unknown.name in match.bound:
+        if _same(match.bound[unknown.name], value):
+            yield match
+        return
+    missing = match.not_constant
     if value is None:
-        fits = pattern.optional
-    elif pattern.kind == "constant":
-        fits = isinstance(value, fx.Node)
-        if program.constant(value) is None:
-            match.not_constant.append(pattern.name)
-    elif pattern.kind == "value":
-        fits = isinstance(value, fx.Node)
+        fits = unknown.optional
+    elif isinstance(value, fx.Node):
+        constant = program.constant(value) is not None
+        fits = value_type(value) == TENSOR and bool({Value, Tensor} & {*unknown.types})
+        fits = fits or (Known in unknown.types and constant)
+        if fits and not constant and Value not in unknown.types:
+            missing = (*missing, unknown.name)
+    elif unknown.variadic:
+        fits = isinstance(value, (list, tuple)) and all(isinstance(v, fx.Node) for v in value)
+        value = list(value) if fits else value
     else:
-        fits = not isinstance(value, fx.Node)
+        fits = unknown.takes_literal(value)
     if fits:
-        match.bound[pattern.name] = value
-    return fits
+        yield replace(match, bound=match.bound | {unknown.name: value}, not_constant=missing)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """The same value of the graph, or equal literals."""
+    if isinstance(one, fx.Node) or isinstance(other, fx.Node):
+        return one is other
+    if isinstance(one, list) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and bool(one == other)
+

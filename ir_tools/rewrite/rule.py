@@ -7,12 +7,23 @@
 Parameters of `match` are the unknowns; their annotation says what they may be:
 
     Value           a tensor known only at run time (or a constant: it does not matter)
-    Tensor          a constant, known now; handed to `requires` and `replace` as a `torch.Tensor`
-    Tensor | None   an optional operand
-    Literal types   (int, float, bool, str, list) a plain argument
+    Tensor          a constant, known now, handed to `requires` and `replace` as a `torch.Tensor`; where the graph has a
+                    value of the run, the rule is refused and says so
+    Known           a constant too, but where the graph has a value of the run the rule does not fit at all
+    list[Value]     a list of values of any length, the operands of a variadic op
+    int, float, bool, str, list, torch.dtype        a plain argument of that type (an int is a float too)
+    A | B           either; `| None` makes an operand optional
 
-`requires` and `replace` ask for what they need by parameter name: unknowns, named ops (`name="conv"`), and `op`.
-A requirement answers True, False, or None for "unknown", which refuses too.
+The left side may also say
+
+    op.one_of(a, b)     alternatives; what only the others name is None
+    op.each(a)          a list, every element of which fits `a`; what `a` names becomes a list
+    [a, b]              a list of just these
+    op.conv, op.activation, ...     one of a family of ops (`FAMILIES`)
+
+Sums and products fit in either order (`COMMUTATIVE`). `requires` and `replace` ask for what they need by parameter name:
+unknowns, named ops (`name="conv"`), and `op`. A requirement answers True, False, or None for "unknown", which refuses too.
+`replace` may give None after `op.decline("why")`.
 """
 
 from __future__ import annotations
@@ -20,7 +31,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +40,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from ir_tools.ir import facts
-from ir_tools.ir.dialect import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, argument, short_name
+from ir_tools.ir.dialect import ACTIVATIONS, CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, argument, aten, short_name
 from ir_tools.ir.origin import place
 
 Requirement = Callable[..., "bool | None"]
@@ -37,8 +48,16 @@ Requirement = Callable[..., "bool | None"]
 FAMILIES: dict[str, frozenset[OpOverload]] = {
     "conv": CONVOLUTIONS,
     "conv_transpose": TRANSPOSED_CONVOLUTIONS,
+    "activation": frozenset(op for op, _ in ACTIVATIONS.values()),
 }
 """Names that stand for several ops in a pattern; every other name stands for all overloads of that op."""
+
+COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.maximum.default, aten.minimum.default})
+"""Ops whose first two arguments a pattern may meet in either order (of `add`, where alpha is 1): the result is the same."""
+
+
+class Known:
+    """In the signature of a `match`: a constant. What is known at run time only does not fit."""
 
 
 class Value:
@@ -121,38 +140,108 @@ def unwrap(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A parameter of `match`."""
+    """A parameter of `match`, and the types that its annotation names."""
 
     name: str
-    kind: str  # "value", "constant" or "literal"
+    types: tuple[Any, ...]
     optional: bool = False
+
+    @property
+    def variadic(self) -> bool:
+        return list[Value] in self.types
+
+    def takes_literal(self, value: Any) -> bool:
+        plain = tuple(t for t in self.types if isinstance(t, type) and t not in (Value, Tensor, Known))
+        if isinstance(value, bool):
+            return bool in plain
+        return isinstance(value, plain) or (isinstance(value, int) and float in plain)
+
+
+class Pattern:
+    """A part of the left side."""
+
+    def inner(self) -> list[OpPattern]:
+        """The ops of this part, outermost first; of alternatives, those of all."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
-class Pattern:
+class OpPattern(Pattern):
     """An op of the left side: any of `targets`, with sub-patterns as arguments; `rest` when `...` closed the list."""
 
+    called: str
     targets: frozenset[OpOverload]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rest: bool
     name: str | None
 
-    def inner(self) -> list[Pattern]:
-        """This pattern and the patterns inside it, root first."""
-        return [self, *(p for a in (*self.args, *self.kwargs.values()) if isinstance(a, Pattern) for p in a.inner())]
+    @property
+    def parts(self) -> list[Any]:
+        return [*self.args, *self.kwargs.values()]
+
+    def inner(self) -> list[OpPattern]:
+        return [self, *_ops_in(self.parts)]
+
+    def __str__(self) -> str:
+        return self.called
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf(Pattern):
+    """Alternatives, tried in order."""
+
+    options: tuple[Any, ...]
+
+    def inner(self) -> list[OpPattern]:
+        return _ops_in(self.options)
+
+    def __str__(self) -> str:
+        return " or ".join(dict.fromkeys(str(option) for option in self.options if isinstance(option, Pattern)))
+
+
+@dataclass(frozen=True, eq=False)
+class Each(Pattern):
+    """A list, every element of which fits `element`."""
+
+    element: Any
+
+    def inner(self) -> list[OpPattern]:
+        return _ops_in([self.element])
+
+    def __str__(self) -> str:
+        return f"a list of {self.element}"
+
+
+def _ops_in(parts: Iterable[Any]) -> list[OpPattern]:
+    found: list[OpPattern] = []
+    for part in parts:
+        if isinstance(part, Pattern):
+            found += part.inner()
+        elif isinstance(part, list):
+            found += _ops_in(part)
+    return found
 
 
 class _PatternOps:
-    """The `op` that `match` is called with: `op.relu(x)` gives a `Pattern`."""
+    """The `op` that `match` is called with: `op.relu(x)` gives an `OpPattern`."""
 
-    def __getattr__(self, op: str) -> Callable[..., Pattern]:
+    def one_of(self, *options: Any) -> OneOf:
+        return OneOf(options)
+
+    def each(self, element: Any) -> Each:
+        return Each(element)
+
+    def __getattr__(self, op: str) -> Callable[..., OpPattern]:
         targets = targets_called(op)
 
-        def pattern(*args: Any, name: str | None = None, **kwargs: Any) -> Pattern:
+        def pattern(*args: Any, name: str | None = None, **kwargs: Any) -> OpPattern:
             rest = bool(args) and args[-1] is ...
             args = args[:-1] if rest else args
-            return Pattern(targets, args, kwargs, rest, name)
+            return OpPattern(op, targets, args, kwargs, rest, name)
 
         return pattern
 
@@ -190,13 +279,18 @@ class Rule:
     def __post_init__(self) -> None:
         unknowns = _unknowns(self.match)
         pattern = self.match(_PatternOps(), **unknowns)
-        if not isinstance(pattern, Pattern):
+        if not isinstance(pattern, (OpPattern, OneOf)) or not all(isinstance(p, OpPattern) for p in _roots(pattern)):
             raise TypeError(f"{self.match.__name__} must return an op, got {type(pattern).__name__}")
         for requirement in self.requires:
             if not inspect.getdoc(requirement):
                 raise TypeError(f"{requirement.__name__} needs a docstring: it is the reason printed on refusal")
         object.__setattr__(self, "unknowns", unknowns)
         object.__setattr__(self, "pattern", pattern)
+
+    @property
+    def roots(self) -> frozenset[OpOverload]:
+        """The ops at which the rule may fit."""
+        return frozenset(target for root in _roots(self.pattern) for target in root.targets)
 
     @property
     def slug(self) -> str:
@@ -226,7 +320,12 @@ def _unknowns(match: Callable[..., Any]) -> dict[str, Unknown]:
 
 def _unknown(name: str, hint: Any) -> Unknown:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
-    optional = type(None) in options
-    (main,) = (o for o in options if o is not type(None))
-    kind = "value" if main is Value else "constant" if main is Tensor else "literal"
-    return Unknown(name, kind, optional)
+    wanted = tuple(option for option in options if option is not type(None))
+    for option in wanted:
+        if not isinstance(option, type) and option != list[Value]:
+            raise TypeError(f"{name}: {option} is no annotation of an unknown; see the docstring of {__name__}")
+    return Unknown(name, wanted, optional=len(wanted) < len(options))
+
+
+def _roots(pattern: Any) -> list[Any]:
+    return [root for option in pattern.options for root in _roots(option)] if isinstance(pattern, OneOf) else [pattern]

@@ -40,7 +40,8 @@ class OptionError(PassesError, ValueError):
 class Pass:
     """A function `Block -> Block`. Unchanged means the very object comes back.
 
-    `name` equals its file and its test; `declares` says what it may do to numbers; `given` are options set by the user.
+    `name` equals its file and its test; `declares` says what it may do to numbers; `given` are options set by the user;
+    `rules` are those of a pass made of rules.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Pass:
     declares: Declares
     doc: str = ""
     given: Mapping[str, Any] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
 
     def __call__(self, program: B, *, skip: Iterable[str] = (), journal: Journal | None = None) -> B:
         """Run the pass; sites whose id is in `skip` are left alone; what was done is written into `journal`."""
@@ -118,9 +120,9 @@ def rule_pass(name: str, rules: Sequence[Rule], *, declares: Declares, doc: str 
     """A pass that applies `rules`."""
 
     def run(program: Block, journal: Journal) -> Block:
-        return apply_rules(program, rules, journal, name)
+        return apply_rules(program, rules, journal, name, exact=declares == "exact")
 
-    return Pass(name, run, declares, doc or "")
+    return Pass(name, run, declares, doc or "", rules=tuple(rules))
 
 
 TableEntry = Callable[[Ops, Call], Any]

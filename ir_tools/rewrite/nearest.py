@@ -1,0 +1,141 @@
+"""The nearest miss: how far a rule got at a node, and what it met instead of what it looks for.
+
+    matched conv, but the reader is mul, not batch_norm
+    matched batch_norm, but its operand input is relu, not conv
+
+A question for people, asked of one node and one rule: nothing here is used while rules are applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from ir_tools.ir import Block
+from ir_tools.ir.dialect import bound_arguments, short_name
+from ir_tools.rewrite.apply import objection
+from ir_tools.rewrite.match import matches_at
+from ir_tools.rewrite.rule import COMMUTATIVE, Each, OneOf, OpPattern, Rule, Unknown
+
+
+@dataclass(frozen=True)
+class Miss:
+    """How many ops of the left side matched, and the sentence that says why no more did."""
+
+    matched: int
+    sentence: str
+
+
+def nearest_miss(rule: Rule, node: fx.Node, program: Block) -> str | None:
+    """Why `rule` did not take `node` into a rewrite, as a sentence; None when no op of its left side is like `node`.
+
+    The node may be any op of the left side. Of several ways to fail, that which got farthest is told.
+
+    >>> import torch
+    >>> from ir_tools.frontends.source import prepare
+    >>> from ir_tools.frontends.capture import capture
+    >>> from passes import CATALOGUE
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.BatchNorm2d(2)).eval()
+    >>> program = capture(prepare(model, [((torch.ones(1, 1, 4, 4),), {})]), "trace").program
+    >>> nearest_miss(CATALOGUE["fuse_conv_bn"].rules[0], program.calls[0], program)
+    'matched conv, but its reader is relu, not batch_norm'
+    """
+    misses = [miss for place in _places(rule.pattern, node) for miss in _upwards(rule, place, node, program)]
+    return max(misses, key=lambda miss: miss.matched).sentence if misses else None
+
+
+_Place = tuple[OpPattern, ...]
+"""An op of the left side, and the ops around it: innermost first, the root last."""
+
+
+def _places(pattern: Any, node: fx.Node, around: _Place = ()) -> Iterator[_Place]:
+    """Where in the left side an op like `node` stands."""
+    if isinstance(pattern, OneOf):
+        for option in pattern.options:
+            yield from _places(option, node, around)
+    elif isinstance(pattern, Each):
+        yield from _places(pattern.element, node, around)
+    elif isinstance(pattern, list):
+        for part in pattern:
+            yield from _places(part, node, around)
+    elif isinstance(pattern, OpPattern):
+        here = (pattern, *around)
+        if node.target in pattern.targets:
+            yield here
+        for part in pattern.parts:
+            yield from _places(part, node, here)
+
+
+def _upwards(rule: Rule, place: _Place, node: fx.Node, program: Block) -> Iterator[Miss]:
+    """Follow the readers of `node` to where the root should be, then compare from there downwards."""
+    here, *around = place
+    if not around:
+        yield _at_root(rule, here, node, program)
+        return
+    wanted = around[0]
+    readers = list(node.users)
+    fitting = [reader for reader in readers if reader.target in wanted.targets]
+    if not fitting:
+        met = " and ".join(dict.fromkeys(_name(reader) for reader in readers)) or "nobody"
+        yield Miss(len(rule.pattern.inner()) - len(around), f"matched {here}, but its reader is {met}, not {wanted}")
+    for reader in fitting:
+        yield from _upwards(rule, tuple(around), reader, program)
+
+
+def _at_root(rule: Rule, root: OpPattern, node: fx.Node, program: Block) -> Miss:
+    for match in matches_at(rule, node, program):
+        why_not = objection(rule, match, program.mutated_values, program)
+        return Miss(len(match.nodes) + 1, f"matched, but {why_not}" if why_not else "matches: the rule applies")
+    return _downwards(root, node, program, 1)
+
+
+def _downwards(pattern: OpPattern, node: fx.Node, program: Block, matched: int) -> Miss:
+    """The first argument of `node`, in depth, that is not what the pattern has there."""
+    given = bound_arguments(node)
+    pairs = [*zip(pattern.args, given.items()), *((part, (name, given.get(name))) for name, part in pattern.kwargs.items())]
+    if node.target in COMMUTATIVE and len(pattern.args) >= 2 and not _fits_by_name(pairs[0][0], pairs[0][1][1]):
+        (a, x), (b, y), *rest = pairs
+        pairs = [(a, y), (b, x), *rest]
+    for part, (name, value) in pairs:
+        if isinstance(part, OpPattern) and _fits_by_name(part, value):
+            deeper = _downwards(part, value, program, matched + 1)
+            if deeper.sentence:
+                return deeper
+        elif not _fits_by_name(part, value):
+            return Miss(matched, f"matched {pattern}, but its operand {name} is {_name(value)}, not {_wanted(part)}")
+    return Miss(matched, "")
+
+
+def _fits_by_name(part: Any, value: Any) -> bool:
+    if isinstance(part, OneOf):
+        return any(_fits_by_name(option, value) for option in part.options)
+    if isinstance(part, OpPattern):
+        return isinstance(value, fx.Node) and value.target in part.targets
+    if isinstance(part, Each):
+        return isinstance(value, (list, tuple)) and all(_fits_by_name(part.element, v) for v in value)
+    if isinstance(part, list):
+        same_length = isinstance(value, (list, tuple)) and len(part) == len(value)
+        return same_length and all(_fits_by_name(p, v) for p, v in zip(part, value))
+    if isinstance(part, Unknown):
+        if value is None:
+            return part.optional
+        return isinstance(value, (fx.Node, list, tuple)) or part.takes_literal(value)
+    return not isinstance(value, fx.Node) and bool(part == value)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, fx.Node):
+        if value.op == "call_function":
+            return short_name(value.target)
+        return {"placeholder": "an input", "get_attr": "a constant", "output": "the model's output"}[value.op]
+    return f"a list of {len(value)}" if isinstance(value, (list, tuple)) else repr(value)
+
+
+def _wanted(part: Any) -> str:
+    if isinstance(part, Unknown):
+        kinds = " or ".join(getattr(t, "__name__", str(t)) for t in part.types)
+        return f"{'a constant' if kinds == 'Known' else kinds} ({part.name})"
+    return f"a list of {len(part)}" if isinstance(part, Sequence) and not isinstance(part, str) else str(part)
