@@ -13,12 +13,16 @@ from collections.abc import Iterable, Sequence
 from ir_tools.rewrite import OptionError, Pass
 from passes.cast_half import cast_half
 from passes.errors import UnknownPassError
+from passes.fold_affine import fold_affine
 from passes.fold_constants import fold_constants
+from passes.fold_input_affine import fold_input_affine
+from passes.fuse_bn_conv import fuse_bn_conv
 from passes.fuse_conv_bn import fuse_conv_bn
 from passes.fuse_conv_relu import fuse_conv_relu
 from passes.insert_quant_stubs import insert_quant_stubs
 from passes.lower_aten import lower_aten
 from passes.lower_onednn import lower_onednn
+from passes.merge_linear_chains import merge_linear_chains
 from passes.remove_dead_code import remove_dead_code
 from passes.remove_dropout import remove_dropout
 
@@ -28,6 +32,10 @@ CATALOGUE: dict[str, Pass] = {
         fold_constants,
         remove_dropout,
         fuse_conv_bn,
+        fold_affine,
+        fuse_bn_conv,
+        fold_input_affine,
+        merge_linear_chains,
         fuse_conv_relu,
         cast_half,
         insert_quant_stubs,

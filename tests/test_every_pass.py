@@ -84,6 +84,22 @@ class Shared(nn.Module):
         return self.b(y), F.silu(left + right), self.conv(x.neg()), x
 
 
+class Affine(nn.Module):
+    """Constants that scale and shift before and behind layers, batch norms before layers, layers next to each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn, self.conv, self.pointwise = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 1)
+        self.norm, self.a, self.b = nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.register_buffer("std", torch.rand(3, 1, 1) + 0.5)
+        self.register_buffer("gain", torch.rand(4, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.bn((x - 0.5) / self.std)) * self.gain - 1
+        x = self.pointwise(self.conv(-x[:, :3])).relu().mean((2, 3))
+        return self.b(self.a(self.norm(x) * 2)) / 3
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3))
 
@@ -101,6 +117,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]
     "attention": (Attention, lambda: (torch.randint(11, (2, 4)),)),
     "writes": (Writes, lambda: (torch.randn(2, 3, 6, 6),)),
     "shared": (Shared, lambda: (torch.randn(2, 4, 6, 6),)),
+    "affine": (Affine, lambda: (torch.randn(2, 3, 7, 7),)),
     "mlp": (mlp, lambda: (torch.randn(4, 6),)),
     "conv1d": (conv1d, lambda: (torch.randn(2, 3, 9),)),
     "bfloat16": (lambda: small_conv(torch.bfloat16), lambda: (torch.randn(2, 3, 6, 6, dtype=torch.bfloat16),)),
@@ -193,10 +210,28 @@ def constant_in_branch() -> ScriptCase:
     return ScriptCase(ConstantInBranch(), {"taken": (torch.ones(2, 4),), "not taken": (-torch.ones(2, 4),)}, {})
 
 
+class LayersInBranch(nn.Module):
+    """A batch norm before a layer and two layers next to each other, on one path."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.a, self.b = nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.sum() > 0):
+            x = self.b(self.a(self.norm(x)))
+        return x * 2
+
+
+def layers_in_branch() -> ScriptCase:
+    model = with_random_statistics(LayersInBranch())
+    return ScriptCase(model, {"taken": (torch.ones(2, 4),), "not taken": (-torch.ones(2, 4),)}, {})
+
+
 CONTROL_FLOW = {
     name: SCRIPT_MODELS[name]
     for name in ("router", "adaptive_depth", "shared_weight", "counting_gate", "lstm_loop", "greedy_decoder")
-} | {"constant_in_branch": constant_in_branch}
+} | {"constant_in_branch": constant_in_branch, "layers_in_branch": layers_in_branch}
 """What the passes do on these is done in branches and in the bodies of loops too."""
 
 

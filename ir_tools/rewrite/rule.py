@@ -48,6 +48,7 @@ Requirement = Callable[..., "bool | None"]
 FAMILIES: dict[str, frozenset[OpOverload]] = {
     "conv": CONVOLUTIONS,
     "conv_transpose": TRANSPOSED_CONVOLUTIONS,
+    "layer": CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default},
     "activation": frozenset(op for op, _ in ACTIVATIONS.values()),
 }
 """Names that stand for several ops in a pattern; every other name stands for all overloads of that op."""

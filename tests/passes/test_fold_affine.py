@@ -1,0 +1,242 @@
+"""Folding constants behind a layer into it: it rewrites, it refuses, the numbers agree, the numbers have teeth."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from passes import CATALOGUE, Rule, rule_pass
+from tests.check import assert_numbers_agree, assert_sites_can_be_skipped, captured, ops, rewritten, with_random_statistics
+from tests.layers import EXACT, LAYERS, Around, check_folds, layer_and_input, output_channels, per_channel, refusals
+
+fold_affine = CATALOGUE["fold_affine"]
+source = importlib.import_module("passes.fold_affine")
+
+FUNCTIONS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    "times": lambda layer, x, c: layer(x) * c,
+    "times, left": lambda layer, x, c: c * layer(x),
+    "times a number": lambda layer, x, c: layer(x) * -2.5,
+    "over": lambda layer, x, c: layer(x) / c,
+    "over a number": lambda layer, x, c: layer(x) / 3,
+    "plus": lambda layer, x, c: layer(x) + c,
+    "plus, left": lambda layer, x, c: c + layer(x),
+    "plus, scaled": lambda layer, x, c: torch.add(layer(x), c, alpha=3),
+    "minus": lambda layer, x, c: layer(x) - c,
+    "minus, scaled": lambda layer, x, c: torch.sub(layer(x), c, alpha=0.5),
+    "from": lambda layer, x, c: c - layer(x),
+    "from, scaled": lambda layer, x, c: torch.sub(c, layer(x), alpha=3),
+    "from a number": lambda layer, x, c: 1 - layer(x),
+    "negative": lambda layer, x, c: -layer(x),
+    "chain": lambda layer, x, c: (2 - (layer(x) * c + c) * c) / c,
+}
+
+
+def model_of(function: str, layer: nn.Module) -> Around:
+    return Around(FUNCTIONS[function], layer, per_channel(layer, output_channels(layer)))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_folds(name: str, function: str) -> None:
+    layer, x = layer_and_input(name)
+    check_folds(fold_affine, model_of(function, layer), x)
+
+
+@pytest.mark.parametrize("frontend", ["export", "script", "fx"])
+@pytest.mark.parametrize("function", ["chain", "from a number", "from, scaled"])
+def test_it_folds_through_every_front_end(function: str, frontend: str) -> None:
+    layer, x = layer_and_input("conv2d")
+    model = model_of(function, layer).double().eval()
+    if frontend == "script":
+        check_folds(fold_affine, torch.jit.trace(model, x), x, frontend="script")
+    else:
+        check_folds(fold_affine, model, x, frontend=frontend)
+
+
+def test_chains_with_batch_norms_fold_in_whatever_order() -> None:
+    conv, bn = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.a, self.b = conv, bn, nn.BatchNorm2d(4)
+            self.register_buffer("c", torch.rand(4, 1, 1) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(self.conv(x) * self.c) / 3 + self.c) - 1
+
+    model, x = with_random_statistics(Chain()).double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert len(check_folds(fold_affine, model, x).rewrites) == 6
+
+
+def test_torchvisions_frozen_batch_norm_folds() -> None:
+    """What `FrozenBatchNorm2d.forward` computes: the scale and the bias follow from buffers alone."""
+
+    class Frozen(nn.Module):
+        def __init__(self, features: int):
+            super().__init__()
+            self.register_buffer("weight", torch.randn(features))
+            self.register_buffer("bias", torch.randn(features))
+            self.register_buffer("running_mean", torch.randn(features))
+            self.register_buffer("running_var", torch.rand(features) + 0.2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            w, b = self.weight.reshape(1, -1, 1, 1), self.bias.reshape(1, -1, 1, 1)
+            rv, rm = self.running_var.reshape(1, -1, 1, 1), self.running_mean.reshape(1, -1, 1, 1)
+            scale = w * (rv + 1e-5).rsqrt()
+            return x * scale + (b - rm * scale)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), Frozen(4)).double().eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    for frontend in ("export", "trace", "fx"):
+        program = CATALOGUE["fold_constants"](captured(model, x, frontend=frontend))
+        after, journal = rewritten(fold_affine, program, x)
+        assert ops(after) == ["conv2d"] and len(journal.rewrites) == 2
+        assert_numbers_agree(model, after, x, within=EXACT)
+
+
+@pytest.mark.parametrize(
+    "normed",
+    [nn.utils.weight_norm, parametrizations.weight_norm, nn.utils.spectral_norm, parametrizations.spectral_norm],
+    ids=["weight_norm hook", "weight_norm", "spectral_norm hook", "spectral_norm"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.Linear(6, 4), nn.ConvTranspose2d(3, 4, 3)])
+@pytest.mark.parametrize("frontend", ["export", "trace"])
+def test_parametrised_weights_fold_when_frozen(normed: Callable, layer: nn.Module, frontend: str) -> None:
+    """The weight follows from constants: it is computed now, and what stands behind the layer folds into it."""
+    model = Around(FUNCTIONS["times a number"], normed(copy.deepcopy(layer)).double()).eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    program = CATALOGUE["fold_constants"](captured(model, x, frontend=frontend))
+    after, _ = rewritten(fold_affine, program, x)
+    assert len(after.calls) == 1, ops(after)
+    assert_numbers_agree(model, after, x, within=EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_weights_keep_their_dtype(dtype: torch.dtype) -> None:
+    model = Around(FUNCTIONS["times"], nn.Conv2d(3, 4, 3), torch.rand(4, 1, 1) + 0.5).to(dtype).eval()
+    x = torch.randn(2, 3, 6, 6, dtype=dtype)
+    after, _ = rewritten(fold_affine, captured(model, x), x)
+    assert ops(after) == ["conv2d"] and {t.dtype for t in after.constants.values()} == {dtype}
+    assert_numbers_agree(model, after, x, within=8 * torch.finfo(dtype).eps)
+
+
+# -- it refuses ---------------------------------------------------------------------------------------------------------
+
+PER_CHANNEL = "not so: The constant is one number, or one number per output channel."
+times = FUNCTIONS["times"]
+
+
+@pytest.mark.parametrize("c", [torch.randn(7, 5), torch.randn(5), torch.randn(1, 5), torch.randn(2, 1, 1, 1),
+                               torch.randn(2, 6, 7, 5), torch.randn(6, 7, 1)], ids=lambda c: str(list(c.shape)))  # fmt: skip
+def test_a_constant_along_another_axis_is_refused(c: Tensor) -> None:
+    assert refusals(fold_affine, Around(times, nn.Conv2d(4, 6, 3, padding=1), c), torch.randn(2, 4, 7, 5)) == [PER_CHANNEL]
+
+
+def test_the_channels_of_a_linear_are_last() -> None:
+    model = Around(times, nn.Linear(4, 6), torch.randn(6, 1))
+    assert refusals(fold_affine, model, torch.randn(6, 4)) == [PER_CHANNEL]
+    check_folds(fold_affine, Around(times, nn.Linear(4, 6).double(), torch.randn(6).double()), torch.randn(6, 4).double())
+
+
+def test_an_unbatched_convolution_folds_along_its_own_channels() -> None:
+    """(6, 1, 1) is per channel, (6, 1) is not, although the picture is six high."""
+    conv, x = nn.Conv2d(4, 6, 3, padding=1).double(), torch.randn(4, 6, 6).double()
+    check_folds(fold_affine, Around(times, conv, torch.randn(6, 1, 1).double()), x, frontend="export")
+    assert refusals(fold_affine, Around(times, conv, torch.randn(6, 1).double()), x) == [PER_CHANNEL]
+
+
+def test_a_constant_that_widens_the_result_is_refused() -> None:
+    x = torch.randn(2, 4, 7, 7)
+    one_channel = Around(times, nn.Conv2d(4, 1, 3), torch.randn(6, 1, 1))
+    assert refusals(fold_affine, one_channel, x) == [PER_CHANNEL]
+    more_axes = Around(times, nn.Conv2d(4, 6, 3), torch.randn(1, 1, 1, 1, 1))
+    (reason,) = refusals(fold_affine, more_axes, x)
+    assert reason.startswith("the result would change shape")
+    wider = Around(times, nn.Conv2d(4, 6, 3), torch.randn(6, 1, 1, dtype=torch.float64))
+    (reason,) = refusals(fold_affine, wider, x)
+    assert reason.startswith("the result would change dtype")
+
+
+def test_what_would_not_be_finite_is_refused() -> None:
+    x, c = torch.randn(2, 4, 7, 7), torch.tensor([1.0, 2, 0, 4, 5, 6]).reshape(6, 1, 1)
+    NOT_FINITE = "the folded weight or bias would not be finite"
+    assert refusals(fold_affine, Around(FUNCTIONS["over"], nn.Conv2d(4, 6, 3), c), x) == [NOT_FINITE]
+    assert refusals(fold_affine, Around(times, nn.Conv2d(4, 6, 3), 1 / c), x) == [NOT_FINITE]
+    overflows = Around(times, nn.Conv2d(4, 6, 3).half(), torch.tensor(60000.0)).half()
+    with torch.no_grad():
+        overflows.layer.weight[0] = 2.0
+    assert refusals(fold_affine, overflows, (x * 1e-3).half()) == [NOT_FINITE]
+
+
+def test_other_divisions_and_run_time_values_do_not_match() -> None:
+    x = torch.randn(2, 4, 7, 7)
+    floor = Around(lambda layer, x, c: torch.div(layer(x), c, rounding_mode="floor"), nn.Conv2d(4, 6, 3), torch.tensor(2.0))
+    assert refusals(fold_affine, floor, x) == []
+    gate = Around(lambda layer, x, c: layer(x) * x.mean(), nn.Conv2d(4, 6, 3))
+    assert refusals(fold_affine, gate, x) == []
+    scaled_layer = Around(lambda layer, x, c: torch.add(c, layer(x), alpha=2), nn.Conv2d(4, 6, 3), torch.tensor(2.0))
+    assert refusals(fold_affine, scaled_layer, x) == []
+
+
+def test_a_second_reader_and_a_run_time_weight_are_refused() -> None:
+    x = torch.randn(2, 4, 7, 7)
+    both = Around(lambda layer, x, c: (lambda y: y * 2 + y.exp())(layer(x)), nn.Conv2d(4, 6, 3))
+    (reason,) = refusals(fold_affine, both, x)
+    assert "has another reader (exp" in reason
+    run = Around(lambda layer, x, c: torch.nn.functional.conv2d(x, x[:, :, :3, :3]) * 2, nn.Identity())
+    assert refusals(fold_affine, run, x) == ["known at run time only: w"]
+
+
+def test_each_site_can_be_skipped() -> None:
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b((self.a(x) * 2).relu().mean((2, 3))) + 3
+
+    model, x = Two().eval(), torch.randn(2, 3, 6, 6)
+    assert_sites_can_be_skipped(fold_affine, lambda: captured(model, x), x)
+
+
+# -- the numbers have teeth ---------------------------------------------------------------------------------------------
+
+RIGHT = {name: getattr(source, name) for name in ("scaled_outputs", "per_channel", "as_float64", "affine")}
+SABOTAGES: dict[str, tuple[str, str, Callable]] = {
+    "the weight is left": ("times", "scaled_outputs", lambda layer, w, s: w.double()),
+    "the bias is left": ("times", "affine", lambda op, layer, x, w, b, scale=1.0, shift=None:
+                         RIGHT["affine"](op, layer, x, w, b / per_one(scale, w), scale, shift)),
+    "alpha is lost": ("plus, scaled", "as_float64", lambda c: RIGHT["as_float64"](c) / 3),
+    "a sum for a difference": ("minus", "as_float64", lambda c: -RIGHT["as_float64"](c)),
+    "the sign is lost": ("from", "scaled_outputs", lambda layer, w, s: w.double() * 1),
+    "in float32": ("times", "scaled_outputs", lambda layer, w, s: RIGHT["scaled_outputs"](layer, w, s.float())),
+}  # fmt: skip
+
+
+def per_one(scale: Tensor | float, w: Tensor) -> Tensor:
+    return RIGHT["per_channel"](scale, w.shape[0])
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES)
+def test_broken_arithmetic_is_noticed(sabotage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, name, broken = SABOTAGES[sabotage]
+    layer, x = layer_and_input("conv2d")
+    monkeypatch.setattr(source, name, broken)
+    with pytest.raises(AssertionError, match="relative error"):
+        check_folds(fold_affine, model_of(function, layer), x)
+
+
+def test_a_product_for_a_quotient_is_noticed() -> None:
+    rule = Rule("wrong", match=source.layer_over_constant, replace=source.times)
+    layer, x = layer_and_input("conv2d")
+    with pytest.raises(AssertionError, match="relative error"):
+        check_folds(rule_pass("wrong", [rule], declares="reassociates", doc=""), model_of("over", layer), x)
