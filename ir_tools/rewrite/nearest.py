@@ -1,7 +1,7 @@
 """The nearest miss: how far a rule got at a node, and what it met instead of what it looks for.
 
-    matched conv, but the reader is mul, not batch_norm
-    matched batch_norm, but its operand input is relu, not conv
+    matched conv2d, but its reader is mul, not batch_norm
+    matched batch_norm, but its operand input is relu, not layer
 
 A question for people, asked of one node and one rule: nothing here is used while rules are applied.
 """
@@ -9,16 +9,49 @@ A question for people, asked of one node and one rule: nothing here is used whil
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
 
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments, short_name
+from ir_tools.ir.origin import place
 from ir_tools.rewrite.apply import objection
+from ir_tools.rewrite.journal import Journal
 from ir_tools.rewrite.match import matches_at
 from ir_tools.rewrite.rule import COMMUTATIVE, Each, OneOf, OpPattern, Rule, Unknown
+from ir_tools.rewrite.shapes import Pass
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """Why one rule of a pass did not take one op into a rewrite."""
+
+    op: str
+    module: str
+    rule: str
+    sentence: str
+
+
+def near_misses(pass_: Pass, program: Block, where: str) -> list[NearMiss]:
+    """The nearest miss of every rule of the pass, at every op whose module path or name is `where`, or lies inside it.
+
+    Ops in branches and loops are looked at too. A pass that is not made of rules has none.
+    """
+    found: list[NearMiss] = []
+
+    def look(block: Block, journal: Journal) -> Block:
+        for node in block.calls:
+            if where in (node.name, place(node)) or place(node).startswith(f"{where}."):
+                for rule in pass_.rules:
+                    sentence = nearest_miss(rule, node, block)
+                    if sentence is not None:
+                        found.append(NearMiss(short_name(node.target), place(node), rule.name, sentence))
+        return block
+
+    replace(pass_, function=look, given={})(program)
+    return found
 
 
 @dataclass(frozen=True)
@@ -41,7 +74,7 @@ def nearest_miss(rule: Rule, node: fx.Node, program: Block) -> str | None:
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.BatchNorm2d(2)).eval()
     >>> program = capture(prepare(model, [((torch.ones(1, 1, 4, 4),), {})]), "trace").program
     >>> nearest_miss(CATALOGUE["fuse_conv_bn"].rules[0], program.calls[0], program)
-    'matched conv, but its reader is relu, not batch_norm'
+    'matched conv2d, but its reader is relu, not batch_norm'
     """
     misses = [miss for place in _places(rule.pattern, node) for miss in _upwards(rule, place, node, program)]
     return max(misses, key=lambda miss: miss.matched).sentence if misses else None
@@ -80,7 +113,8 @@ def _upwards(rule: Rule, place: _Place, node: fx.Node, program: Block) -> Iterat
     fitting = [reader for reader in readers if reader.target in wanted.targets]
     if not fitting:
         met = " and ".join(dict.fromkeys(_name(reader) for reader in readers)) or "nobody"
-        yield Miss(len(rule.pattern.inner()) - len(around), f"matched {here}, but its reader is {met}, not {wanted}")
+        deep = len(rule.pattern.inner()) - len(around)
+        yield Miss(deep, f"matched {_name(node)}, but its reader is {met}, not {wanted}")
     for reader in fitting:
         yield from _upwards(rule, tuple(around), reader, program)
 
@@ -100,13 +134,19 @@ def _downwards(pattern: OpPattern, node: fx.Node, program: Block, matched: int) 
         (a, x), (b, y), *rest = pairs
         pairs = [(a, y), (b, x), *rest]
     for part, (name, value) in pairs:
-        if isinstance(part, OpPattern) and _fits_by_name(part, value):
-            deeper = _downwards(part, value, program, matched + 1)
-            if deeper.sentence:
-                return deeper
+        inside = [option for option in _options(part) if isinstance(option, OpPattern) and _fits_by_name(option, value)]
+        if inside:
+            misses = [_downwards(option, value, program, matched + 1) for option in inside]
+            if all(miss.sentence for miss in misses):
+                return max(misses, key=lambda miss: miss.matched)
         elif not _fits_by_name(part, value):
-            return Miss(matched, f"matched {pattern}, but its operand {name} is {_name(value)}, not {_wanted(part)}")
+            sentence = f"matched {_name(node)}, but its operand {name} is {_name(value)}, not {_wanted(part)}"
+            return Miss(matched, sentence)
     return Miss(matched, "")
+
+
+def _options(part: Any) -> list[Any]:
+    return [o for option in part.options for o in _options(option)] if isinstance(part, OneOf) else [part]
 
 
 def _fits_by_name(part: Any, value: Any) -> bool:
