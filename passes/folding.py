@@ -113,6 +113,8 @@ def normalises_channels(layer: Call, value: Value, w: Tensor) -> bool | None:
 
 def refolded(op, layer: Call, x: Value, w: Tensor, new_w: Tensor, b: Tensor | None) -> Value | None:
     """The layer on `x` with another weight and bias, rounded once to the dtype of its weight `w`, and in w's memory layout."""
+    if not w.is_floating_point():
+        return op.decline("the weight is not of a floating dtype")
     bias = None if b is None else b.to(w.dtype)
     weight = _in_layout_of(w, new_w)
     if not all(t.isfinite().all() for t in (weight, bias) if t is not None):

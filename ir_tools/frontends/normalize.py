@@ -1,6 +1,7 @@
 """One spelling per op: every front end builds its Program through `Normalizer`, and ends with `purify`.
 
     _convolution, convolution, conv2d.padding      ->  conv1d, conv2d, conv3d, conv_transpose*
+    linear(x, w) with w of one axis                ->  matmul(x, w)
     relu6(x)                                       ->  hardtanh(x, 0, 6)
     norm(x, p, dim)                                ->  linalg_vector_norm(x, p, dim)
     view, _unsafe_view                             ->  reshape          (where nobody writes into the value)
@@ -262,6 +263,13 @@ def _decomposed_linear(draft: Draft, target: OpOverload, a: dict[str, Any]) -> A
     if weight is None or a["beta"] != 1 or a["alpha"] != 1 or facts.rank(a["self"]) != 1:
         return draft.call(target, **a)
     return draft.call(aten.linear.default, a["mat1"], weight, a["self"])
+
+
+@_spells("linear")
+def _linear(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    if facts.rank(a["weight"]) == 1:  # which takes no bias, and has no output features
+        return draft.call(aten.matmul.default, a["input"], a["weight"])
+    return draft.call(target, **a)
 
 
 def transposed_operand(value: Any) -> fx.Node | None:

@@ -176,6 +176,39 @@ def test_what_would_not_be_finite_is_refused() -> None:
     assert refusals(fold_affine, overflows, (x * 1e-3).half()) == [NOT_FINITE]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex128])
+def test_weights_that_are_not_floating_are_refused(dtype: torch.dtype) -> None:
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("w", torch.arange(12).reshape(3, 4).to(dtype) * (1 + (1j if dtype.is_complex else 0)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, self.w) * 2
+
+    reasons = refusals(fold_affine, Plain(), torch.ones(2, 4, dtype=dtype))
+    assert reasons == ["the weight is not of a floating dtype"]
+
+
+def test_a_weight_of_one_axis_is_no_layer() -> None:
+    """`linear` gives one number per row then; its weight has no output channels."""
+
+    class Row(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4))
+            self.register_buffer("c", torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, self.w) * self.c
+
+    for frontend in ("trace", "export", "script"):
+        model, x = Row().eval(), torch.randn(4, 4)
+        program = captured(torch.jit.script(model) if frontend == "script" else model, x, frontend=frontend)
+        assert ops(program) == ["matmul", "mul"] and fold_affine(program) is program
+        assert_numbers_agree(model, program, x, within=0)
+
+
 def test_other_divisions_and_run_time_values_do_not_match() -> None:
     x = torch.randn(2, 4, 7, 7)
     floor = Around(lambda layer, x, c: torch.div(layer(x), c, rounding_mode="floor"), nn.Conv2d(4, 6, 3), torch.tensor(2.0))
