@@ -31,6 +31,8 @@ LINEARS = (linear_act, aten.linear.default)
 mkldnn = torch.ops.mkldnn
 
 ALGORITHM = {"gelu": "none", "gelu_tanh": "tanh"}
+UNKNOWN_TO_ONEDNN = ("elu",)
+"""Activations that torch's oneDNN kernels refuse ("Fusion behavior undefined"): they follow as ops of their own."""
 WITH_RESIDUAL = ("", "relu")
 """The only activations that oneDNN's kernels take after the sum with a residual."""
 
@@ -81,6 +83,9 @@ def objection(call, x, w):
 def fused_conv(op, conv, x, w, b, residual, act, act_args):
     sizes: Any = (conv.padding, conv.stride, conv.dilation)
     weight = op.packed(w, Packing("conv", conv.padding, conv.stride, conv.dilation, conv.groups, x.example_shape))
+    if residual is None and act in UNKNOWN_TO_ONEDNN:
+        y = fused_conv(op, conv, x, w, b, None, "", [])
+        return activated(op, y, act, act_args)
     if residual is None:
         name, algorithm = ONEDNN_NAME.get(act, act), ALGORITHM.get(act)
         return op.call(mkldnn._convolution_pointwise.default, x, weight, b, *sizes, conv.groups, name, act_args, algorithm)
@@ -97,6 +102,9 @@ def fused_conv(op, conv, x, w, b, residual, act, act_args):
 
 def fused_linear(op, x, w, b, residual, act, act_args):
     weight = op.packed(w, Packing("linear", batch=math.prod((x.example_shape or (1,))[:-1])))
+    if residual is None and act in UNKNOWN_TO_ONEDNN:
+        y = fused_linear(op, x, w, b, None, "", [])
+        return activated(op, y, act, act_args)
     if residual is None:
         name, algorithm = ONEDNN_NAME.get(act, act), ALGORITHM.get(act)
         return op.call(mkldnn._linear_pointwise.default, x, weight, b, name, act_args, algorithm)

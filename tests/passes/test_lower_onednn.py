@@ -64,8 +64,10 @@ def check_lowering(program: Program, *inputs: Tensor, within: float | None = Non
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("act", ["", *ACTIVATIONS])
 def test_activations_are_fused(act: str, dtype: torch.dtype) -> None:
-    assert kernels(check_lowering(*one_fused_op(nn.Conv2d(4, 6, 3).to(dtype), act, False))) == [CONV]
-    assert kernels(check_lowering(*one_fused_op(nn.Linear(5, 8).to(dtype), act, False))) == [LINEAR]
+    """But for elu, which oneDNN's kernels in torch do not know: it follows."""
+    after = ["aten::elu"] if act == "elu" else []
+    assert kernels(check_lowering(*one_fused_op(nn.Conv2d(4, 6, 3).to(dtype), act, False))) == [CONV, *after]
+    assert kernels(check_lowering(*one_fused_op(nn.Linear(5, 8).to(dtype), act, False))) == [LINEAR, *after]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
