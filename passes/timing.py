@@ -57,13 +57,18 @@ def compare_latency(
 
 
 def interleaved_seconds(
-    calls: Mapping[str, Callable[[], Any]], *, seconds: float = 3.0, least_rounds: int = 5, most_rounds: int = 200
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float = 3.0,
+    least_rounds: int = 5,
+    most_rounds: int = 200,
+    warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
     """Seconds of each call, by name, in rounds that make every call once; every other round in reverse order."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
         for call in calls.values():
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 call()
         end = time.perf_counter() + seconds
         rounds = 0
