@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,14 @@ import torch
 from ir_tools.emit.errors import ModelFileError
 from ir_tools.rewrite import OptionError
 from ir_tools.visualize.to_dot import write_whole
-from passes.timing import interleaved_seconds
+from passes.timing import interleaved_seconds, milliseconds
 
 FORMAT = 1
 FASTER = 0.9
 """A form replaces the favourite when its median is at most this part of the favourite's."""
+
+SLOW = 0.05
+"""Seconds for one call of every form from which on they are slow."""
 
 Forms = Mapping[str, Callable[[], Any]]
 
@@ -47,7 +51,7 @@ class Choice:
 
     @property
     def reason(self) -> str:
-        figures = ", ".join(f"{seconds * 1e3:.3g} ms {name}" for name, seconds in self.seconds.items())
+        figures = ", ".join(f"{milliseconds(seconds)} ms {name}" for name, seconds in self.seconds.items())
         return f"{self.form} is faster here: {figures}"
 
 
@@ -171,9 +175,17 @@ def choice_from(seconds: Mapping[str, float]) -> Choice:
 
 
 def measure(forms: Forms) -> dict[str, float]:
-    """Median seconds of each form: at least 3 interleaved rounds, then until 10 ms are over, 25 at most."""
-    times = interleaved_seconds(forms, seconds=0.01, least_rounds=3, most_rounds=25, warm_up=1)
-    return {name: statistics.median(values) for name, values in times.items()}
+    """Median seconds of each form to three digits, in interleaved rounds for about 10 ms: 3 rounds at least, 25 at most.
+
+    One round will do for forms so slow that a few microseconds of noise do not matter.
+    """
+    start = time.perf_counter()
+    with torch.no_grad():
+        for form in forms.values():
+            form()
+    least = 3 if time.perf_counter() - start < SLOW else 1
+    times = interleaved_seconds(forms, seconds=0.01, least_rounds=least, most_rounds=25, warm_up=0)
+    return {name: float(f"{statistics.median(values):.3g}") for name, values in times.items()}
 
 
 def machine() -> str:

@@ -32,7 +32,7 @@ class Comparison:
         return self.before / self.after
 
     def __str__(self) -> str:
-        return f"{_milliseconds(self.before)} → {_milliseconds(self.after)} ms, {self.ratio:.2f}x"
+        return f"{milliseconds(self.before)} → {milliseconds(self.after)} ms, {self.ratio:.2f}x"
 
 
 def compare_latency(
@@ -82,5 +82,6 @@ def interleaved_seconds(
     return times
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Three digits, without the unit."""
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
