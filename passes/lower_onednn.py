@@ -24,7 +24,7 @@ from ir_tools.ir.dialect import aten, conv_act, linear_act, quant_stub
 from ir_tools.rewrite import Journal, OptionError, graph_pass, replace_by_table
 from passes.choices import Choices
 from passes.lower_aten import PLAIN, without_stub
-from passes.onednn_forms import Product, forms_of, signature, timed_forms
+from passes.onednn_forms import Product, can_be_timed, forms_of, signature, timed_forms
 
 SUPPORTED = (torch.float32, torch.bfloat16)
 PRODUCTS = (conv_act, aten.conv2d.default, aten.conv3d.default, linear_act, aten.linear.default)
@@ -48,7 +48,7 @@ def packed(choices, op, call):
         op.decline(why_not)
         return PLAIN[call.target](op, call) if call.target in PLAIN else None
     forms = forms_of(product)
-    if choices is None:
+    if choices is None or not can_be_timed(product):
         return next(iter(forms.values()))(op, product)
     choice = choices.choose(signature(product), partial(timed_forms, product), among=forms)
     if not choice.is_favourite:

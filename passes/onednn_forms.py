@@ -118,6 +118,11 @@ def channels_last(op, p, value):
 # -- timing them --------------------------------------------------------------------------------------------------------
 
 
+def can_be_timed(p: Product) -> bool:
+    """The example has the sizes of the operands: they do not depend on values of the run."""
+    return None not in (p.x.example_shape, p.w.example_shape, (p.residual or p.x).example_shape)
+
+
 def signature(p: Product) -> str:
     """What the speed of the forms depends on, in one line.
 

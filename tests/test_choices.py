@@ -393,3 +393,26 @@ def test_the_command_line_writes_choices_and_replays_them(monkeypatch: pytest.Mo
     assert Path("new/choices.json").read_text() == written
     said = CliRunner().invoke(app, [*command[:-1], "other.json", "--engine", "aten"]).output
     assert "none were measured: other.json is not written" in said and not Path("other.json").exists()
+
+
+class SizesOfTheRun(nn.Module):
+    """How many rows the linear gets, only the values tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        rows = x
+        for _ in range(int(n)):
+            rows = torch.cat([rows, x])
+        return F.gelu(self.linear(rows))
+
+
+def test_what_has_no_size_before_the_run_is_fused_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "measure", never)
+    model, x, n = SizesOfTheRun().eval(), torch.randn(2, 4), torch.tensor(2)
+    program = CATALOGUE["fuse_conv_relu"](captured(torch.jit.script(model), x, n, frontend="script"))
+    after, journal = rewritten(lower_onednn, program, x, n)
+    assert "mkldnn::_linear_pointwise" in [overload_name(node.target) for node in after.all_calls] and not journal.refusals
+    torch.testing.assert_close(outputs_of(after, x, torch.tensor(3))[0], model(x, torch.tensor(3)))
