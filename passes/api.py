@@ -25,8 +25,9 @@ from ir_tools.ir.dialect import op_name, short_name
 from ir_tools.rewrite import Pass
 from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB
 from passes.catalogue import CATALOGUE, find_passes
+from passes.choices import Choices
 from passes.errors import CaptureError, InputError, ModelInTrainingError, OptionError
-from passes.hooks import Hook, Numerics, announced, dump, dumped, narrowest_float, timed, wellformed
+from passes.hooks import Hook, Numerics, announced, chosen, dump, dumped, narrowest_float, timed, wellformed
 from passes.optimized import OptimizedModel, build_manifest, call_flat
 from passes.pipeline import DEFAULT, LOWERINGS, check_order, run_pipeline
 from passes.report import Report
@@ -51,6 +52,7 @@ def optimize(
     dump_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
     dry_run: bool = False,
+    choices: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Compile a model for inference: capture it, apply `passes`, prove the numbers, emit TorchScript.
 
@@ -70,6 +72,8 @@ def optimize(
         dump_dir: a directory for numbered drawings of the graph after each step.
         progress: called with a line at the start of each step.
         dry_run: capture and run the passes, emit nothing, and return the `Report` alone.
+        choices: a file that `report.choices.save(path)` wrote. Which ops oneDNN's kernels fuse is taken from it, and
+            measured only where it has no answer. The same file gives the same graph.
 
     Returns:
         An `OptimizedModel` (called like `model`), or a `Report` when `dry_run`.
@@ -89,6 +93,8 @@ def optimize(
     _refuse_autocast()
     pipeline = plan(passes, engine)
     _check_options(frontend, verify, on_failure, calibration_data, tolerance)
+    if choices is not None:
+        Choices.load(choices)  # a bad file is an error before any work is done
     module = _open_model(model)
     _check_mode(module)
     calls = _example_calls(example_inputs, example_kwargs)
@@ -115,10 +121,14 @@ def optimize(
 
     dumps: list[Path] = []
     pipeline = [*pipeline, *([] if _lowering(pipeline) else [CATALOGUE[_lowering_for(engine, source)]])]
+    if choices is not None and not any("choices" in p.options for p in pipeline):
+        report.notes.append(f"choices={os.fspath(choices)!r} was not used: only lower_onednn chooses by measurement")
+    elif choices is not None:
+        pipeline = [p.with_options(choices=os.fspath(choices)) if "choices" in p.options else p for p in pipeline]
     report.engine = LOWERINGS[_lowering(pipeline)]
     hooks: list[Hook] = [announced(progress), dumped(directory, dumps, report.notes)]
     hooks += [numerics.hook] if verify == "each" else []
-    hooks += [wellformed, timed]
+    hooks += [wellformed, chosen(report), timed]
     if directory is not None:
         dump(program, directory, 0, "captured", None, dumps, report.notes)
     program, report.steps = run_pipeline(program, pipeline, hooks)

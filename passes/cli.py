@@ -34,6 +34,10 @@ INPUTS_HELP = (
     "An example input, once per tensor argument: 1x3x224x224 (random floats), 8x128:bfloat16 (another dtype), "
     "1x128:int64 (random integers from 0 to 99), 1x128:int64:30522 (from 0 to 30521), scalar:int64 (rank 0)."
 )
+CHOICES_HELP = (
+    "A file of measured choices, which ops oneDNN's kernels fuse: it is replayed if it exists, which gives the same graph "
+    "again, and written otherwise."
+)
 SOURCE_HELP = f"The model: {FORMS}."
 
 
@@ -85,6 +89,7 @@ def optimize(
     tolerance: Annotated[float | None, typer.Option(help="Least SQNR in dB that a pass may leave.")] = None,
     verify: Annotated[str, typer.Option(help="Compare numbers with the eager model: each, ends or off.")] = "each",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
+    choices: Annotated[Path | None, typer.Option(help=CHOICES_HELP)] = None,
     bench: Annotated[bool, typer.Option(help="Time the eager and the optimised model side by side.")] = True,
 ) -> None:
     """Optimise a model, report what was done, and write the result."""
@@ -95,8 +100,14 @@ def optimize(
     console = Console()
     model, inputs = _read(source, input, console)
     options = _options(passes, frontend=frontend, engine=engine, tolerance=tolerance, verify=verify, dump_dir=dump_dir)
+    replays = choices is not None and choices.exists()
+    if choices is not None and not replays:
+        check_writable(choices)
     with progress_line() as progress:
-        result = run(model, example_inputs=inputs, progress=progress, dry_run=dry_run, **options)
+        recorded = choices if replays else None
+        result = run(model, example_inputs=inputs, progress=progress, dry_run=dry_run, choices=recorded, **options)
+    if choices is not None and not replays:
+        _save_choices(result if dry_run else result.report, choices, console)
     if dry_run:
         _explain(result, console)
         return
@@ -262,11 +273,24 @@ def _program(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Pr
 
 
 def _save(result: OptimizedModel, out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelFileError(f"{out} cannot be written: {error.strerror or error}") from error
+    _make_folder_of(out)
     result.save(out)
+
+
+def _make_folder_of(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _save_choices(report: Report, path: Path, console: Console) -> None:
+    if report.choices is None:
+        _fact(console, "choices", f"none were measured: {path} is not written")
+        return
+    _make_folder_of(path)
+    report.choices.save(path)
+    _fact(console, "choices", f"written to {path}")
 
 
 def _print_latency(model: Any, result: OptimizedModel, inputs: tuple[Any, ...], console: Console) -> None:

@@ -24,7 +24,7 @@ from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.verify.numerics import PERFECT, Comparison, compare, smallest_sqnr
 from ir_tools.visualize.to_dot import write_dump
 from passes.errors import NumericsError
-from passes.report import StepReport
+from passes.report import Report, StepReport
 
 Run = Callable[["Step", Program], Program]
 Hook = Callable[[Run], Run]
@@ -64,6 +64,22 @@ def timed(run: Run) -> Run:
         return after
 
     return timed_run
+
+
+def chosen(report: Report) -> Hook:
+    """What a pass chose by measurement goes into the report."""
+
+    def hook(run: Run) -> Run:
+        def chosen_run(step: Step, program: Program) -> Program:
+            after = run(step, program)
+            if step.journal.choices is not None:
+                report.choices = step.journal.choices
+                report.notes += report.choices.notes()
+            return after
+
+        return chosen_run
+
+    return hook
 
 
 def wellformed(run: Run) -> Run:

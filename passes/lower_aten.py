@@ -18,13 +18,13 @@ def plain_conv(op, fused):
 
 
 def plain_linear(op, fused):
-    return finished(op, fused, op.linear(fused.x, fused.w, fused.b))
+    return finished(op, fused, op.call(aten.linear.default, fused.x, fused.w, fused.b))
 
 
 def finished(op, fused, y):
     """`act(y + residual)`."""
     if fused.residual is not None:
-        y = op.add(y, fused.residual)
+        y = op.call(aten.add.Tensor, y, fused.residual)
     return activated(op, y, fused.act, fused.act_args)
 
 
@@ -33,7 +33,7 @@ def activated(op, y, act, act_args):
     if act == "":
         return y
     if act == "gelu_tanh":
-        return op.gelu(y, approximate="tanh")
+        return op.call(aten.gelu.default, y, approximate="tanh")
     activation, _ = ACTIVATIONS[act]
     return op.call(activation, y, *act_args)
 

@@ -191,6 +191,7 @@ def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> d
         "frontend": report.frontend,
         "engine": report.engine,
         "passes": [step.name for step in report.steps],
+        "choices": report.choices.to_dict() if report.choices is not None else None,
         "inputs": [
             {
                 "name": i.name,

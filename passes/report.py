@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ir_tools.rewrite.journal import Refusal, Rewrite
+from passes.choices import Choices
 
 REASONS_SHOWN = 12
 MODULES_SHOWN = 3
@@ -43,7 +44,7 @@ class StepReport:
 
 @dataclass
 class Report:
-    """The whole run."""
+    """The whole run. `choices` are the measured ones of the lowering, None where it measures nothing."""
 
     frontend: str = ""
     frontend_reason: str = ""
@@ -63,6 +64,7 @@ class Report:
     inputs: list[str] = field(default_factory=list)
     ops_left: dict[str, int] = field(default_factory=dict)
     dry_run: bool = False
+    choices: Choices | None = None
 
     @property
     def changed(self) -> bool:
@@ -74,7 +76,8 @@ class Report:
 
         A number that JSON cannot hold (the SQNR of equal tensors is infinite) becomes the string "inf" or "nan".
         """
-        return {**_plain(asdict(self)), "changed": self.changed}
+        choices = self.choices.to_dict() if self.choices is not None else None
+        return {**_plain(asdict(self)), "changed": self.changed, "choices": choices}
 
     def __str__(self) -> str:
         """The report as text, 80 columns wide, without colour."""
@@ -94,7 +97,7 @@ class Report:
     # -- the parts of the printed report ------------------------------------------------------------------------------
 
     def header(self) -> Table:
-        """Front end and why, inputs, engine: a two-column grid."""
+        """Front end and why, inputs, engine, choices measured: a two-column grid."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="bold", no_wrap=True)
         grid.add_column(overflow="fold")
@@ -112,6 +115,8 @@ class Report:
             grid.add_row("inputs", Text("; ".join(self.inputs)))
         if self.engine:
             grid.add_row("engine", Text(self.engine))
+        if self.choices is not None and self.choices.asked:
+            grid.add_row("choices", Text(str(self.choices)))
         return grid
 
     def table(self) -> Table:

@@ -32,7 +32,7 @@ class Comparison:
         return self.before / self.after
 
     def __str__(self) -> str:
-        return f"{_milliseconds(self.before)} → {_milliseconds(self.after)} ms, {self.ratio:.2f}x"
+        return f"{milliseconds(self.before)} → {milliseconds(self.after)} ms, {self.ratio:.2f}x"
 
 
 def compare_latency(
@@ -57,13 +57,18 @@ def compare_latency(
 
 
 def interleaved_seconds(
-    calls: Mapping[str, Callable[[], Any]], *, seconds: float = 3.0, least_rounds: int = 5, most_rounds: int = 200
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float = 3.0,
+    least_rounds: int = 5,
+    most_rounds: int = 200,
+    warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
     """Seconds of each call, by name, in rounds that make every call once; every other round in reverse order."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
         for call in calls.values():
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 call()
         end = time.perf_counter() + seconds
         rounds = 0
@@ -77,5 +82,6 @@ def interleaved_seconds(
     return times
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Three digits, without the unit."""
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"

@@ -40,7 +40,7 @@ def with_random_statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-ACT_ARGUMENTS = {"hardtanh": [-0.5, 0.75], "leaky_relu": [0.25]}
+ACT_ARGUMENTS = {"hardtanh": [-0.5, 0.75], "leaky_relu": [0.25], "elu": [1.25, 0.75, 0.5]}
 
 
 class _Layer(nn.Module):

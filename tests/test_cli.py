@@ -205,14 +205,14 @@ def test_draw_dot(workplace):
 
 
 def test_draw_with_passes(workplace):
-    passes = ("--passes", "fuse_conv_bn_relu", "--engine", "onednn_ops")
+    passes = ("--passes", "fuse_conv_bn_relu,lower_onednn:choose=fused")
     succeeds("draw", "cli_zoo:Net", *INPUT, "--out", "net.dot", *passes)
     text = (workplace / "net.dot").read_text()
     assert "_convolution_pointwise (relu)" in text and "batch_norm" not in text.replace("fuse_conv_bn", "")
 
 
 def test_draw_a_file(workplace):
-    succeeds(*OPTIMIZE, "--out", "net.pt", "--no-bench")
+    succeeds(*OPTIMIZE, "--passes", "fuse_conv_bn_relu,lower_onednn:choose=fused", "--out", "net.pt", "--no-bench")
     succeeds("draw", "net.pt", "--out", "net.dot")
     assert "_convolution_pointwise" in (workplace / "net.dot").read_text()
 

@@ -277,13 +277,14 @@ def test_a_network_that_shrinks_its_image_to_one_pixel(frontend):
     assert_like_eager(compiled(case, model, frontend), model, images(2, 32, 64))
 
 
-@pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
-@pytest.mark.parametrize("passes", ["fuse_conv_bn_relu", ["fuse_conv_bn_relu", "cast_half:dtype=bfloat16"]])
-def test_passes_rewrite_as_much_as_where_sizes_are_baked_in(passes, engine, tmp_path):
+@pytest.mark.parametrize("lowering", ["lower_aten", "lower_onednn:choose=fused"])
+@pytest.mark.parametrize("cast", [[], ["cast_half:dtype=bfloat16"]])
+def test_passes_rewrite_as_much_as_where_sizes_are_baked_in(cast, lowering, tmp_path):
     case = CASES["unet"]
     model = case.model()
-    dynamic = compiled(case, model, "export", passes=passes, engine=engine)
-    static = compiled(case, model, "export", passes=passes, engine=engine, dynamic_shapes=None)
+    passes = ["fuse_conv_bn_relu", *cast, lowering]
+    dynamic = compiled(case, model, "export", passes=passes)
+    static = compiled(case, model, "export", passes=passes, dynamic_shapes=None)
 
     def rewrites(fast):
         return [(step.name, len(step.rewrites)) for step in fast.report.steps]
@@ -293,7 +294,7 @@ def test_passes_rewrite_as_much_as_where_sizes_are_baked_in(passes, engine, tmp_
 
     assert rewrites(dynamic) == rewrites(static) and sum(count for _, count in rewrites(static)) > 3
     assert ops(dynamic) == ops(static)
-    tolerance = {} if isinstance(passes, str) else {"atol": 0.05, "rtol": 0.05}
+    tolerance = {"atol": 0.05, "rtol": 0.05} if cast else {}
     for what, run in ways(dynamic, tmp_path).items():
         for sizes in case.sizes:
             assert_like_eager(run, model, case.call(*sizes), what, **tolerance)

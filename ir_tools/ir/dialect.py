@@ -38,6 +38,7 @@ ACTIVATIONS: dict[str, tuple[OpOverload, tuple[str, ...]]] = {
     "silu": (aten.silu.default, ()),
     "sigmoid": (aten.sigmoid.default, ()),
     "tanh": (aten.tanh.default, ()),
+    "elu": (aten.elu.default, ("alpha", "scale", "input_scale")),
     "gelu": (aten.gelu.default, ()),
     "gelu_tanh": (aten.gelu.default, ()),
 }

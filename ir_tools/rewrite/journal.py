@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,15 @@ class Refusal:
 
 @dataclass
 class Journal:
-    """Collects rewrites and refusals of one run of one pass; `skip` holds the site ids to leave alone."""
+    """Collects rewrites and refusals of one run of one pass; `skip` holds the site ids to leave alone.
+
+    `choices`: what the pass chose by measurement, if it does so.
+    """
 
     skip: frozenset[str] = frozenset()
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    choices: Any = None
 
     @classmethod
     def skipping(cls, sites: Iterable[str]) -> Journal:

@@ -17,7 +17,7 @@ from torch import fx
 
 from ir_tools.errors import PassesError
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import origin, place
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
 from ir_tools.rewrite.build import Ops
@@ -135,21 +135,29 @@ def table_pass(name: str, table: Mapping[Any, TableEntry], *, declares: Declares
     """
 
     def run(program: Block, journal: Journal) -> Block:
-        if not any(node.target in table for node in program.calls):
-            return program
-        draft = Draft.of(program)
-        mutated = draft.program.mutated_values
-        for node in draft.program.calls:
-            entry = table.get(node.target)
-            site = f"{name}@{node.name}"
-            if entry is not None and journal.allows(site):
-                _replace_by_table(draft, node, entry, site, name, mutated, journal)
-        return draft.finish()
+        return replace_by_table(program, table, name, journal)
 
     return Pass(name, run, declares, doc or "")
 
 
-def _replace_by_table(
+def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str, journal: Journal) -> Block:
+    """What a `table_pass` does; for a pass whose table depends on its options.
+
+    What it made itself stays: an entry may build an op that is in the table, and a second run finds nothing to do.
+    """
+    if not any(node.target in table for node in program.calls):
+        return program
+    draft = Draft.of(program)
+    mutated = draft.program.mutated_values
+    for node in draft.program.calls:
+        entry = table.get(node.target)
+        site = f"{name}@{node.name}"
+        if entry is not None and journal.allows(site) and name not in origin(node).rules:
+            _replace_node(draft, node, entry, site, name, mutated, journal)
+    return draft.finish()
+
+
+def _replace_node(
     draft: Draft, node: fx.Node, entry: TableEntry, site: str, name: str, mutated: frozenset[fx.Node], journal: Journal
 ) -> None:
     if any(n in mutated for n in (node, *node.all_input_nodes)):

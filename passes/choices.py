@@ -1,0 +1,193 @@
+"""Which of several forms of an op runs fastest here: measured on random tensors, recorded, replayed.
+
+    choices = Choices()
+    choices.choose(signature, lambda: {"fused": call, "apart": other}, FORMS).form      measured
+    choices.save("choices.json")
+    Choices.load("choices.json").choose(signature, ..., FORMS).form                     replayed: the same form
+
+The first form is the favourite. It stays unless another one takes at most nine tenths of its time, twice in a row, so that
+noise does not change graphs from run to run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ir_tools.emit.errors import ModelFileError
+from ir_tools.rewrite import OptionError
+from ir_tools.visualize.to_dot import write_whole
+from passes.timing import interleaved_seconds, milliseconds
+
+FORMAT = 1
+FASTER = 0.9
+"""A form replaces the favourite when its median is at most this part of the favourite's."""
+
+SLOW = 0.05
+"""Seconds for one call of every form from which on they are slow."""
+
+Forms = Mapping[str, Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form taken, median seconds per call of every form (the favourite first), and the machine they hold for."""
+
+    form: str
+    seconds: dict[str, float]
+    machine: str
+
+    @property
+    def is_favourite(self) -> bool:
+        return self.form == next(iter(self.seconds))
+
+    @property
+    def reason(self) -> str:
+        figures = ", ".join(f"{milliseconds(seconds)} ms {name}" for name, seconds in self.seconds.items())
+        return f"{self.form} is faster here: {figures}"
+
+
+@dataclass
+class Choices:
+    """A table from signatures to choices. `measured` and `replayed` are the signatures asked for since it was made."""
+
+    table: dict[str, Choice] = field(default_factory=dict)
+    source: str = ""
+    measured: set[str] = field(default_factory=set)
+    replayed: set[str] = field(default_factory=set)
+
+    def choose(self, signature: str, forms: Callable[[], Forms], among: Container[str]) -> Choice:
+        """The recorded choice, if it is `among` the forms there are; else measure the calls that `forms` makes.
+
+        Equal signatures are measured once.
+        """
+        known = self.table.get(signature)
+        if known is None or known.form not in among:
+            self.table[signature] = fastest(forms())
+            self.measured.add(signature)
+        elif signature not in self.measured:
+            self.replayed.add(signature)
+        return self.table[signature]
+
+    @property
+    def asked(self) -> set[str]:
+        return self.measured | self.replayed
+
+    @property
+    def unfused(self) -> list[str]:
+        """Signatures asked for whose favourite was not taken."""
+        return [s for s, choice in self.table.items() if s in self.asked and not choice.is_favourite]
+
+    def __str__(self) -> str:
+        """A line for the report."""
+        counts = f"{len(self.measured)} signatures measured, {len(self.replayed)} replayed"
+        return f"{counts}; {len(self.unfused)} left unfused, being faster so"
+
+    def notes(self) -> list[str]:
+        """What the user should know about a replay."""
+        if not self.source:
+            return []
+        here = machine()
+        others = sorted({self.table[s].machine for s in self.replayed} - {here})
+        notes = [f"{self.source}: choices recorded on another machine ({other}; this is {here}) were used as they are"
+                 for other in others]  # fmt: skip
+        if self.measured:
+            notes.append(f"{self.source} lacks {len(self.measured)} signatures of this model, which were measured")
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as `json.dumps` takes it."""
+        rows = {s: {"form": c.form, "seconds": c.seconds, "machine": c.machine} for s, c in self.table.items()}
+        return {"format": FORMAT, "choices": rows}
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "the given table") -> Choices:
+        """The table that `to_dict` gave. Raises `OptionError` saying what is wrong in `source`."""
+
+        def refuse(what: str) -> OptionError:
+            expected = f'{{"format": {FORMAT}, "choices": {{signature: {{"form", "seconds", "machine"}}}}}}'
+            return OptionError(f"{source} holds no recorded choices: {what}; expected {expected}, as `choices.save` writes it")
+
+        if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("choices"), dict):
+            raise refuse(f"got {str(data)[:60]!r}")
+        table = {}
+        for signature, row in data["choices"].items():
+            if not _is_row(row):
+                raise refuse(f"at {signature!r} got {str(row)[:100]!r}")
+            table[signature] = Choice(row["form"], {k: float(v) for k, v in row["seconds"].items()}, row["machine"])
+        return cls(table, source)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as JSON, to be replayed by `optimize(..., choices=path)`.
+
+        Raises `ModelFileError` when the path cannot be written.
+        """
+        try:
+            write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        except OSError as error:
+            raise ModelFileError(f"{os.fspath(path)} cannot be written: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Choices:
+        """Read what `save` wrote. Raises `OptionError` for a file that is missing or holds something else."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise OptionError(f"choices must be the path of a file that `choices.save` wrote, got {type(path).__name__}")
+        name = os.fspath(path)
+        try:
+            data = json.loads(Path(name).read_bytes())
+        except OSError as error:
+            raise OptionError(f"choices={name!r} cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
+            raise OptionError(f"choices={name!r} must be a file that `choices.save` wrote, and is no JSON: {error}") from error
+        return cls.from_dict(data, name)
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("machine"), str) or not isinstance(row.get("seconds"), dict):
+        return False
+    return row.get("form") in row["seconds"] and all(type(v) in (int, float) and v >= 0 for v in row["seconds"].values())
+
+
+def fastest(forms: Forms) -> Choice:
+    """Measure; a favourite that loses is measured a second time, and that one counts."""
+    choice = choice_from(measure(forms))
+    return choice if choice.is_favourite else choice_from(measure(forms))
+
+
+def choice_from(seconds: Mapping[str, float]) -> Choice:
+    """The form that takes the least time, if it beats the first one by the margin.
+
+    >>> choice_from({"fused": 1.0, "apart": 0.95, "plain": 0.96}).form
+    'fused'
+    >>> choice_from({"fused": 1.0, "apart": 0.8, "plain": 0.7}).form
+    'plain'
+    """
+    favourite, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
+    return Choice(best if seconds[best] <= FASTER * seconds[favourite] else favourite, dict(seconds), machine())
+
+
+def measure(forms: Forms) -> dict[str, float]:
+    """Median seconds of each form to three digits, in interleaved rounds for about 10 ms: 3 rounds at least, 25 at most.
+
+    One round will do for forms so slow that a few microseconds of noise do not matter.
+    """
+    start = time.perf_counter()
+    with torch.no_grad():
+        for form in forms.values():
+            form()
+    least = 3 if time.perf_counter() - start < SLOW else 1
+    times = interleaved_seconds(forms, seconds=0.01, least_rounds=least, most_rounds=25, warm_up=0)
+    return {name: float(f"{statistics.median(values):.3g}") for name, values in times.items()}
+
+
+def machine() -> str:
+    """What choices depend on besides their signature."""
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"

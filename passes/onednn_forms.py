@@ -1,0 +1,184 @@
+"""The forms in which oneDNN can compute  act(product(x, w, b) + residual),  the product a convolution or a linear.
+
+    fused     one kernel                     mkldnn::_convolution_pointwise(x, pack(w), b, act)
+    apart     a packed product, the rest     relu(mkldnn::_convolution_pointwise(x, pack(w), b, none) + residual)
+    packed    the same, where there is nothing to fuse: no residual, and no activation that oneDNN knows
+    plain     all in ATen                    relu(conv2d(x, w, b) + residual)
+
+A form is written once: with the `op` of a pass it builds nodes, with `OnTensors` it runs, to be timed.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from ir_tools.ir.dialect import aten, conv_act, linear_act
+from ir_tools.ir.program import Packing
+from ir_tools.rewrite import Call
+from passes.lower_aten import CONV, activated, finished
+
+mkldnn = torch.ops.mkldnn
+
+ONEDNN_NAME = {"": "none", "silu": "swish", "gelu_tanh": "gelu"}
+"""Activation names of oneDNN where they differ from the dialect's."""
+ALGORITHM = {"gelu": "none", "gelu_tanh": "tanh"}
+UNKNOWN_TO_ONEDNN = ("elu",)
+"""Activations that torch's oneDNN kernels refuse ("Fusion behavior undefined"): they follow as ops of their own."""
+WITH_RESIDUAL = ("", "relu")
+"""The only activations that oneDNN's kernels take after the sum with a residual."""
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Product:
+    """`act(product(x, w, b) + residual)`; operands are Values, or tensors when it is timed.
+
+    `sizes`: padding, stride, dilation of a convolution, None for a linear. `spent`: the residual's memory may be reused.
+    """
+
+    x: Any
+    w: Any
+    b: Any
+    residual: Any
+    act: str
+    act_args: list[float]
+    sizes: tuple[list[int], list[int], list[int]] | None
+    groups: int
+    rank: int
+    spent: bool
+    packing: Packing
+
+    @classmethod
+    def of(cls, call: Call) -> "Product":
+        """What an op of the dialect stands for: conv_act, linear_act, conv2d, conv3d, linear."""
+        is_fused, is_linear = call.target in (conv_act, linear_act), call.target in (linear_act, aten.linear.default)
+        x, w, b = (call.x, call.w, call.b) if is_fused else (call.input, call.weight, call.bias)
+        residual, act, act_args = (call.residual, call.act, call.act_args) if is_fused else (None, "", [])
+        sizes, groups = (None, 1) if is_linear else ((call.padding, call.stride, call.dilation), call.groups)
+        if sizes is None:
+            packing = Packing("linear", batch=math.prod((x.example_shape or (1,))[:-1]))
+        else:
+            packing = Packing("conv", *sizes, groups, x.example_shape)
+        spent = residual is not None and residual.dies_at(call)
+        return cls(x, w, b, residual, act, act_args, sizes, groups, w.rank, spent, packing)
+
+
+def forms_of(p):
+    """The forms by name, the favourite first."""
+    if p.residual is not None or p.act not in ("", *UNKNOWN_TO_ONEDNN):
+        return {"fused": fused, "apart": apart, "plain": plain}
+    return {"packed": apart, "plain": plain}
+
+
+def fused(op, p):
+    if p.residual is None:
+        return kernel(op, p, p.act, p.act_args)
+    weight = op.packed(p.w, p.packing)
+    if p.sizes is None:
+        y = op.call(mkldnn._linear_pointwise.binary, p.x, p.residual, weight, p.b, "add")
+        return activated(op, y, p.act, p.act_args)
+    inner, outer = (p.act, "") if p.act in WITH_RESIDUAL else ("", p.act)
+    attributes = (p.b, *p.sizes, p.groups, "add", 1.0, inner or None, [], None)
+    if p.spent:
+        # In any other layout the kernel adds by itself, and knows no bfloat16 then. Free where the layout is right.
+        residual = channels_last(op, p, p.residual)
+        y = op.call(mkldnn._convolution_pointwise_.binary, residual, p.x, weight, *attributes)
+    else:
+        y = op.call(mkldnn._convolution_pointwise.binary, p.x, p.residual, weight, *attributes)
+    return activated(op, y, outer, p.act_args)
+
+
+def apart(op, p):
+    return finished(op, p, kernel(op, p, "", []))
+
+
+def plain(op, p):
+    if p.sizes is None:
+        return finished(op, p, op.call(aten.linear.default, p.x, p.w, p.b))
+    padding, stride, dilation = p.sizes
+    y = op.call(CONV[p.rank], p.x, p.w, p.b, stride, padding, dilation, p.groups)
+    return finished(op, p, channels_last(op, p, y))
+
+
+def kernel(op, p, act, act_args):
+    """`act(product(x, w, b))` in one kernel."""
+    weight, attributes = op.packed(p.w, p.packing), (ONEDNN_NAME.get(act, act), act_args, ALGORITHM.get(act))
+    if p.sizes is None:
+        return op.call(mkldnn._linear_pointwise.default, p.x, weight, p.b, *attributes)
+    return op.call(mkldnn._convolution_pointwise.default, p.x, weight, p.b, *p.sizes, p.groups, *attributes)
+
+
+def channels_last(op, p, value):
+    return op.call(aten.contiguous.default, value, memory_format=CHANNELS_LAST[p.rank])
+
+
+# -- timing them --------------------------------------------------------------------------------------------------------
+
+
+def can_be_timed(p: Product) -> bool:
+    """The example has the sizes of the operands: they do not depend on values of the run."""
+    return None not in (p.x.example_shape, p.w.example_shape, (p.residual or p.x).example_shape)
+
+
+def signature(p: Product) -> str:
+    """What the speed of the forms depends on, in one line.
+
+    `conv2d float32 1x8x6x6 channels last, weight 8x8x3x3 and bias, padding 1x1, stride 1x1, dilation 1x1, + residual in place,
+    relu, 1 threads`
+    """
+    kind = "linear" if p.sizes is None else f"conv{p.rank - 2}d"
+    x = f"{kind} {str(p.x.dtype).removeprefix('torch.')} {_by(p.x.example_shape)}"
+    sizes = [f"{name} {_by(size)}" for name, size in zip(("padding", "stride", "dilation"), p.sizes or ())]
+    parts = [
+        x + (" channels last" if is_channels_last(p) else ""),
+        f"weight {_by(p.w.shape)}" + ("" if p.b is None else " and bias"),
+        *sizes,
+        f"{p.groups} groups" if p.groups > 1 else "",
+        "" if p.residual is None else f"+ residual{' in place' if p.spent else ''}",
+        p.act + (f"({', '.join(f'{v:g}' for v in p.act_args)})" if p.act_args else ""),
+        f"{torch.get_num_threads()} threads",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def is_channels_last(p: Product) -> bool:
+    """The layout of x when the file runs: ops hand on that of the convolutions before them, and inputs are as they come."""
+    return p.sizes is not None and isinstance(p.x, Call)
+
+
+def timed_forms(p: Product) -> dict[str, Any]:
+    """The forms as calls on tensors of the example's sizes, whatever their values."""
+    layout = CHANNELS_LAST[p.rank] if p.sizes is not None else torch.contiguous_format
+    x = spread_like(p.x, layout if is_channels_last(p) else torch.contiguous_format)
+    w, b = spread_like(p.w, torch.contiguous_format), p.b and spread_like(p.b, torch.contiguous_format)
+    on_tensors = replace(p, x=x, w=w, b=b, residual=p.residual and spread_like(p.residual, layout))
+    op = OnTensors()
+    return {name: partial(form, op, on_tensors) for name, form in forms_of(p).items()}
+
+
+def spread_like(value, memory_format):
+    """A tensor of the value's example sizes with numbers from -1 to 1. Not random ones: that state is the user's."""
+    numbers = torch.linspace(-1, 1, math.prod(value.example_shape)).to(value.dtype)
+    return numbers.reshape(value.example_shape).contiguous(memory_format=memory_format)
+
+
+class OnTensors:
+    """The `op` of a form that runs at once; a weight is packed in the first call."""
+
+    def __init__(self) -> None:
+        self._packed: dict[Packing, torch.Tensor] = {}
+
+    def call(self, target, *args, **kwargs):
+        return target(*args, **kwargs)
+
+    def packed(self, weight, packing):
+        if packing not in self._packed:
+            self._packed[packing] = packing.apply(weight)
+        return self._packed[packing]
+
+
+def _by(sizes):
+    return "x".join(map(str, sizes))
