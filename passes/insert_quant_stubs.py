@@ -10,7 +10,7 @@ import torch
 
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import nodes_in, quant_stub, short_name
-from ir_tools.ir.facts import dtype
+from ir_tools.ir.facts import copy_keeps_layout, dtype
 from ir_tools.ir.origin import place
 from ir_tools.ir.view import regions
 from ir_tools.rewrite import Journal, graph_pass
@@ -31,9 +31,15 @@ def insert_quant_stubs(program: Block, journal: Journal) -> Block:
     for number, region in enumerate(region for region in found if any(map(is_worth_it, region.nodes))):
         for kind, values in (("in", region.entries), ("out", region.exits)):
             for i, value in enumerate(values):
-                site = f"insert_quant_stubs@{value.name}.{kind}"
                 readers = [reader for reader in region.readers(value) if short_name(reader.target) != "quant_stub"]
-                if dtype(value) is not torch.float32 or is_stub(value) or not readers or not journal.allows(site):
+                if dtype(value) is not torch.float32 or is_stub(value) or not readers:
+                    continue
+                # Two regions may read one value: the first reader tells their stubs apart.
+                site = f"insert_quant_stubs@{value.name}.{kind}" + (f".{readers[0].name}" if kind == "in" else "")
+                if not journal.allows(site):
+                    continue
+                if not copy_keeps_layout(draft.program.mode, value):
+                    journal.refused(site, "insert_quant_stubs", place(value), "a stub would change its memory layout")
                     continue
                 draft.insert_after(value, readers, "insert_quant_stubs", quant_stub, f"region{number}.{kind}{i}")
                 journal.rewrote(site, "insert_quant_stubs", place(value))

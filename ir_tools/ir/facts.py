@@ -349,6 +349,12 @@ def same_layout(one: torch.Tensor, other: torch.Tensor) -> bool:
     return _is_contiguous(one) and _is_contiguous(other)
 
 
+def copy_keeps_layout(mode: FakeTensorMode, value: fx.Node) -> bool:
+    """A copy of the value lies in memory as the value does: not so for expanded ones, and those with gaps."""
+    copied = compute_fact(mode, torch.ops.aten.clone.default, (value,), {})
+    return isinstance(copied, torch.Tensor) and same_layout(fact(value), copied)
+
+
 def _unknown_size(mode: FakeTensorMode, free: set[Any]) -> Any:
     symbol = unknown_number(mode, "int")
     torch._check_is_size(symbol)

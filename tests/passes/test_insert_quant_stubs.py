@@ -49,7 +49,7 @@ def test_a_region_gets_a_stub_at_each_end() -> None:
     after, journal = check_stubs(Model(lambda m, x: F.relu(m.conv(x)) + 1.0, conv=nn.Conv2d(3, 4, 3)), X)
     assert ops(after) == ["quant_stub", "conv2d", "relu", "add", "quant_stub"]
     assert stubs(after) == {"region0.in0": ("inputs_0_", ["conv2d"]), "region0.out0": ("add", ["output"])}
-    assert [r.site for r in journal.rewrites] == ["insert_quant_stubs@inputs_0_.in", "insert_quant_stubs@add.out"]
+    assert [r.site for r in journal.rewrites] == ["insert_quant_stubs@inputs_0_.in.conv2d", "insert_quant_stubs@add.out"]
 
 
 def test_an_op_that_is_not_quantisable_parts_two_regions() -> None:
@@ -141,3 +141,16 @@ def test_a_stub_that_is_no_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     assert ops(after) == ["not_identity", "conv2d", "not_identity"]
     with pytest.raises(AssertionError, match="moved by"):
         assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
+
+
+def test_two_regions_that_read_one_value_have_sites_of_their_own() -> None:
+    conv = nn.Conv2d(3, 3, 3)
+    _, journal = check_stubs(Model(lambda m, x: m.conv(x).exp() + m.conv(x).sin(), conv=conv), X)
+    entries = [r.site for r in journal.rewrites if ".in" in r.site]
+    assert entries[:2] == ["insert_quant_stubs@inputs_0_.in.conv2d", "insert_quant_stubs@inputs_0_.in.conv2d_1"]
+
+
+def test_a_value_whose_elements_share_memory_gets_no_stub() -> None:
+    """A stub is a copy in the reference: it would lie otherwise in memory, and the linear might add in another order."""
+    _, journal = check_stubs(Model(lambda m, x: m.linear((x + 1)[:1].exp().expand(2, -1, -1, -1)), linear=nn.Linear(8, 4)), X)
+    assert [r.reason for r in journal.refusals] == ["a stub would change its memory layout"]
