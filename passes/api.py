@@ -23,11 +23,12 @@ from ir_tools.frontends.source import Source, one_at_a_time, prepare
 from ir_tools.ir import Program, check_wellformed
 from ir_tools.ir.dialect import op_name, short_name
 from ir_tools.rewrite import Pass
+from ir_tools.rewrite.nearest import places_of
 from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB
 from passes.catalogue import CATALOGUE, find_passes
 from passes.choices import Choices
 from passes.errors import CaptureError, InputError, ModelInTrainingError, OptionError
-from passes.hooks import Hook, Numerics, announced, chosen, dump, dumped, narrowest_float, timed, wellformed
+from passes.hooks import Hook, Numerics, announced, chosen, dump, dumped, explained, narrowest_float, timed, wellformed
 from passes.optimized import OptimizedModel, build_manifest, call_flat
 from passes.pipeline import DEFAULT, LOWERINGS, check_order, run_pipeline
 from passes.report import Report
@@ -53,6 +54,7 @@ def optimize(
     progress: Callable[[str], None] | None = None,
     dry_run: bool = False,
     choices: str | os.PathLike[str] | None = None,
+    explain_at: str | None = None,
 ) -> Any:
     """Compile a model for inference: capture it, apply `passes`, prove the numbers, emit TorchScript.
 
@@ -74,6 +76,8 @@ def optimize(
         dry_run: capture and run the passes, emit nothing, and return the `Report` alone.
         choices: a file that `report.choices.save(path)` wrote. Which ops oneDNN's kernels fuse is taken from it, and
             measured only where it has no answer. The same file gives the same graph.
+        explain_at: a module path, or the name of an op: the report then says how near each rule of each pass came there
+            ("matched conv2d, but its reader is mul, not batch_norm").
 
     Returns:
         An `OptimizedModel` (called like `model`), or a `Report` when `dry_run`.
@@ -126,7 +130,7 @@ def optimize(
     elif choices is not None:
         pipeline = [p.with_options(choices=os.fspath(choices)) if "choices" in p.options else p for p in pipeline]
     report.engine = LOWERINGS[_lowering(pipeline)]
-    hooks: list[Hook] = [announced(progress), dumped(directory, dumps, report.notes)]
+    hooks: list[Hook] = [announced(progress), explained(explain_at), dumped(directory, dumps, report.notes)]
     hooks += [numerics.hook] if verify == "each" else []
     hooks += [wellformed, chosen(report), timed]
     if directory is not None:
@@ -136,6 +140,8 @@ def optimize(
         program, stays = follow_inputs(program, source)
         check_wellformed(program)
         report.notes += stays
+    if explain_at is not None and not any(explain_at in places_of(node) for node in captured.program.all_calls):
+        report.notes.append(f"explain_at={explain_at!r}: no op of the captured graph comes from there")
     report.ops_left = dict(Counter(short_name(node.target) for node in program.all_calls))
     numerics.declare(pipeline)
     if dry_run:

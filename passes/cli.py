@@ -126,6 +126,7 @@ def explain(
     source: Source,
     input: Inputs = None,
     passes: PassNames = None,
+    at: Annotated[str | None, typer.Option(help="A module path or op: say how near each rule came there.")] = None,
     frontend: Frontend = "auto",
     engine: Engine = "auto",
 ) -> None:
@@ -136,7 +137,7 @@ def explain(
     model, inputs = _read(source, input, console)
     options = _options(passes, frontend=frontend, engine=engine)
     with progress_line() as progress:
-        report = run(model, example_inputs=inputs, progress=progress, dry_run=True, **options)
+        report = run(model, example_inputs=inputs, progress=progress, dry_run=True, explain_at=at, **options)
     _explain(report, console)
 
 
@@ -256,7 +257,8 @@ def _fact(console: Console, name: str, text: str) -> None:
 
 def _explain(report: Report, console: Console) -> None:
     console.print(report.header(), Text(""), report.table(), sep="\n")
-    console.print(*report.rewritten(), *report.refused(limit=10_000), *report.idle(), *report.noted(), sep="\n")
+    parts = (report.rewritten(), report.refused(limit=10_000), report.missed(), report.idle(), report.noted())
+    console.print(*(line for part in parts for line in part), sep="\n")
     console.print(*report.verdict(), sep="\n")
 
 

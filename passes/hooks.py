@@ -20,6 +20,7 @@ from ir_tools.frontends.source import Example, seeded
 from ir_tools.ir import Program, check_wellformed, facts
 from ir_tools.ir.dialect import nodes_in, short_name
 from ir_tools.rewrite import Journal, Pass
+from ir_tools.rewrite.nearest import near_misses
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.verify.numerics import PERFECT, Comparison, compare, smallest_sqnr
 from ir_tools.visualize.to_dot import write_dump
@@ -78,6 +79,20 @@ def chosen(report: Report) -> Hook:
             return after
 
         return chosen_run
+
+    return hook
+
+
+def explained(where: str | None) -> Hook:
+    """How near each rule came at the module path or op `where`, on the graph that the pass was given."""
+
+    def hook(run: Run) -> Run:
+        def explained_run(step: Step, program: Program) -> Program:
+            if where is not None:
+                step.report.near_misses = near_misses(step.pass_, program, where)
+            return run(step, program)
+
+        return explained_run
 
     return hook
 

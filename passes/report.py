@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ir_tools.rewrite.journal import Refusal, Rewrite
+from ir_tools.rewrite.nearest import NearMiss
 from passes.choices import Choices
 
 REASONS_SHOWN = 12
@@ -33,6 +34,7 @@ class StepReport:
     nodes_after: int = 0
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    near_misses: list[NearMiss] = field(default_factory=list)
     max_abs_error: float | None = None
     sqnr_db: float | None = None
     tolerance: str = ""
@@ -92,6 +94,7 @@ class Report:
         yield self.table()
         yield from self.verdict()
         yield from self.refused()
+        yield from self.missed()
         yield from self.noted()
 
     # -- the parts of the printed report ------------------------------------------------------------------------------
@@ -192,6 +195,18 @@ class Report:
             label = name if rule in ("", name) else f"{name}: {rule}"
             yield Padding(Text(f"{label} ×{len(rewrites)}", style="green"), (0, 0, 0, 2), expand=False)
             yield Padding(Text(places([r.module for r in rewrites])), (0, 0, 0, 4), expand=False)
+
+    def missed(self) -> Iterable[Text | Padding]:
+        """How near each rule came at the place asked for (`explain_at`); ops that one sentence holds for come together."""
+        groups: dict[tuple[str, str, str], list[NearMiss]] = {}
+        for step in self.steps:
+            for miss in step.near_misses:
+                groups.setdefault((step.name, miss.rule, miss.sentence), []).append(miss)
+        if groups:
+            yield Text("\nnearest misses", style="bold")
+        for (name, rule, sentence), misses in groups.items():
+            yield Padding(Text(f"{name}: {rule}", style="yellow"), (0, 0, 0, 2), expand=False)
+            yield Padding(Text(f"{sentence.rstrip('.')} ({places([m.module for m in misses])})"), (0, 0, 0, 4), expand=False)
 
     def idle(self) -> Iterable[Text | Padding]:
         """Passes that found no place to act at all, not even one to refuse. Shown by the CLI's `explain`."""

@@ -23,6 +23,8 @@ from ir_tools.rewrite.match import matches_at
 from ir_tools.rewrite.rule import COMMUTATIVE, Each, OneOf, OpPattern, Rule, Unknown
 from ir_tools.rewrite.shapes import Pass
 
+APPLIES = "matches: the rule applies"
+
 
 @dataclass(frozen=True)
 class NearMiss:
@@ -37,21 +39,28 @@ class NearMiss:
 def near_misses(pass_: Pass, program: Block, where: str) -> list[NearMiss]:
     """The nearest miss of every rule of the pass, at every op whose module path or name is `where`, or lies inside it.
 
-    Ops in branches and loops are looked at too. A pass that is not made of rules has none.
+    Where a rule does apply there is no miss. Ops in branches and loops are looked at too. A pass that is not made of rules
+    has none.
     """
     found: list[NearMiss] = []
 
     def look(block: Block, journal: Journal) -> Block:
         for node in block.calls:
-            if where in (node.name, place(node)) or place(node).startswith(f"{where}."):
+            if where in places_of(node):
                 for rule in pass_.rules:
                     sentence = nearest_miss(rule, node, block)
-                    if sentence is not None:
-                        found.append(NearMiss(short_name(node.target), place(node), rule.name, sentence))
+                    if sentence not in (None, APPLIES):
+                        found.append(NearMiss(short_name(node.target), place(node), rule.name, str(sentence)))
         return block
 
     replace(pass_, function=look, given={})(program)
     return found
+
+
+def places_of(node: fx.Node) -> set[str]:
+    """The name of an op, the path of the module that it comes from, and of those around it."""
+    parts = place(node).split(".")
+    return {node.name, *(".".join(parts[:n]) for n in range(1, len(parts) + 1))}
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ def _upwards(rule: Rule, place: _Place, node: fx.Node, program: Block) -> Iterat
 def _at_root(rule: Rule, root: OpPattern, node: fx.Node, program: Block) -> Miss:
     for match in matches_at(rule, node, program):
         why_not = objection(rule, match, program.mutated_values, program)
-        return Miss(len(match.nodes) + 1, f"matched, but {why_not}" if why_not else "matches: the rule applies")
+        return Miss(len(match.nodes) + 1, f"matched, but {why_not}" if why_not else APPLIES)
     return _downwards(root, node, program, 1)
 
 
