@@ -58,18 +58,18 @@ def fused_net(dtype: torch.dtype = torch.float32) -> tuple[Program, Tensor]:
     return CATALOGUE["fuse_conv_relu"](captured(model.to(dtype), x.to(dtype))), x.to(dtype)
 
 
-def winner(place: int, calls: list[int] | None = None) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+def winner(place: int, calls: list[int] | None = None) -> Callable[..., dict[str, list[float]]]:
     """A measurement in which the form at `place` (the last one, where there are fewer) takes no time."""
 
-    def measured(forms: Mapping[str, Any]) -> dict[str, float]:
+    def measured(forms: Mapping[str, Any], least_rounds: int = 1) -> dict[str, list[float]]:
         if calls is not None:
             calls.append(len(forms))
-        return {name: float(i != min(place, len(forms) - 1)) for i, name in enumerate(forms)}
+        return {name: [float(i != min(place, len(forms) - 1))] for i, name in enumerate(forms)}
 
     return measured
 
 
-def never(forms: Mapping[str, Any]) -> dict[str, float]:
+def never(forms: Mapping[str, Any]) -> dict[str, list[float]]:
     raise AssertionError("nothing was to be measured")
 
 
@@ -91,23 +91,28 @@ def graph(program: Program) -> list[str]:
     ],
 )
 def test_the_favourite_stays_unless_another_is_faster_by_a_tenth(seconds: tuple[float, ...], form: str) -> None:
-    choice = choices.choice_from(dict(zip(("fused", "apart", "plain"), seconds)))
+    choice = choices.choice_from({name: [s] * 3 for name, s in zip(("fused", "apart", "plain"), seconds)})
     assert choice.form == form and choice.is_favourite == (form == "fused")
+
+
+def test_a_favourite_that_lost_time_to_others_stays() -> None:
+    """Its median is worse, but its fastest call is not: somebody else had the machine."""
+    assert choices.choice_from({"fused": [1.0, 5.0, 5.0], "apart": [1.0, 1.0, 1.0]}).form == "fused"
 
 
 @pytest.mark.parametrize(("second", "form"), [((1.0, 0.95), "fused"), ((1.0, 0.5), "apart")])
 def test_a_favourite_that_loses_is_measured_again(monkeypatch: pytest.MonkeyPatch, second: tuple, form: str) -> None:
-    figures = [{"fused": 1.0, "apart": 0.1}, dict(zip(("fused", "apart"), second))]
-    monkeypatch.setattr(choices, "measure", lambda forms: figures.pop(0))
+    figures = [{"fused": [1.0], "apart": [0.1]}, {"fused": [second[0]], "apart": [second[1]]}]
+    monkeypatch.setattr(choices, "measure", lambda forms, least_rounds=1: figures.pop(0))
     choice = choices.fastest({})
     assert choice.form == form and not figures and tuple(choice.seconds.values()) == second
 
 
 def test_a_measurement_is_a_few_calls_of_each_form() -> None:
     calls: list[str] = []
-    seconds = choices.measure({name: lambda name=name: calls.append(name) for name in ("fused", "apart")})
-    assert list(seconds) == ["fused", "apart"] and min(seconds.values()) > 0
-    assert 4 <= calls.count("fused") == calls.count("apart") <= 26
+    times = choices.measure({name: lambda name=name: calls.append(name) for name in ("fused", "apart")})
+    assert list(times) == ["fused", "apart"] and min(times["fused"]) > 0
+    assert 2 < calls.count("fused") == calls.count("apart") <= 26
 
 
 def test_slow_forms_are_called_twice() -> None:
@@ -115,7 +120,7 @@ def test_slow_forms_are_called_twice() -> None:
 
     def slow(name: str) -> None:
         calls.append(name)
-        time.sleep(choices.SLOW / 2)
+        time.sleep(0.01)
 
     choices.measure({name: lambda name=name: slow(name) for name in ("fused", "apart")})
     assert calls == ["fused", "apart"] * 2
@@ -236,7 +241,7 @@ def test_a_recorded_choice_gives_the_same_graph_however_the_clock_goes(monkeypat
     model, x = net()
     path = tmp_path / "choices.json"
     places = iter(range(1000))
-    monkeypatch.setattr(choices, "measure", lambda forms: winner(next(places) // 2 % 3)(forms))
+    monkeypatch.setattr(choices, "measure", lambda forms, least_rounds=1: winner(next(places) // 2 % 3)(forms))
     first = optimize(model, example_inputs=x)
     assert 0 < len(first.report.choices.unfused) < len(first.report.choices.table)
     first.report.choices.save(path)
@@ -339,7 +344,8 @@ def test_an_engine_that_chooses_nothing_says_so(tmp_path: Path) -> None:
 
 def test_the_report_tells_what_was_chosen_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = net()
-    monkeypatch.setattr(choices, "measure", lambda forms: {n: 3.1e-4 if n == "fused" else 2.2e-4 for n in forms})
+    times = {"fused": [3.1e-4], "packed": [2.2e-4], "apart": [2.2e-4], "plain": [2.2e-4]}
+    monkeypatch.setattr(choices, "measure", lambda forms, least_rounds=1: {name: times[name] for name in forms})
     report = optimize(model, example_inputs=x).report
     count, unfused = len(report.choices.table), len(report.choices.unfused)
     assert 0 < unfused < count
