@@ -1,0 +1,88 @@
+"""Looking for a model on which something fails, and making it small (hypothesis)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+
+from passes.testing.tally import Tally, kind_of
+from passes.testing.trial import Trial
+
+SHRINK_SECONDS = 15.0
+"""How long a failing model is made smaller."""
+
+
+@dataclass
+class Failure:
+    """A model on which something failed, and what."""
+
+    trial: Trial
+    error: Exception
+
+    @property
+    def kind(self) -> str:
+        """The error without what belongs to one model alone; failures of one kind are one failure."""
+        return f"{type(self.error).__name__}: {kind_of(str(self.error).partition(';')[0])}"
+
+    @property
+    def why(self) -> str:
+        return f"{type(self.error).__name__}: {self.error}"
+
+
+class _TimeIsUp(BaseException):
+    """Leaves hypothesis' shrinking; no Exception, which would be one more failure to shrink."""
+
+
+def search(
+    trials: st.SearchStrategy[Trial],
+    run: Callable[[Trial], Tally],
+    *,
+    examples: int,
+    seed: int,
+    shrink_seconds: float = SHRINK_SECONDS,
+    expected: Callable[[Failure], bool] = lambda failure: False,
+) -> tuple[Tally, Failure | None]:
+    """Run `examples` trials; the counts of those that held, and the first failure, made small.
+
+    A failure that is `expected` is passed over, and counts as a model on which nothing fired. The same seed gives the same
+    trials.
+    """
+    tally, smallest, deadline = Tally(), None, 0.0
+
+    def one(trial: Trial) -> None:
+        nonlocal smallest, deadline
+        if smallest is not None and time.monotonic() > deadline:
+            raise _TimeIsUp
+        try:
+            done = run(trial)
+        except Exception as error:
+            failure = Failure(trial, error)
+            if expected(failure):
+                tally.models += 1
+                return
+            if smallest is None:
+                deadline = time.monotonic() + shrink_seconds
+                smallest = failure
+            elif failure.kind == smallest.kind and trial.size <= smallest.trial.size:
+                smallest = failure
+            raise
+        if smallest is None:
+            tally.add(done)
+
+    configured = settings(
+        max_examples=examples, database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
+        suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
+    )  # fmt: skip
+    start = time.perf_counter()
+    try:
+        hypothesis.seed(seed)(configured(hypothesis.given(trials)(one)))()
+    except (_TimeIsUp, Exception):
+        if smallest is None:
+            raise
+    tally.seconds = time.perf_counter() - start
+    return tally, smallest
