@@ -37,7 +37,11 @@ NOISE_ALLOWED = 100.0
 
 
 class LawBroken(PassesError, AssertionError):
-    """A pass broke one of the laws; the message names both."""
+    """A pass broke one of the laws; the message names both. `kind` is the same wherever it is broken in the same way."""
+
+    def __init__(self, message: str, kind: str = ""):
+        super().__init__(message)
+        self.kind = kind
 
 
 # -- laws that need no reference ----------------------------------------------------------------------------------------
@@ -290,5 +294,8 @@ def hold_to_laws(pass_: Pass, program: Program, oracle: Oracle, declared: str = 
         check_bitwise(pass_, run_seeded(program, example), outputs)
     first = journal.rewrites[0]
     what = f"{pass_} changed the numbers (its first rewrite: {first.rule} at {first.module})"
-    oracle.judge(after, outputs, max(declared, pass_.declares, key=DECLARATIONS.index), what)
+    try:
+        oracle.judge(after, outputs, max(declared, pass_.declares, key=DECLARATIONS.index), what)
+    except LawBroken as error:
+        raise LawBroken(str(error), f"{pass_.name} changed the numbers: {first.rule}") from None
     return after, journal

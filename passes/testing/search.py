@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from passes.testing.laws import LawBroken
 from passes.testing.tally import Tally, kind_of
 from passes.testing.trial import Trial
 
@@ -27,7 +29,11 @@ class Failure:
     @property
     def kind(self) -> str:
         """The error without what belongs to one model alone; failures of one kind are one failure."""
-        return f"{type(self.error).__name__}: {kind_of(str(self.error).partition(';')[0])}"
+        error = self.error
+        told = getattr(error, "kind", "") or kind_of(str(error).partition(";")[0])
+        if not isinstance(error, LawBroken):
+            told += f" in {traceback.extract_tb(error.__traceback__)[-1].name}"
+        return f"{type(error).__name__}: {told}"
 
     @property
     def why(self) -> str:

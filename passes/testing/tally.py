@@ -117,5 +117,5 @@ def kind_of(text: str) -> str:
         if re.match(pattern, text):
             return re.sub(pattern, kind, text)
     text = re.sub(r"\([^()]*\)|\w*\[[^\]]*\]|'[^']*'|\"[^\"]*\"", "…", text)
-    text = re.sub(r"\S*(\d|\w\.\w|_\w)\S*", "…", text)
+    text = re.sub(r"\S*(\d|\w\.\w)\S*", "…", text)
     return re.sub(r"…(\W*…)+", "…", text).strip()
