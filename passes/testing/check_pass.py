@@ -126,7 +126,8 @@ def check_pass(
         refused = "; ".join(f"{reason} ({times})" for reason, times in tally.refusals.most_common(3) if times)
         raise NeverFired(
             f"{pass_} did nothing on any of {tally.models} models, so the laws prove nothing of it. Give models that it "
-            f"rewrites: check_pass({pass_.name}, models=[(module, inputs)])." + (f" It was refused: {refused}" if refused else "")
+            f"rewrites: check_pass({pass_.name}, models=[(module, inputs)])."
+            + (f" It was refused: {refused}" if refused else "")
         )
     return CheckReport(str(pass_), tally)
 

@@ -30,8 +30,7 @@ import typer
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ir_tools.rewrite import Pass
-from passes.catalogue import CATALOGUE
+from passes.catalogue import CATALOGUE, find_passes
 from passes.pipeline import LOWERINGS
 from passes.testing.pipelines import pipelines
 from passes.testing.random_models import random_models
@@ -77,6 +76,7 @@ class Segment:
     examples: int
     seed: int
     directory: Path
+    passes: tuple[str, ...] = tuple(CATALOGUE)
     known: list[str] = field(default_factory=list)
 
     @property
@@ -93,8 +93,8 @@ def run_segment(segment: Segment) -> None:
     """Run the trials of a segment; write the tally and the failures after every chunk."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    tally, failures, known = Tally(), [], set(segment.known)
-    refused: Tally = Tally()
+    tally, refused, known = Tally(), Tally(), set(segment.known)
+    failures: list[dict[str, str]] = []
 
     def run(trial: Trial) -> Tally:
         segment.running.write_text(trial.as_test("the process died"))
@@ -114,7 +114,7 @@ def run_segment(segment: Segment) -> None:
         if left <= 0:
             break
         seed = segment.seed * 1000 + round_
-        found, failure = search(trials(), run, examples=min(left, CHUNK), seed=seed, expected=expected)
+        found, failure = search(trials(segment.passes), run, examples=min(left, CHUNK), seed=seed, expected=expected)
         tally.add(found)
         if failure is not None:
             tally.models += 1
@@ -132,17 +132,20 @@ def run_segment(segment: Segment) -> None:
 # -- all of them --------------------------------------------------------------------------------------------------------
 
 
-def fuzz(examples: int, workers: int, seed: int, out: Path, console: Console) -> tuple[Tally, list[dict[str, Any]]]:
+def fuzz(
+    examples: int, workers: int, seed: int, out: Path, console: Console, passes: Sequence[str] = tuple(CATALOGUE)
+) -> tuple[Tally, list[dict[str, str]]]:
     """Run `examples` trials in `workers` processes at a time; what they did, and the failures, one of each kind."""
     directory = out / "segments"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     size = min(SEGMENT, math.ceil(examples / workers))
     waiting = [
-        Segment(i, min(size, examples - i * size), seed * 100_000 + i, directory) for i in range(math.ceil(examples / size))
+        Segment(i, min(size, examples - i * size), seed * 100_000 + i, directory, tuple(passes))
+        for i in range(math.ceil(examples / size))
     ]
-    tally = Tally.of(every_pass())
-    failures: dict[str, dict[str, Any]] = {}
+    tally = Tally.of(CATALOGUE[name] for name in passes)
+    failures: dict[str, dict[str, str]] = {}
     start = time.perf_counter()
     for segment, status in _run_all(waiting, workers, failures):
         if segment.result.exists():
@@ -178,12 +181,7 @@ def _run_all(waiting: list[Segment], workers: int, failures: dict[str, Any]) -> 
             time.sleep(0.05)
 
 
-def every_pass() -> list[Pass]:
-    """The passes of the catalogue."""
-    return list(CATALOGUE.values())
-
-
-def write_failures(failures: Sequence[dict[str, Any]], out: Path) -> list[Path]:
+def write_failures(failures: Sequence[dict[str, str]], out: Path) -> list[Path]:
     """`failures/test_<hash>.py`, one each; the hash is that of the test."""
     paths = []
     for failure in failures:
@@ -199,11 +197,13 @@ def main(
     workers: Annotated[int, typer.Option(help="How many processes at a time.", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="The same seed gives the same models.")] = 0,
     out: Annotated[Path, typer.Option(help="Where report.json and failures/ go.")] = Path("fuzz"),
+    passes: Annotated[str, typer.Option(help="Names with commas between; all passes when left out.")] = "",
 ) -> None:
     """Random models through random pipelines, every pass held to the laws. Exits with 1 when something failed."""
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
-    tally, failures = fuzz(examples, workers, seed, out, console)
+    names = [pass_.name for pass_ in find_passes(passes.split(","))] if passes else list(CATALOGUE)
+    tally, failures = fuzz(examples, workers, seed, out, console, names)
     paths = write_failures(failures, out)
     for table in tally.tables(f"fuzz: seed {seed}"):
         console.print(table)

@@ -110,7 +110,7 @@ def assert_facts_are_true(program: Program, *inputs: Tensor) -> None:
         if expected is None and value_type(node) != "Tensor":  # a container, or what may be None
             continue
         if not _fact_is_true(expected, value):
-            wrong.append(f"{node.name}: the fact says {_sketch(expected)}, running gives {_sketch(value)}")
+            wrong.append(f"{node.name}: the fact says {sketch(expected)}, running gives {sketch(value)}")
     if wrong:
         raise LawBroken("facts are not true: " + "\n".join(wrong))
 
@@ -133,11 +133,16 @@ def _fits(sizes: Sequence[Any], of_the_run: Sequence[int]) -> bool:
     )
 
 
-def _sketch(value: Any) -> str:
+def sketch(value: Any) -> str:
+    """Dtypes and shapes of the tensors in a value.
+
+    >>> sketch([torch.zeros(2, 3), 1])
+    '[float32[2, 3], 1]'
+    """
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_sketch, value)) + "]"
+        return "[" + ", ".join(map(sketch, value)) + "]"
     return repr(value)
 
 

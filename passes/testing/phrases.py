@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-
 from passes.testing.random_models import Phrase, Writer
 
 PHRASES: dict[str, Phrase] = {}
@@ -59,7 +58,7 @@ def conv_module(w: Writer, channels: int, dims: int, *, kernel: int | None = Non
     out = out or w.pick(4, 2, channels)
     settings: dict[str, Any] = {}
     if w.rarely():
-        settings["groups"] = w.pick(*[g for g in (channels, 2) if channels % g == 0 and out % g == 0] or [None])
+        settings["groups"] = w.pick(*[g for g in (channels, 2, 1) if channels % g == 0 and out % g == 0])
     if w.rarely():
         settings["dilation"] = 2
     if transposed:
@@ -669,8 +668,8 @@ def dropouts(w: Writer) -> None:
 def stepped(w: Writer) -> None:
     """A layer on what strides, slices or expansion left of a value."""
     x = w.value(4, 3, 5, at_least=4)
-    y = w.let(w.pick(f"{x}[..., ::2]", f"{x}.flip(-1)", f"{x}[:1].expand(2{', -1' * (w.rank(x) - 1)})", f"{x}.transpose(-1, -2)",
-                     f"{x}.narrow(-1, 1, 2)"))  # fmt: skip
+    y = w.let(w.pick(f"{x}[..., ::2]", f"{x}.flip(-1)", f"{x}[:1].expand(2{', -1' * (w.rank(x) - 1)})",
+                     f"{x}.transpose(-1, -2)", f"{x}.narrow(-1, 1, 2)"))  # fmt: skip
     w.give(activation(w, linear(w, y) if w.flip() or w.rank(y) == 5 else conv(w, y, w.rank(y) - 2, kernel=1)))
 
 

@@ -35,6 +35,9 @@ from torch import nn
 from torch.nn import functional as F
 """
 
+OFTEN = ("conv_norm", "layer_activation", "linear_norm")
+"""Phrases drawn twice as often as others: what most models are made of."""
+
 LARGEST = 1e4
 """Values beyond this are not drawn on: after a few more phrases only rounding errors would be left of them."""
 
@@ -357,7 +360,7 @@ def random_models(
     unknown = [name for name in phrases if name not in PHRASES]
     if unknown:
         raise ValueError(f"there is no phrase {unknown[0]!r}; there are: {', '.join(PHRASES)}")
-    return _drawn(tuple(phrases or PHRASES), tuple(dtypes), most)
+    return _drawn(tuple(phrases or (*PHRASES, *OFTEN)), tuple(dtypes), most)
 
 
 @st.composite

@@ -65,7 +65,10 @@ class Tally:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Tally:
         """What `to_dict` gave."""
-        return cls(**{name: Counter(v) if isinstance(v, dict) else v for name, v in values.items()})
+        tally = cls()
+        for name, value in values.items():
+            setattr(tally, name, Counter(value) if isinstance(value, dict) else value)
+        return tally
 
     def tables(self, title: str) -> list[Table]:
         """The summary, and a table each of rewrites, refusals and captures."""
