@@ -286,7 +286,7 @@ def hold_to_laws(pass_: Pass, program: Program, oracle: Oracle, declared: str = 
     >>> program = capture(source, "trace").program
     >>> _, journal = hold_to_laws(passes.CATALOGUE["remove_dropout"], program, Oracle(program, source.examples[0]))
     >>> [rewrite.rule for rewrite in journal.rewrites]
-    ['remove_dropout']
+    ['dropout(x) -> x']
     """
     check_docstring(pass_)
     example = oracle.example

@@ -492,20 +492,24 @@ LAYOUT = ("transpose", "permute", "reshape", "flatten", "unsqueeze", "squeeze", 
 @phrase
 def layout_chain(w: Writer) -> None:
     """transpose, permute, reshape, flatten, unsqueeze and squeeze in a row: some cancel, some compose."""
-    x = w.value(3, 4, 2)
+    # Where all axes have one size, no shape gives away that the wrong ones were exchanged.
+    x = w.value(3, 4, 2) if w.flip() else w.new_input(*[w.pick(2, 3)] * w.pick(3, 2, 4))
     start = w.shape(x)
     for _ in range(w.pick(2, 3, 4)):
         rank = w.rank(x)
         kind = w.pick(*LAYOUT)
         if kind == "transpose" and rank > 1:
-            axes = w.pick((0, 1), (-1, -2), (0, -1))
-            x = w.let(f"{x}.transpose({axes[0]}, {axes[1]})")
-            x = w.let(f"{x}.transpose({axes[1]}, {axes[0]})") if w.flip() else x
+            a, b = w.pick((0, 1), (-1, -2), (0, -1))
+            x = w.let(f"{x}.transpose({a}, {b})")
+            if w.flip():
+                c, d = w.pick((a, b), (b, a), (a % rank, b % rank), (-1, -2), (0, 1))
+                x = w.let(f"{x}.transpose({c}, {d})")
         elif kind == "permute" and rank > 1:
             order = [(axis + 1) % rank for axis in range(rank)]
-            back = [(axis - 1) % rank for axis in range(rank)]
+            back = [(axis - 1) % rank for axis in range(rank)]  # undoes it; `order` once more does so for rank 2
             x = w.let(f"{x}.permute({', '.join(map(str, order))})")
-            x = w.let(f"{x}.permute({', '.join(map(str, back))})") if w.flip() else x
+            if w.flip():
+                x = w.let(f"{x}.permute({', '.join(map(str, w.pick(tuple(back), tuple(back), tuple(order))))})")
         elif kind == "reshape":
             x = w.let(f"{x}.reshape({', '.join(map(str, sorted(w.shape(x))))})")
         elif kind == "flatten" and rank > 2:
