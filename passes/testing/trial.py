@@ -133,14 +133,17 @@ def compiled(model: nn.Module, inputs: tuple[Tensor, ...], passes: list[Pass], f
     try:
         try:
             fast = optimize(model, passes, example_inputs=inputs, frontend=frontend, engine=engine)
-        except NumericsError:  # which knows nothing of models that amplify rounding; the oracle does
+        except (NumericsError, CaptureError) as error:
+            if not isinstance(error, NumericsError) and not isinstance(error.__cause__, NumericsError):
+                raise
+            # `optimize` knows nothing of models that amplify rounding; the oracle does.
             fast = optimize(model, passes, example_inputs=inputs, frontend=frontend, engine=engine, verify="off")
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "model.pt"
             fast.save(path)
             loaded = load(path)
-    except EmitError as error:
-        raise CaptureRefused(f"{engine}: {type(error).__name__}: {kind_of(str(error))}") from error
+    except (EmitError, CaptureError) as error:
+        raise CaptureRefused(f"{engine}: {type(error).__name__}: {kind_of(first_line(error))}") from error
     declared = max((step.declares for step in fast.report.steps), key=DECLARATIONS.index)
     for name, call in (("the compiled model", fast), ("the file", loaded)):
         with torch.no_grad(), seeded():

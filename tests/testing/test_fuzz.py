@@ -44,14 +44,14 @@ def test_trials_are_legal_and_varied() -> None:
     collect()
     assert {trial.frontend for trial in found} == {"trace", "fx", "script", "export"}
     assert {trial.engine for trial in found} == {None, "aten", "onednn_ops"}
-    assert len({trial.passes for trial in found}) > 100
+    assert len({trial.passes for trial in found}) > 50
 
 
 def broken(pass_: Pass) -> Pass:
     """The pass, on a graph that is no graph of the model's."""
 
     def wrong(program, journal):
-        if any("relu" in str(node.target) for node in program.calls):
+        if program.calls:
             raise ZeroDivisionError("a crash of our own")
         return program
 
