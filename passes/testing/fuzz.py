@@ -45,7 +45,7 @@ SEGMENT = 1000
 """Models to a process: TorchScript keeps what it compiled for as long as its process lives."""
 
 CHUNK = 250
-"""Models to one run of hypothesis, which remembers all of them."""
+"""Models between two reports of a process."""
 
 MOST_FAILURES = 8
 """Failures to make small in one segment; later ones are counted."""

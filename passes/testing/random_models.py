@@ -146,14 +146,24 @@ def randomize_norm(module: nn.Module) -> None:
 @contextlib.contextmanager
 def made_from(seed: int, dtype: torch.dtype) -> Iterator[None]:
     """Random numbers from `seed` and `dtype` as the default dtype; both are put back."""
-    state, before = torch.get_rng_state(), torch.get_default_dtype()
+    state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
+    try:
+        with default_dtype(dtype):
+            yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """`dtype` as the default dtype, put back afterwards."""
+    before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         yield
     finally:
         torch.set_default_dtype(before)
-        torch.set_rng_state(state)
 
 
 # -- drawing ------------------------------------------------------------------------------------------------------------
@@ -248,7 +258,8 @@ class Writer:
 
     def construct(self, statement: str) -> None:
         """A statement of the constructor."""
-        exec(statement, self._globals, {"self": self.module})
+        with default_dtype(self.dtype):
+            exec(statement, self._globals, {"self": self.module})
         self.draft.constructor.append(statement)
 
     def give(self, *names: str) -> None:
@@ -274,7 +285,8 @@ class Writer:
         self.draft.count += 1
         name = f"x{self.draft.count}"
         self.draft.inputs[name] = call_of_randn(shape) if plain else self._input(shape)
-        self.draft.values[name] = eval(self.draft.inputs[name], self._globals).clone()
+        with default_dtype(self.dtype):
+            self.draft.values[name] = eval(self.draft.inputs[name], self._globals).clone()
         return name
 
     def _input(self, shape: tuple[int, ...]) -> str:
@@ -370,7 +382,7 @@ def _drawn(draw: st.DrawFn, phrases: tuple[str, ...], dtypes: tuple[torch.dtype,
     seed, dtype = draw(_sampled(tuple(range(32)))), draw(_sampled(dtypes))
     writer = Writer(draw, dtype)
     said = []
-    with made_from(seed, dtype), torch.no_grad():
+    with made_from(seed, torch.get_default_dtype()), torch.no_grad():  # as when the model runs
         for _ in range(draw(_sampled(_how_many(most)))):
             name = draw(_sampled(phrases))
             before = writer.draft.copy()

@@ -83,7 +83,8 @@ def test_the_same_seed_draws_the_same_models() -> None:
     """nn.Conv1d nn.Conv2d nn.Conv3d nn.ConvTranspose nn.Linear nn.BatchNorm1d nn.BatchNorm2d F.batch_norm training=True
     track_running_stats=False affine=False bias=False stride= dilation= groups= padding_mode= output_padding= 'same' alpha=
     torch.bfloat16 torch.float16 torch.float32 weight_norm spectral_norm softmax masked_fill .permute( channels_last .expand(
-    [..., .flatten( .chunk( .split( relu_ mul_ inplace=True F.dropout nn.Dropout randn(0, F.linear F.conv2d rand_like torch.cat""".split(),
+    [..., .flatten( .chunk( .split( relu_ mul_ inplace=True F.dropout nn.Dropout randn(0, F.linear F.conv2d
+    rand_like torch.cat""".split(),
 )
 def test_what_rules_meet_is_among_them(text: str, many: list[RandomModel]) -> None:
     assert any(text in model.source for model in many)
