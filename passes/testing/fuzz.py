@@ -12,16 +12,18 @@ The exit status is 1 when something failed, or when no rule fired on more than `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import multiprocessing
 import shutil
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +51,12 @@ CHUNK = 250
 
 MOST_FAILURES = 8
 """Failures to make small in one segment; later ones are counted."""
+
+MOST_SECONDS = 60
+"""For one model; what takes longer hangs."""
+
+MOST_DEATHS = 10
+"""Processes that die are replaced, until so many have."""
 
 DTYPES = (torch.float64, torch.float64, torch.float64, torch.float32)
 FRONTENDS = ("trace",) * 16 + ("fx", "fx", "script", "export")
@@ -98,7 +106,8 @@ def run_segment(segment: Segment) -> None:
 
     def run(trial: Trial) -> Tally:
         segment.running.write_text(trial.as_test("the process died"))
-        return trial.run()
+        with time_limit(MOST_SECONDS):
+            return trial.run()
 
     def expected(failure: Failure) -> bool:
         if isinstance(failure.error, CaptureRefused):
@@ -129,6 +138,25 @@ def run_segment(segment: Segment) -> None:
     segment.running.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise `TimeoutError` in what runs longer than that (where there are alarms: not on Windows)."""
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"it ran for more than {seconds} seconds")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # -- all of them --------------------------------------------------------------------------------------------------------
 
 
@@ -146,8 +174,10 @@ def fuzz(
     ]
     tally = Tally.of(CATALOGUE[name] for name in passes)
     failures: dict[str, dict[str, str]] = {}
+    started, deaths = len(waiting), 0
     start = time.perf_counter()
     for segment, status in _run_all(waiting, workers, failures):
+        models = tally.models
         if segment.result.exists():
             done = json.loads(segment.result.read_text())
             tally.add(Tally.from_dict(done["tally"]))
@@ -156,6 +186,11 @@ def fuzz(
             kind = f"the process died with status {status}"
             test = segment.running.read_text() if segment.running.exists() else f'"""{kind}, before the first model."""\n'
             failures[f"{kind} (segment {segment.number})"] = {"kind": kind, "why": kind, "test": test}
+            deaths += 1
+            left = segment.examples - (tally.models - models) - 1
+            if left > 0 and deaths < MOST_DEATHS:
+                number = started + deaths
+                waiting.append(replace(segment, number=number, examples=left, seed=seed * 100_000 + number))
         console.print(f"{tally.models} models, {time.perf_counter() - start:.0f} s, {len(failures)} kinds of failure")
     tally.seconds = time.perf_counter() - start
     shutil.rmtree(directory, ignore_errors=True)

@@ -6,11 +6,13 @@ import json
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
+from rich.console import Console
 
 from passes import CATALOGUE, CaptureError, Pass
 from passes.pipeline import check_order
@@ -93,6 +95,32 @@ def test_errors_of_torch_in_capturing_are_told_from_our_own() -> None:
         assert raised_by_capturing(error)
     assert not raised_by_capturing(ValueError())
     assert issubclass(CaptureRefused, Exception) and not issubclass(CaptureRefused, CaptureError)
+
+
+def test_a_process_that_dies_is_told_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was at when it died is kept as a test; another process runs what it left."""
+    seen: list[Segment] = []
+
+    def run_all(waiting: list[Segment], workers: int, failures: dict):
+        while waiting:
+            segment = waiting.pop(0)
+            seen.append(segment)
+            if len(seen) == 1:
+                segment.running.write_text('"""the process died"""\n')
+            else:
+                segment.result.write_text(json.dumps({"tally": Tally(models=segment.examples).to_dict(), "failures": []}))
+            yield segment, -11 if len(seen) == 1 else 0
+
+    monkeypatch.setattr(fuzz, "_run_all", run_all)
+    tally, failures = fuzz.fuzz(10, 1, 0, tmp_path, Console(quiet=True), ["remove_dropout"])
+    assert [failure["kind"] for failure in failures] == ["the process died with status -11"]
+    assert failures[0]["test"] == '"""the process died"""\n'
+    assert [segment.examples for segment in seen] == [10, 9] and seen[0].seed != seen[1].seed and tally.models == 9
+
+
+def test_what_hangs_is_a_failure() -> None:
+    with pytest.raises(TimeoutError, match="more than 1 seconds"), fuzz.time_limit(1):
+        time.sleep(3)
 
 
 def drawn(count: int) -> list:
