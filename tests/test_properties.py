@@ -36,7 +36,9 @@ AIMED = [
 
 
 @st.composite
-def trials(draw: st.DrawFn, phrases: list[str], dtype: torch.dtype, names: list[str], at_least: list[str], engines: list[str | None]) -> Trial:
+def trials(
+    draw: st.DrawFn, phrases: list[str], dtype: torch.dtype, names: list[str], at_least: list[str], engines: list[str | None]
+) -> Trial:
     frontend = draw(st.sampled_from(["trace"] * 6 + ["fx"]))
     passes = tuple(draw(pipelines(names, at_least)))
     return Trial(draw(random_models(phrases, dtypes=(dtype,))), passes, frontend, draw(st.sampled_from(engines)))
