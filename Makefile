@@ -2,12 +2,15 @@
 #
 #   make test PYTHON=python3.12                      another Python (remove .venv first: make distclean)
 #   make test TORCH=2.13.0+cu130                     another build of torch
+#   make fuzz N=1000 SEED=1                          fewer random models, other ones
 #   make test PIP_ARGS="--extra-index-url <url>"     options for pip; pip's own settings are respected too
 
 PYTHON ?= python3
 TORCH ?=
 PIP_ARGS ?=
 WORKERS ?= 2
+N ?= 10000
+SEED ?= 0
 
 TORCH_RELEASE := 2.13.0
 BIN := .venv/bin
@@ -15,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_AR
 READY := .venv/.ready$(if $(TORCH),-$(TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench zoo clean distclean
+.PHONY: help setup demo test lint bench zoo fuzz clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -44,8 +47,11 @@ bench: $(READY) ## measure inference speed and compile time
 zoo: $(READY) ## some 150 architectures through optimize, one after another (resumes); the table goes to zoo/zoo.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --out zoo
 
+fuzz: $(READY) ## N random models (10000) through random pipelines, every pass held to the laws; see fuzz/
+	OMP_NUM_THREADS=1 $(BIN)/python -m passes.testing.fuzz --examples $(N) --workers $(WORKERS) --seed $(SEED) --out fuzz
+
 clean: ## remove outputs and caches
-	rm -rf demo zoo frontends build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo zoo fuzz frontends build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 distclean: clean ## also remove .venv
 	rm -rf .venv

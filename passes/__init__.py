@@ -8,6 +8,10 @@
 torch.Size([2, 8])
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ir_tools.rewrite import Pass, Rule, Value, graph_pass, rule_pass, table_pass
 from passes.api import optimize
 from passes.catalogue import CATALOGUE, GROUPS
@@ -33,6 +37,18 @@ __all__ = [
     "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "DynamicShapesError", "EmitError", "InputError", "LoadedModel",
     "ModelFileError", "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass", "PassOrderError",
     "PassesError",
-    "Report", "Rule", "SignatureError", "StepReport", "UnknownPassError", "Value", "graph_pass", "load", "optimize",
-    "rule_pass", "table_pass",
+    "Report", "Rule", "SignatureError", "StepReport", "UnknownPassError", "Value", "check_pass", "graph_pass", "load",
+    "optimize", "rule_pass", "table_pass",
 ]  # fmt: skip
+
+if TYPE_CHECKING:
+    from passes.testing.check_pass import check_pass
+
+
+def __getattr__(name: str) -> Any:
+    """`check_pass` brings hypothesis, which compiling a model has no use for: it is imported when it is asked for."""
+    if name == "check_pass":
+        from passes.testing.check_pass import check_pass
+
+        return check_pass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

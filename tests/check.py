@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
-from ir_tools.ir import Draft, Program, check_wellformed, facts
+from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import bound_arguments, conv_act, linear_act, nodes_in, overload_name, short_name
-from ir_tools.ir.host import value_type
-from ir_tools.ir.program import all_nodes, public_name
-from ir_tools.rewrite import Journal, Pass
+from ir_tools.ir.program import public_name
+from ir_tools.rewrite import Pass
+from passes.testing.laws import rewritten, sketch
 
 # -- making Programs ----------------------------------------------------------------------------------------------------
 
@@ -66,77 +66,6 @@ def one_fused_op(layer: nn.Module, act: str, with_residual: bool) -> tuple[Progr
         new = draft.call(conv_act if dims else linear_act, *node.args, *fused)
     draft.redirect(node, new)
     return draft.finish(), x, r
-
-
-# -- running a pass -----------------------------------------------------------------------------------------------------
-
-
-def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = ()) -> tuple[Program, Journal]:
-    """Run a pass and hold it to the laws that need no reference: input untouched, well-formed, facts true, idempotent."""
-    before, journal = fingerprint(program), Journal.skipping(skip)
-    after = pass_(program, journal=journal)
-    assert fingerprint(program) == before, f"{pass_} changed its input"
-    if not journal.rewrites:
-        assert after is program, f"{pass_} gave a new Program, but reports no rewrite"
-    check_wellformed(after)
-    assert_facts_are_true(after, *inputs)
-    assert pass_(after, skip=skip) is after, f"a second run of {pass_} found more to do"
-    return after, journal
-
-
-def fingerprint(program: Program) -> list[Any]:
-    """Everything that a pass might change in its input: nodes in order, arguments, facts, origins, constants by value.
-
-    The nodes of a region's bodies are among them.
-    """
-    nodes = [
-        (n.name, n.op, str(n.target), str(n.args), str(n.kwargs), str(n.meta.get("origin")), str(facts.fact(n)))
-        for n in all_nodes(program.graph)
-    ]
-    constants = [(name, id(t), t.dtype, t.detach().clone().flatten().tolist()) for name, t in program.constants.items()]
-    return [nodes, constants, sorted(program.state), sorted(program.packings.items(), key=str), program.signature]
-
-
-def assert_facts_are_true(program: Program, *inputs: Tensor) -> None:
-    """Run the Program and compare the shape and dtype of every value with what the node says."""
-    wrong = []
-    for node, value in program.trace_values(*(t.clone() for t in inputs)):
-        if node.op == "output":
-            continue
-        if node.target in program.packings:  # opaque to shape questions in some builds: the plain constant stands for it
-            value = program.constants[str(node.target)]
-        expected = facts.fact(node)
-        if expected is None and value_type(node) != "Tensor":  # a container, or what may be None
-            continue
-        if not _fact_is_true(expected, value):
-            wrong.append(f"{node.name}: the fact says {_sketch(expected)}, running gives {_sketch(value)}")
-    assert not wrong, "\n".join(wrong)
-
-
-def _fact_is_true(expected: Any, value: Any) -> bool:
-    if isinstance(expected, (*facts.SYMBOLS, facts.Elements)):  # any number, any container
-        return not isinstance(value, Tensor)
-    if isinstance(value, Tensor):
-        return isinstance(expected, Tensor) and expected.dtype == value.dtype and _fits(expected.shape, value.shape)
-    if isinstance(value, (list, tuple)):
-        same = isinstance(expected, (list, tuple)) and len(expected) == len(value)
-        return same and all(_fact_is_true(e, v) for e, v in zip(expected, value))
-    return expected == value
-
-
-def _fits(sizes: Sequence[Any], of_the_run: Sequence[int]) -> bool:
-    """Symbols stand for any size."""
-    return len(sizes) == len(of_the_run) and all(
-        isinstance(size, torch.SymInt) or size == given for size, given in zip(sizes, of_the_run)
-    )
-
-
-def _sketch(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_sketch, value)) + "]"
-    return repr(value)
 
 
 # -- comparing numbers --------------------------------------------------------------------------------------------------
@@ -219,12 +148,12 @@ def _labelled(program: Program, called: Mapping[str, str]) -> nx.DiGraph:
 
 def _label(program: Program, node: fx.Node, called: Mapping[str, str]) -> str:
     if node.op == "placeholder":
-        return f"input {program.placeholders.index(node)} {_sketch(facts.fact(node))}"
+        return f"input {program.placeholders.index(node)} {sketch(facts.fact(node))}"
     if node.op == "get_attr":
         name = str(node.target)
         packed = " packed" if name in program.packings else ""
         path = called.get(public_name(name), public_name(name))
-        return f"constant {path} {_sketch(program.constants[name])}{packed}"
+        return f"constant {path} {sketch(program.constants[name])}{packed}"
     if node.op == "output":
         return f"output {len(list(nodes_in(node.args)))}"
     literals = {name: fx.map_arg(value, lambda n: "·") for name, value in bound_arguments(node).items()}

@@ -16,7 +16,8 @@ from ir_tools.frontends.source import prepare
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import short_name
 from passes import OptimizedModel, optimize
-from tests.check import assert_bitwise_equal, assert_facts_are_true, captured, fingerprint
+from passes.testing import assert_facts_are_true, fingerprint
+from tests.check import assert_bitwise_equal, captured
 
 FRONTENDS = ["export", "trace", "script"]  # fx cannot trace sizes taken from an input
 

@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from ir_tools.ir import Draft, FactError, IllFormedError, Packing, Program, check_wellformed, facts
 from ir_tools.ir.dialect import aten, numbers_in, written_nodes
 from ir_tools.ir.origin import origin
-from tests.check import assert_bitwise_equal, captured, fingerprint, ops, outputs_of
+from passes.testing import fingerprint
+from tests.check import assert_bitwise_equal, captured, ops, outputs_of
 
 X = torch.randn(2, 4)
 

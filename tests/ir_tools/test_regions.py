@@ -15,7 +15,8 @@ from ir_tools.ir.facts import dies_at, mutated_values
 from ir_tools.ir.host import fail, make_list, set_value_type, value_type
 from ir_tools.ir.program import body_of
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop, with_bodies
-from tests.check import fingerprint, outputs_of
+from passes.testing import fingerprint
+from tests.check import outputs_of
 from tests.ir_tools.test_emit import build
 
 X = torch.tensor([[1.0, -2.0, 3.0], [4.0, 0.5, -6.0]])

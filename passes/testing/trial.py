@@ -1,0 +1,208 @@
+"""One model, one front end, some passes: held to the laws, or compiled end to end; and the same as text for a test."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ir_tools.errors import PassesError, first_line
+from ir_tools.frontends.capture import FRONTENDS, quiet
+from ir_tools.frontends.source import prepare, seeded, undisturbed
+from ir_tools.ir import check_wellformed
+from ir_tools.ir.signature import result_tensors
+from ir_tools.rewrite import Pass
+from ir_tools.rewrite.shapes import DECLARATIONS
+from passes.api import optimize
+from passes.catalogue import CATALOGUE, find_passes
+from passes.errors import CaptureError, EmitError, NumericsError
+from passes.hooks import run_seeded
+from passes.optimized import load
+from passes.testing.laws import LawBroken, Oracle, hold_to_laws
+from passes.testing.random_models import RandomModel, build, make_inputs
+from passes.testing.tally import Tally, kind_of
+
+
+class CaptureRefused(PassesError):
+    """A front end, or torch, cannot capture a model (or TorchScript say it): no fault of a pass. Counted by kind."""
+
+
+class CaptureIsWrong(LawBroken):
+    """The captured Program does not give the model's numbers."""
+
+
+# -- one run ------------------------------------------------------------------------------------------------------------
+
+
+def hold(
+    model: Callable[[], nn.Module],
+    example_inputs: Callable[[], tuple[Tensor, ...]],
+    passes: str | Pass | Iterable[str | Pass],
+    *,
+    before: str | Pass | Iterable[str | Pass] = (),
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    frontend: str = "trace",
+    engine: str | None = None,
+) -> Tally:
+    """Hold passes to the laws on one model, made by `model()` and called on `example_inputs()`.
+
+    Args:
+        passes: names and `Pass` objects, run one after another, each under the laws.
+        before: passes that run first, under no law.
+        seed: of weights and inputs; `dtype` is torch's default dtype while they are made.
+        frontend: "trace", "script", "fx" or "export".
+        engine: None, or an engine of `optimize`: the model is then compiled, saved and loaded, and its numbers compared.
+
+    Returns what the passes did. Raises `LawBroken`, or whatever a pass raises; `CaptureRefused` when the front end cannot.
+
+    >>> done = hold(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), lambda: (torch.randn(2, 3),), "fuse_conv_bn")
+    >>> dict(done.rewrites)
+    {'fuse_conv_bn: batch_norm(linear(x)) -> linear(x)': 1}
+    """
+    made, inputs = build(model, seed, dtype), make_inputs(example_inputs, seed, dtype)
+    if engine is not None:
+        return compiled(made, inputs, find_passes(passes), frontend, engine)
+    return held(made, inputs, find_passes(passes), find_passes(before), frontend)
+
+
+def held(
+    model: nn.Module, inputs: tuple[Tensor, ...], passes: Iterable[Pass], before: Iterable[Pass], frontend: str
+) -> Tally:
+    """`hold` for a model that is there, in eval mode."""
+    tally = Tally(models=1)
+    oracle = captured(model, inputs, frontend)
+    program, declared = oracle.captured, "exact"
+    for pass_ in before:
+        program = pass_(program)
+        declared = max(declared, pass_.declares, key=DECLARATIONS.index)
+    for pass_ in passes:
+        program, journal = hold_to_laws(pass_, program, oracle, declared)
+        tally.count(pass_, journal)
+        if journal.rewrites:
+            declared = max(declared, pass_.declares, key=DECLARATIONS.index)
+    tally.captured[f"{frontend}: captured"] += 1
+    tally.untouched = int(not tally.rewrites)
+    return tally
+
+
+def captured(model: nn.Module, inputs: tuple[Tensor, ...], frontend: str) -> Oracle:
+    """Capture a model and compare the Program with it.
+
+    Raises `CaptureRefused` when the front end or torch cannot, `CaptureIsWrong` when the numbers differ.
+    """
+    with torch.no_grad():
+        source = prepare(model, [(inputs, {})])
+    try:
+        with quiet(), undisturbed(model):
+            program = FRONTENDS[frontend](source)
+    except Exception as error:
+        if isinstance(error, CaptureError) or raised_by_capturing(error):
+            raise CaptureRefused(f"{frontend}: {type(error).__name__}: {kind_of(first_line(error))}") from error
+        raise
+    check_wellformed(program)
+    oracle = Oracle(program, source.examples[0])
+    try:
+        oracle.judge(program, run_seeded(program, oracle.example), "exact", "the captured graph differs from the model")
+    except LawBroken as error:
+        raise CaptureIsWrong(str(error)) from None
+    return oracle
+
+
+def raised_by_capturing(error: BaseException) -> bool:
+    """The error comes out of torch's own tracer, script compiler, exporter or symbolic tracer."""
+    files = [frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)]
+    tracers = ("torch/jit/", "torch/export/", "torch/_export/", "torch/fx/_symbolic_trace.py",
+               "torch/fx/experimental/proxy_tensor.py")  # fmt: skip
+    ours = max((i for i, file in enumerate(files) if "/ir_tools/" in file), default=-1)
+    return any(tracer in file for file in files[ours + 1 :] for tracer in tracers)
+
+
+def compiled(model: nn.Module, inputs: tuple[Tensor, ...], passes: list[Pass], frontend: str, engine: str) -> Tally:
+    """`optimize` end to end, saved and loaded again, its numbers those of the eager model.
+
+    Raises `LawBroken` when they are not; `CaptureRefused` when the front end or TorchScript cannot.
+    """
+    tally = Tally(models=1)
+    oracle = captured(model, inputs, frontend)
+    try:
+        try:
+            fast = optimize(model, passes, example_inputs=inputs, frontend=frontend, engine=engine)
+        except (NumericsError, CaptureError) as error:
+            if not isinstance(error, NumericsError) and not isinstance(error.__cause__, NumericsError):
+                raise
+            # `optimize` knows nothing of models that amplify rounding; the oracle does.
+            fast = optimize(model, passes, example_inputs=inputs, frontend=frontend, engine=engine, verify="off")
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "model.pt"
+            fast.save(path)
+            loaded = load(path)
+    except (EmitError, CaptureError) as error:
+        raise CaptureRefused(f"{engine}: {type(error).__name__}: {kind_of(first_line(error))}") from error
+    declared = max((step.declares for step in fast.report.steps), key=DECLARATIONS.index)
+    for name, call in (("the compiled model", fast), ("the file", loaded)):
+        with torch.no_grad(), seeded():
+            outputs = result_tensors(call(*(t.clone() for t in inputs)))
+        oracle.judge(fast.program, outputs, declared, f"{name} ({', '.join(map(str, passes)) or 'no passes'}; {engine})")
+    for step in fast.report.steps:
+        tally.rewrites.update(f"{step.name}: {rewrite.rule}" for rewrite in step.rewrites)
+        tally.refusals.update(f"{step.name}: {kind_of(refusal.reason)}" for refusal in step.refusals)
+    tally.captured[f"{frontend}: captured"] += 1
+    tally.captured[f"{engine}: emitted, saved, loaded"] += 1
+    tally.untouched = int(not tally.rewrites)
+    return tally
+
+
+# -- the same as text ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A random model, what is done to it, and how to write that down as a test."""
+
+    model: RandomModel
+    passes: tuple[str | Pass, ...]
+    frontend: str = "trace"
+    engine: str | None = None
+    before: tuple[str | Pass, ...] = ()
+
+    def run(self) -> Tally:
+        """Raises as `hold` does."""
+        model, inputs = self.model.module(), self.model.inputs()
+        if self.engine is not None:
+            tally = compiled(model, inputs, find_passes(self.passes), self.frontend, self.engine)
+        else:
+            tally = held(model, inputs, find_passes(self.passes), find_passes(self.before), self.frontend)
+        tally.phrases.update(self.model.phrases)
+        return tally
+
+    def as_test(self, why: str, imports: str = "") -> str:
+        """A pytest file that fails as this trial did: it imports torch and `passes.testing` alone, and `imports`."""
+        settings = [f"[{', '.join(map(_name, self.passes))}]"]
+        settings += [f"before=[{', '.join(map(_name, self.before))}]"] if self.before else []
+        settings += [f"seed={self.model.seed}", f"dtype={self.model.dtype}", f'frontend="{self.frontend}"']
+        settings += [f'engine="{self.engine}"'] if self.engine else []
+        quoted = why.replace("\\", "\\\\").replace('"""', "'''")
+        body = self.model.source.removeprefix("import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n")
+        return (
+            f'"""{quoted}"""\n\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n\n'
+            f"from passes.testing import hold\n{imports}{body}\n\n"
+            f"def test_{self.model.name}():\n    hold(Model, example_inputs, {', '.join(settings)})\n"
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Shorter is simpler."""
+        return len(self.model.source.splitlines()), len(self.model.source) + 10 * len(self.passes)
+
+
+def _name(pass_: str | Pass) -> str:
+    """How a test spells a pass: a name of the catalogue in quotes, any other as a variable."""
+    if isinstance(pass_, Pass) and CATALOGUE.get(pass_.name) is not pass_:
+        return pass_.name
+    return f'"{pass_}"'
