@@ -13,6 +13,7 @@ The exit status is 1 when something failed, or when no rule fired on more than `
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import math
@@ -101,6 +102,7 @@ def run_segment(segment: Segment) -> None:
     """Run the trials of a segment; write the tally and the failures after every chunk."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    gc.freeze()  # torch's own objects, which every collection would walk over
     tally, refused, known = Tally(), Tally(), set(segment.known)
     failures: list[dict[str, str]] = []
 
