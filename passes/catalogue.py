@@ -21,12 +21,16 @@ from passes.lower_aten import lower_aten
 from passes.lower_onednn import lower_onednn
 from passes.remove_dead_code import remove_dead_code
 from passes.remove_dropout import remove_dropout
+from passes.remove_neutral_ops import remove_neutral_ops
+from passes.simplify_views import simplify_views
 
 CATALOGUE: dict[str, Pass] = {
     p.name: p
     for p in (
         fold_constants,
         remove_dropout,
+        remove_neutral_ops,
+        simplify_views,
         fuse_conv_bn,
         fuse_conv_relu,
         cast_half,
