@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from ir_tools.rewrite import OptionError, Pass
 from passes.cast_half import cast_half
+from passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from passes.errors import UnknownPassError
 from passes.fold_constants import fold_constants
 from passes.fuse_conv_bn import fuse_conv_bn
@@ -31,6 +32,7 @@ CATALOGUE: dict[str, Pass] = {
         remove_dropout,
         remove_neutral_ops,
         simplify_views,
+        eliminate_common_subexpressions,
         fuse_conv_bn,
         fuse_conv_relu,
         cast_half,
