@@ -20,6 +20,7 @@ from passes.fuse_conv_relu import fuse_conv_relu
 from passes.insert_quant_stubs import insert_quant_stubs
 from passes.lower_aten import lower_aten
 from passes.lower_onednn import lower_onednn
+from passes.merge_parallel_linears import merge_parallel_linears
 from passes.remove_dead_code import remove_dead_code
 from passes.remove_dropout import remove_dropout
 from passes.remove_neutral_ops import remove_neutral_ops
@@ -35,6 +36,7 @@ CATALOGUE: dict[str, Pass] = {
         eliminate_common_subexpressions,
         fuse_conv_bn,
         fuse_conv_relu,
+        merge_parallel_linears,
         cast_half,
         insert_quant_stubs,
         remove_dead_code,
