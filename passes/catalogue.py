@@ -15,6 +15,7 @@ from passes.cast_half import cast_half
 from passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from passes.errors import UnknownPassError
 from passes.fold_constants import fold_constants
+from passes.fuse_attention import fuse_attention
 from passes.fuse_conv_bn import fuse_conv_bn
 from passes.fuse_conv_relu import fuse_conv_relu
 from passes.insert_quant_stubs import insert_quant_stubs
@@ -37,6 +38,7 @@ CATALOGUE: dict[str, Pass] = {
         fuse_conv_bn,
         fuse_conv_relu,
         merge_parallel_linears,
+        fuse_attention,
         cast_half,
         insert_quant_stubs,
         remove_dead_code,
