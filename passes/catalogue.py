@@ -26,6 +26,7 @@ from passes.remove_dead_code import remove_dead_code
 from passes.remove_dropout import remove_dropout
 from passes.remove_neutral_ops import remove_neutral_ops
 from passes.simplify_views import simplify_views
+from passes.use_stable_forms import use_stable_forms
 
 CATALOGUE: dict[str, Pass] = {
     p.name: p
@@ -35,6 +36,7 @@ CATALOGUE: dict[str, Pass] = {
         remove_neutral_ops,
         simplify_views,
         eliminate_common_subexpressions,
+        use_stable_forms,
         fuse_conv_bn,
         fuse_conv_relu,
         merge_parallel_linears,

@@ -98,7 +98,8 @@ def _op_fits(pattern: OpPattern, value: Any, program: Block, match: Match) -> It
     if len(pattern.args) > len(positional):
         return
     named = {**match.named, pattern.name: value} if pattern.name is not None else match.named
-    nodes = match.nodes if value in match.nodes else (*match.nodes, value)  # one value may stand at two places
+    # One value may stand at two places of the left side: it comes behind its readers at both.
+    nodes = (*(n for n in match.nodes if n is not value), value)
     match = replace(match, nodes=nodes, named=named)
     by_name = [(part, given.get(name)) for name, part in pattern.kwargs.items()]
     for arguments in _orders(value, positional, pattern):

@@ -22,6 +22,7 @@ The left side may also say
     op.each(a)          a list, every element of which fits `a`; what `a` names becomes a list
     [a, b]              a list of just these
     op.conv, op.activation, ...     one of a family of ops (`FAMILIES`)
+    op.getitem(a, i)    part `i` of an op that gives several
 
 Sums and products fit in either order (`COMMUTATIVE`). `requires`, `when` and `replace` ask for what they need by parameter
 name: unknowns, named ops (`name="conv"`), and `op`. A requirement answers True, False, or None for "unknown", which refuses
@@ -51,6 +52,7 @@ from ir_tools.ir.dialect import (
     TRANSPOSED_CONVOLUTIONS,
     argument,
     aten,
+    getitem,
     short_name,
 )
 from ir_tools.ir.origin import place
@@ -65,6 +67,8 @@ FAMILIES: dict[str, frozenset[OpOverload]] = {
     "reshaping": RESHAPINGS,
 }
 """Names that stand for several ops in a pattern; every other name stands for all overloads of that op."""
+
+PARTS: frozenset[Any] = frozenset({getitem})
 
 COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.maximum.default, aten.minimum.default})
 """Ops whose first two arguments a pattern may meet in either order (of `add`, where alpha is 1): the result is the same."""
@@ -274,6 +278,8 @@ def targets_called(name: str) -> frozenset[OpOverload]:
     """The overloads that a name in a rule stands for. Raises `AttributeError` for a name that is no op."""
     if name in FAMILIES:
         return FAMILIES[name]
+    if name == "getitem":
+        return PARTS
     for namespace in (torch.ops.aten, torch.ops.torch_passes):
         packet = getattr(namespace, name, None)
         if packet is not None:

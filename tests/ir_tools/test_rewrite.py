@@ -14,6 +14,7 @@ from ir_tools.ir.dialect import aten, overload_name
 from ir_tools.ir.origin import origin
 from ir_tools.rewrite import Journal, Known, Ops, OptionError, Rule, Value, graph_pass, rule_pass, table_pass
 from ir_tools.rewrite.apply import EndlessRuleError
+from ir_tools.rewrite.match import matches_at
 from ir_tools.rewrite.nearest import nearest_miss
 from tests.check import assert_bitwise_equal, captured, ops, outputs_of, rewritten
 
@@ -579,5 +580,22 @@ def test_one_value_at_two_places_of_the_left_side() -> None:
     program = program_of(lambda m, x: (lambda e: e / e.sum(1, keepdim=True))(x.exp()))
     after = rule_pass("tested", [rule], declares="reassociates", doc="")(program)
     assert ops(after) == ["softmax"]
+    below = program_of(lambda m, x: (lambda e: e / e.sum(1, keepdim=True))((x - 1).exp()))
+    (root,) = [node for node in below.calls if overload_name(node.target) == "aten::div.Tensor"]
+    match = next(matches_at(rule, root, below))
+    assert [overload_name(node.target) for node in match.nodes] == ["aten::div.Tensor", "aten::sum.dim_IntList", "aten::exp"]
     read_elsewhere = program_of(lambda m, x: (lambda e: e / e.sum(1, keepdim=True) + e)(x.exp()))
     assert apply(rule, read_elsewhere)[0] is read_elsewhere
+
+
+def test_parts_of_what_an_op_gives_are_named_getitem() -> None:
+    def values_of_max(op, x: Value):
+        return op.getitem(op.max(x, 1, True), 0)
+
+    rule = Rule("max(x)[0] -> amax(x)", match=values_of_max, replace=lambda op, x: op.amax(x, [1], True))
+    program = program_of(lambda m, x: x.max(1, keepdim=True)[0].exp())
+    after, _ = apply(rule, program)
+    assert ops(after) == ["amax", "exp"]
+    assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
+    indices = program_of(lambda m, x: x.max(1, keepdim=True)[1])
+    assert apply(rule, indices)[0] is indices
