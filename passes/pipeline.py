@@ -25,11 +25,15 @@ ORDER_RULES: tuple[tuple[str, str, str], ...] = (
     ("fuse_conv_bn", "fuse_conv_relu", "a batch norm between convolution and activation must be gone before they fuse"),
     ("fuse_conv_bn", "insert_quant_stubs", "a stub between convolution and batch norm would keep them apart"),
     ("fuse_conv_relu", "insert_quant_stubs", "a stub between convolution and activation would keep them apart"),
+    ("fuse_attention", "cast_half", "casts around the softmax would keep it apart from the products"),
+    ("use_stable_forms", "cast_half", "casts between the parts of a fragile form would hide it"),
     ("insert_quant_stubs", "cast_half", "quantisable regions are found on float32 values"),
     *(
         (name, lowering, "lowering replaces the ops that the pass looks for")
         for lowering in ("lower_aten", "lower_onednn")
-        for name in ("remove_dropout", "fuse_conv_bn", "fuse_conv_relu", "insert_quant_stubs", "cast_half")
+        for name in (
+            "remove_dropout", "fuse_conv_bn", "fuse_conv_relu", "merge_parallel_linears", "insert_quant_stubs", "cast_half",
+        )
     ),
     ("lower_onednn", "lower_aten", "lower_aten would undo the fusions that oneDNN's kernels take"),
 )

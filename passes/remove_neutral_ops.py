@@ -20,56 +20,31 @@ from torch import Tensor
 from ir_tools.rewrite import Known, Rule, Value, rule_pass
 
 
-def product(op, x: Value, c: Known | float):
-    return op.mul(x, c)
-
-
-def quotient(op, x: Value, c: Known | float):
-    return op.div(x, c, rounding_mode=None)
+def product_or_quotient(op, x: Value, c: Known | float):
+    return op.one_of(op.mul(x, c), op.div(x, c, rounding_mode=None))
 
 
 def power(op, x: Value):
     return op.pow(x, 1)
 
 
-def difference(op, x: Value, c: Known | float):
-    return op.sub(x, c, ..., name="sum")
+def sum_or_difference(op, x: Value, c: Known | float):
+    return op.one_of(op.add(x, c, ..., name="sum"), op.sub(x, c, ..., name="sum"))
 
 
-def sum_with_constant(op, x: Value, c: Known | float):
-    return op.add(x, c, ..., name="sum")
-
-
-def cat_of_one(op, x: Value):
-    return op.cat([x], ...)
-
-
-def copy_alike(op, x: Value):
-    return op.one_of(op.clone(x, ..., name="y"), op.contiguous(x, ..., name="y"))
-
-
-def part_or_expansion(op, x: Value):
-    return op.one_of(op.slice(x, ..., step=1, name="y"), op.expand(x, ..., name="y"))
-
-
-def repetition(op, x: Value, times: list):
-    return op.repeat(x, times)
+def copy_part_or_repetition(op, x: Value, dtype: torch.dtype):
+    copies = op.clone(x, ..., name="y"), op.contiguous(x, ..., name="y"), op.cat([x], ..., name="y")
+    parts = op.slice(x, ..., step=1, name="y"), op.expand(x, ..., name="y"), op.repeat(x, ..., name="y")
+    return op.one_of(*copies, *parts, op.to(x, dtype, ..., copy=False, name="y"))
 
 
 def padding(op, x: Value, pad: list):
     return op.one_of(op.constant_pad_nd(x, pad, ...), op.pad(x, pad, ...))
 
 
-def cast(op, x: Value, dtype: torch.dtype):
-    return op.to(x, dtype, ..., copy=False, name="y")
-
-
 def clamp_twice(op, x: Value, low: float | None, high: float | None):
-    return op.clamp(op.clamp(x, low, high, name="once"), low, high)
-
-
-def hardtanh_twice(op, x: Value, low: float, high: float):
-    return op.hardtanh(op.hardtanh(x, low, high, name="once"), low, high)
+    clamped = op.clamp(op.clamp(x, low, high, name="once"), low, high)
+    return op.one_of(clamped, op.hardtanh(op.hardtanh(x, low, high, name="once"), low, high))
 
 
 def twice(name):
@@ -97,29 +72,14 @@ def constant_is_zero(c):
     return is_filled_with(c, 0)
 
 
-def is_whole(x, y):
-    """The result has the shape of the operand."""
-    return x.shape is not None and x.shape == y.shape
-
-
-def nothing_is_repeated(x, times):
-    """Each axis is repeated once, and none is added."""
-    return x.rank == len(times) and all(t == 1 for t in times)
+def looks_alike(x, y):
+    """The result has the shape and dtype of the operand, and lies in memory as it does."""
+    return x.shape is not None and x.shape == y.shape and x.dtype == y.dtype and x.lies_like(y)
 
 
 def nothing_is_padded(pad):
     """Each axis is padded by nothing."""
     return all(p == 0 for p in pad)
-
-
-def dtype_is_kept(x, y):
-    """The operand has the dtype already."""
-    return x.dtype is not None and x.dtype == y.dtype
-
-
-def lies_alike(x, y):
-    """The copy lies in memory as its source does."""
-    return x.lies_like(y)
 
 
 def is_real(x):
@@ -151,22 +111,15 @@ def neutral(name, match, *when, requires=()):
 remove_neutral_ops = rule_pass(
     "remove_neutral_ops",
     [
-        neutral("x * 1 -> x", product, constant_is_one, requires=(is_real,)),
-        neutral("x / 1 -> x", quotient, constant_is_one, requires=(is_real,)),
+        neutral("x * 1 -> x", product_or_quotient, constant_is_one, requires=(is_real,)),
         neutral("x ** 1 -> x", power, requires=(is_real,)),
-        neutral("x - 0 -> x", difference, constant_is_zero, requires=(is_real, keeps_the_sign_of_zero)),
-        neutral("x + 0 -> x", sum_with_constant, constant_is_zero, requires=(is_real, keeps_the_sign_of_zero)),
-        neutral("cat([x]) -> x", cat_of_one),
-        neutral("clone(x) -> x", copy_alike, lies_alike),
-        neutral("slice(x) -> x", part_or_expansion, is_whole),
-        neutral("repeat(x, 1) -> x", repetition, nothing_is_repeated),
+        neutral("x + 0 -> x", sum_or_difference, constant_is_zero, requires=(is_real, keeps_the_sign_of_zero)),
+        neutral("copy(x) -> x", copy_part_or_repetition, looks_alike),
         neutral("pad(x, 0) -> x", padding, nothing_is_padded),
-        neutral("to(x, its dtype) -> x", cast, dtype_is_kept),
         *(neutral(f"{name}({name}(x)) -> x", twice(name)) for name in ("neg", "logical_not", "bitwise_not")),
         *(Rule(f"{name}({name}(x)) -> {name}(x)", match=twice(name), replace=first_result)
           for name in ("relu", "abs", "ceil", "floor", "trunc", "sign", "round")),
-        Rule("clamp(clamp(x)) -> clamp(x)", match=clamp_twice, replace=first_result),
-        Rule("hardtanh(hardtanh(x)) -> hardtanh(x)", match=hardtanh_twice, replace=first_result),
+        Rule("clamp(clamp(x)) -> clamp(x), hardtanh too", match=clamp_twice, replace=first_result),
     ],
     declares="exact",
     doc=__doc__,

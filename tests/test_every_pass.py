@@ -93,8 +93,8 @@ class ByHand(nn.Module):
         self.register_buffer("ones", torch.ones(6))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.exp().clone() * self.ones
-        q, k, v = self.q(x) * 0.5, self.k(x).transpose(1, 2).transpose(1, 2), self.v(x).unsqueeze(0).squeeze(0)
+        x = x.exp().transpose(1, 2).transpose(1, 2).clone() * self.ones
+        q, k, v = self.q(x) * 0.5, self.k(x), self.v(x).unsqueeze(0).squeeze(0)
         y = torch.softmax(torch.matmul(q, k.transpose(-2, -1)), -1).matmul(v)
         return torch.log(1 + y.abs()) + torch.log(1 + y.abs()).sin(), torch.log(torch.softmax(y.neg().neg(), -1))
 
