@@ -19,7 +19,7 @@ LARGEST_CONSTANT = 1 << 20
 """Bytes up to which constants of the user's own are compared. Those that passes made are compared at any size."""
 
 EXCHANGEABLE = frozenset({aten.add.Tensor, aten.mul.Tensor})
-"""Of two operands, in either order, the same bits (of `add` where alpha is 1): the sum and the product of IEEE 754."""
+"""Of two real operands, in either order, the same bits (of `add` where alpha is 1): the sum and the product of IEEE 754."""
 
 
 class Keys:
@@ -38,7 +38,9 @@ class Keys:
             return None
         arguments = bound_arguments(node)
         given = {name: self._literal(value) for name, value in arguments.items()}
-        if node.target in EXCHANGEABLE and arguments.get("alpha", 1) == 1:
+        known = facts.dtype(node)
+        real = known is not None and not known.is_complex  # a complex product adds two products, one of them rounded
+        if real and node.target in EXCHANGEABLE and arguments.get("alpha", 1) == 1:
             given["self"], given["other"] = sorted((given["self"], given["other"]), key=_name)
         return node.target, tuple(given.items())
 

@@ -18,7 +18,7 @@ def side_by_side(block: Block) -> Iterator[list[fx.Node]]:
     """The linears that read one value, two at least, in order of execution: one list for each value."""
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in block.calls:
-        if node.target is aten.linear.default:
+        if node.target is aten.linear.default and node.users:
             groups.setdefault(bound_arguments(node)["input"], []).append(node)
     yield from (group for group in groups.values() if len(group) > 1)
 

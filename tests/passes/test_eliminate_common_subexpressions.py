@@ -160,6 +160,13 @@ def test_what_differs_does_not_fit(function: Callable) -> None:
     assert [name for name in ops(after) if name not in ("abs", "mT")] == left and not journal.refusals
 
 
+def test_complex_products_in_another_order_round_in_another_way() -> None:
+    z = torch.randn(3, 4, dtype=torch.complex64)
+    program = program_of(lambda m, x, y: (x * y).exp() + (y * x).cos(), z, z.flip(0))
+    after, journal = rewritten(eliminate, program, z, z.flip(0))
+    assert after is program and not journal.refusals
+
+
 def test_each_site_can_be_skipped() -> None:
     assert_sites_can_be_skipped(
         eliminate, lambda: program_of(lambda m, x: x.exp() + x.exp().cos() + x.sin() + x.sin().tan()), X
