@@ -137,6 +137,45 @@ def test_keys_that_are_transposed_already() -> None:
     assert relative_error(program.run(q, k, v), after.run(q, k, v)) <= EXACT
 
 
+def square(n: int = 6) -> tuple[Tensor, Tensor]:
+    return torch.ones(n, n, dtype=torch.bool).triu(1), torch.zeros(n, n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (1, 1, 6, 6), (3, 6, 6)])
+def test_a_causal_mask_is_no_tensor(shape: tuple[int, ...]) -> None:
+    later, zeros = (t.expand(shape) for t in square())
+    inputs = operands(*HEADS, queries=6)
+    for model in (
+        ByHand(lambda m, q, k, v: attend((q @ k.mT).masked_fill(m.later, -INF), v), later=later),
+        ByHand(lambda m, q, k, v: attend(q @ k.mT + m.mask, v), mask=zeros.masked_fill(later, -INF)),
+    ):
+        after, _ = rewritten(fuse_attention, captured(model, *inputs), *inputs)
+        causal = ByHand(lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0))
+        assert_same_graph(after, causal, *inputs)
+        assert_numbers_agree(model, after, *inputs, within=EXACT)
+
+
+@pytest.mark.parametrize("diagonal", [0, 2, -1])
+def test_other_triangles_are_masks(diagonal: int) -> None:
+    hidden = square()[0].new_ones(6, 6).triu(diagonal) if diagonal else square()[0].flip(0)
+    model = ByHand(lambda m, q, k, v: attend((q @ k.mT).masked_fill(m.hidden, -INF), v), hidden=hidden)
+    inputs = operands(*HEADS, queries=6)
+    after, journal = rewritten(fuse_attention, captured(model, *inputs), *inputs)
+    if diagonal < 0:  # nobody sees anything
+        assert [refused.reason for refused in journal.refusals] == [ROWS]
+    else:
+        assert [*after.constants] and ops(after)[-1] == "scaled_dot_product_attention"
+        assert_numbers_agree(model, after, *inputs, within=EXACT)
+
+
+def test_a_mask_of_zeros_hides_nothing() -> None:
+    model = ByHand(lambda m, q, k, v: attend(q @ k.mT + m.zeros, v), zeros=torch.zeros(1, 1, 5, 6).double())
+    inputs = operands(*HEADS)
+    after, _ = rewritten(fuse_attention, captured(model, *inputs), *inputs)
+    assert_same_graph(after, ByHand(lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0)), *inputs)
+    assert_numbers_agree(model, after, *inputs, within=EXACT)
+
+
 def test_another_width_of_the_values() -> None:
     q, k, _ = operands(*HEADS)
     check_fused(lambda m, q, k, v: attend(q @ k.mT, v), (q, k, torch.randn(*HEADS, 6, 7, dtype=torch.float64)))
