@@ -118,6 +118,22 @@ def test_two_outputs_stay_two_tensors() -> None:
     assert ops(rewritten(eliminate, program, X)[0]) == ["exp", "sin"]
 
 
+class Collected(nn.Module):
+    def forward(self, x: Tensor):
+        found: list[Tensor] = []
+        for _ in range(int(x.abs().sum()) + 1):
+            found.append(x.exp())
+            found.append(x.exp())
+        return found[0], found[1]
+
+
+def test_two_elements_of_a_list_stay_two_tensors() -> None:
+    x = torch.ones(2, 2)
+    program = captured(torch.jit.script(Collected().eval()), x, frontend="script")
+    after, journal = rewritten(eliminate, program, x)
+    assert after is program and OUTPUTS in [refused.reason for refused in journal.refusals]
+
+
 def test_what_is_written_stays() -> None:
     def result(m, x):
         y, z = torch.zeros(3), torch.zeros(3)

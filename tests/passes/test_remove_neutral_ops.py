@@ -206,6 +206,48 @@ def test_a_value_of_the_graphs_own_may_be_the_output() -> None:
     assert ops(rewritten(remove_neutral_ops, program, FLOATS)[0]) == ["exp"]
 
 
+class InBranch(nn.Module):
+    def forward(self, x: Tensor):
+        y = x.exp()
+        if bool(x.sum() > 0):
+            z = y * 1
+        else:
+            z = y + 1
+        return z, y
+
+
+class InLoop(nn.Module):
+    def forward(self, x: Tensor):
+        copies: list[Tensor] = []
+        for _ in range(int(x.abs().sum()) + 2):
+            copies.append(x.clone())
+        return copies[0], copies[1]
+
+
+class ReadInBranch(InBranch):
+    def forward(self, x: Tensor):
+        y = x.exp()
+        if bool(x.sum() > 0):
+            z = (y * 1).sin()
+        else:
+            z = y + 1
+        return z, y
+
+
+@pytest.mark.parametrize("model", [InBranch, InLoop])
+def test_what_leaves_a_branch_or_a_loop_keeps_its_memory(model: type[nn.Module]) -> None:
+    x = torch.ones(3, 4)
+    program = captured(torch.jit.script(model().eval()), x, frontend="script")
+    after, journal = rewritten(remove_neutral_ops, program, x)
+    assert after is program and [refused.reason for refused in journal.refusals] == [SHARES]
+
+
+def test_what_is_read_in_a_branch_goes() -> None:
+    program = captured(torch.jit.script(ReadInBranch().eval()), torch.ones(3, 4), frontend="script")
+    after, journal = rewritten(remove_neutral_ops, program, torch.ones(3, 4))
+    assert len(journal.rewrites) == 1 and len(after) == len(program) - 1
+
+
 class WrittenCopy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x.clone()
