@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 
 from ir_tools.rewrite import OptionError, Pass
 from passes.cast_half import cast_half
+from passes.eliminate_common_subexpressions import eliminate_common_subexpressions
 from passes.errors import UnknownPassError
 from passes.fold_affine import fold_affine
 from passes.fold_constants import fold_constants
 from passes.fold_input_affine import fold_input_affine
+from passes.fuse_attention import fuse_attention
 from passes.fuse_bn_conv import fuse_bn_conv
 from passes.fuse_conv_bn import fuse_conv_bn
 from passes.fuse_conv_relu import fuse_conv_relu
@@ -23,20 +25,30 @@ from passes.insert_quant_stubs import insert_quant_stubs
 from passes.lower_aten import lower_aten
 from passes.lower_onednn import lower_onednn
 from passes.merge_linear_chains import merge_linear_chains
+from passes.merge_parallel_linears import merge_parallel_linears
 from passes.remove_dead_code import remove_dead_code
 from passes.remove_dropout import remove_dropout
+from passes.remove_neutral_ops import remove_neutral_ops
+from passes.simplify_views import simplify_views
+from passes.use_stable_forms import use_stable_forms
 
 CATALOGUE: dict[str, Pass] = {
     p.name: p
     for p in (
         fold_constants,
         remove_dropout,
+        remove_neutral_ops,
+        simplify_views,
+        eliminate_common_subexpressions,
+        use_stable_forms,
         fuse_conv_bn,
         fold_affine,
         fuse_bn_conv,
         fold_input_affine,
         merge_linear_chains,
         fuse_conv_relu,
+        merge_parallel_linears,
+        fuse_attention,
         cast_half,
         insert_quant_stubs,
         remove_dead_code,
@@ -46,8 +58,8 @@ CATALOGUE: dict[str, Pass] = {
 }
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    # All that it takes from conv-bn-relu to one fused op: weights that are computed, and dropouts in between, go first.
-    "fuse_conv_bn_relu": ("fold_constants", "remove_dropout", "fuse_conv_bn", "fuse_conv_relu"),
+    # All that it takes from conv-bn-relu to one fused op: weights that are computed, dropouts in between, and scales go first.
+    "fuse_conv_bn_relu": ("fold_constants", "remove_dropout", "fuse_conv_bn", "fold_affine", "fuse_conv_relu"),
 }
 
 

@@ -147,7 +147,8 @@ def list_passes() -> None:
     from passes.catalogue import CATALOGUE, GROUPS
 
     console = Console()
-    console.print("What a pass may do to numbers: exact (nothing), reassociates (rounds), lower_precision, quantizes.")
+    console.print("What a pass may do to numbers: exact (nothing), reassociates (rounds), stabilises (rounds, and "
+        "may turn NaN and Inf into numbers), lower_precision, quantizes.")
     for name, entry in CATALOGUE.items():
         options = "".join(f"  {k}={v}" for k, v in entry.options.items())
         console.print(Text.assemble((f"\n{name}", "bold"), (f"  {entry.declares}", "cyan"), (options, "dim")))

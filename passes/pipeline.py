@@ -14,22 +14,39 @@ from passes.report import StepReport
 
 DEFAULT = (
     "fold_constants",  # first: rules ask for constants, and computed weights become ones here
-    "remove_dropout",  # it stands between ops that fuse
+    "remove_dropout",  # it stands between ops that fuse,
+    "remove_neutral_ops",  # as does what computes its own operand,
+    "simplify_views",  # and what moves axes there and back
     "fuse_conv_bn",  # before activations fuse: a batch norm stands between convolution and activation
+    "fold_affine",  # the same for constants that scale and shift; and batch norms behind those
+    "fuse_bn_conv",  # batch norms that found no layer before them
+    "fold_input_affine",  # constants likewise
+    "merge_linear_chains",  # layers that only constants kept apart
+    "eliminate_common_subexpressions",  # behind the folds: each of two equal layers folds what is its own, then they are one
+    "fuse_attention",
     "fuse_conv_relu",  # last: what is left behind a convolution now is its residual and activation
 )
-"""Changes no precision: clean-up, folding, fusing. `optimize` adds dead-code removal and the engine's lowering."""
+"""Changes no precision: clean-up, folding, fusing. `optimize` adds dead-code removal and the engine's lowering.
+
+Not in it: `merge_parallel_linears`, which gains nothing on a CPU, and `use_stable_forms`, which changes what overflows.
+"""
+
+FOLDS = ("fuse_conv_bn", "fold_affine", "fuse_bn_conv", "fold_input_affine", "merge_linear_chains")
+LOOK_FOR_OPS = (*FOLDS, "remove_dropout", "fuse_conv_relu", "merge_parallel_linears", "insert_quant_stubs", "cast_half")
+"""Passes that look for ops which lowering replaces."""
 
 ORDER_RULES: tuple[tuple[str, str, str], ...] = (
-    ("fuse_conv_bn", "cast_half", "weights are folded in full precision"),
+    *((name, "cast_half", "weights are folded in full precision") for name in FOLDS),
     ("fuse_conv_bn", "fuse_conv_relu", "a batch norm between convolution and activation must be gone before they fuse"),
-    ("fuse_conv_bn", "insert_quant_stubs", "a stub between convolution and batch norm would keep them apart"),
-    ("fuse_conv_relu", "insert_quant_stubs", "a stub between convolution and activation would keep them apart"),
+    ("fold_affine", "fuse_conv_relu", "constants between convolution and activation must be gone before they fuse"),
+    *((name, "insert_quant_stubs", "a stub between two ops would keep them apart") for name in (*FOLDS, "fuse_conv_relu")),
+    ("fuse_attention", "cast_half", "casts around the softmax would keep it apart from the products"),
+    ("use_stable_forms", "cast_half", "casts between the parts of a fragile form would hide it"),
     ("insert_quant_stubs", "cast_half", "quantisable regions are found on float32 values"),
     *(
         (name, lowering, "lowering replaces the ops that the pass looks for")
         for lowering in ("lower_aten", "lower_onednn")
-        for name in ("remove_dropout", "fuse_conv_bn", "fuse_conv_relu", "insert_quant_stubs", "cast_half")
+        for name in LOOK_FOR_OPS
     ),
     ("lower_onednn", "lower_aten", "lower_aten would undo the fusions that oneDNN's kernels take"),
 )

@@ -101,6 +101,21 @@ class Affine(nn.Module):
         return self.b(self.a(self.norm(x) * 2)) / 3
 
 
+class ByHand(nn.Module):
+    """Attention written out, with much that computes nothing, or the same again, or overflows."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+        self.register_buffer("ones", torch.ones(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.exp().transpose(1, 2).transpose(1, 2).clone() * self.ones
+        q, k, v = self.q(x) * 0.5, self.k(x), self.v(x).unsqueeze(0).squeeze(0)
+        y = torch.softmax(torch.matmul(q, k.transpose(-2, -1)), -1).matmul(v)
+        return torch.log(1 + y.abs()) + torch.log(1 + y.abs()).sin(), torch.log(torch.softmax(y.neg().neg(), -1))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3))
 
@@ -119,6 +134,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]
     "writes": (Writes, lambda: (torch.randn(2, 3, 6, 6),)),
     "shared": (Shared, lambda: (torch.randn(2, 4, 6, 6),)),
     "affine": (Affine, lambda: (torch.randn(2, 3, 7, 7),)),
+    "by hand": (ByHand, lambda: (torch.randn(2, 4, 6),)),
     "mlp": (mlp, lambda: (torch.randn(4, 6),)),
     "conv1d": (conv1d, lambda: (torch.randn(2, 3, 9),)),
     "bfloat16": (lambda: small_conv(torch.bfloat16), lambda: (torch.randn(2, 3, 6, 6, dtype=torch.bfloat16),)),
@@ -229,10 +245,28 @@ def layers_in_branch() -> ScriptCase:
     return ScriptCase(model, {"taken": (torch.ones(2, 4),), "not taken": (-torch.ones(2, 4),)}, {})
 
 
+class ByHandInBranch(nn.Module):
+    """The same work in a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_hand = ByHand()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if bool(x.sum() > 0):
+            return self.by_hand(x)
+        return x.exp(), x.sin()
+
+
+def by_hand_in_branch() -> ScriptCase:
+    x = torch.rand(2, 4, 6)
+    return ScriptCase(ByHandInBranch(), {"taken": (x,), "not taken": (-x,)}, {})
+
+
 CONTROL_FLOW = {
     name: SCRIPT_MODELS[name]
     for name in ("router", "adaptive_depth", "shared_weight", "counting_gate", "lstm_loop", "greedy_decoder")
-} | {"constant_in_branch": constant_in_branch, "layers_in_branch": layers_in_branch}
+} | {"constant_in_branch": constant_in_branch, "layers_in_branch": layers_in_branch, "by_hand_in_branch": by_hand_in_branch}
 """What the passes do on these is done in branches and in the bodies of loops too."""
 
 

@@ -96,6 +96,16 @@ TRANSPOSED_CONVOLUTIONS = frozenset(
     {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 )
 
+AXIS_MOVES = frozenset(
+    {aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.mT.default, aten.movedim.int}
+    | {aten.movedim.intlist}
+)
+RESHAPINGS = frozenset(
+    {aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten.unflatten.int, aten.unsqueeze.default}
+    | {aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
+)
+"""Ops that give the same elements in the same order, in another shape."""
+
 _SAME_DTYPE = "a cast to the dtype that it has already gives the tensor itself"
 _OFF = "outside training it gives the tensor itself"
 _VIEWS = "its parts are views, which the schema says are to be taken for copies"

@@ -28,6 +28,7 @@ from ir_tools.ir.dialect import (
     PLAIN_TYPES,
     acts,
     aliased_nodes,
+    bound_arguments,
     changed_containers,
     getitem,
     has_effect,
@@ -414,6 +415,16 @@ def storage_classes(nodes: Iterable[fx.Node]) -> UnionFind:
     return classes
 
 
+def axis_order(node: fx.Node) -> list[int] | None:
+    """Which axis of its operand each axis of the result is, for an op that only moves axes; None when it is not known."""
+    operand, *arguments = bound_arguments(node).values()
+    known = rank(operand)
+    if known is None or any(nodes_in(arguments)):
+        return None
+    telling = torch.empty(()).expand(list(range(known)))  # a size of its own for each axis
+    return list(node.target(telling, *arguments).shape)  # type: ignore[operator]
+
+
 def constants_seen(node: fx.Node, which: str) -> frozenset[str]:
     """Names of constants: the one that a `get_attr` reads, those that a region's effects name under `which`."""
     if node.op == "get_attr":
@@ -536,6 +547,58 @@ def dies_at(node: fx.Node, reader: fx.Node) -> bool:
         # The memory is that of an earlier value (written in place, or viewed): that one must be dead by now too.
         last, node = node, sources[0]
     return False
+
+
+def sharing(node: fx.Node) -> set[fx.Node]:
+    """`node` and the values that may share storage with it, found from here: no other part of the graph is looked at."""
+    found, waiting = {node}, [node]
+    while waiting:
+        here = waiting.pop()
+        for other in (*aliased_nodes(here), *(reader for reader in here.users if here in aliased_nodes(reader))):
+            if other not in found:
+                found.add(other)
+                waiting.append(other)
+    return found
+
+
+def derived(node: fx.Node) -> set[fx.Node]:
+    """`node` and the values that may get its memory from it: views of it, what holds it, and views of these."""
+    found, waiting = {node}, [node]
+    while waiting:
+        here = waiting.pop()
+        for reader in here.users:
+            if here in aliased_nodes(reader):
+                new = {reader, *changed_containers(reader)} - found
+                found |= new
+                waiting += new
+    return found
+
+
+def is_handed_out(values: Iterable[fx.Node]) -> bool:
+    """Who runs the graph gets one of `values`: as an output, or in a list of his own."""
+    return any(
+        any(reader.op == "output" for reader in value.users)
+        or (value.op == "placeholder" and is_container_type(value_type(value)))
+        for value in values
+    )
+
+
+def is_own(values: Iterable[fx.Node]) -> bool:
+    """None of `values` is an input or a constant, nor what a region may have taken from the table."""
+    return all(value.op == "call_function" and not constants_seen(value, "escaping_constants") for value in values)
+
+
+def can_stand_for(new: fx.Node, old: fx.Node) -> bool:
+    """Where `new` is read in place of `old`, no two outputs share memory that did not, and no output that of an input.
+
+    That nobody writes into either is another question.
+    """
+    if not aliased_nodes(new) and new.op == "call_function" and not new.users:
+        return True
+    group = sharing(new)
+    if old in group or not is_handed_out(derived(old)):
+        return True
+    return is_own(group) and not is_handed_out(group)
 
 
 def live_nodes(graph: fx.Graph) -> set[fx.Node]:

@@ -5,7 +5,8 @@ Conditions that no rule states for itself:
 - nobody writes into a value of the match (moving an op past a write changes what it reads);
 - what the rule wants to know now (a `Tensor` in its match) is a constant;
 - the new value has the shape and dtype of the old one, and, where the pass is exact, its memory layout: later sums add in
-  the order of memory.
+  the order of memory;
+- a value that was memory of its own is not given back as an input, a constant or another output.
 """
 
 from __future__ import annotations
@@ -161,6 +162,8 @@ def _changes(old: fx.Node, new: fx.Node, exact: bool) -> str | None:
         return f"the result would change dtype from {facts.dtype(old)} to {facts.dtype(new)}"
     if exact and not facts.same_layout(facts.fact(old), facts.fact(new)):
         return "the result would lie in memory in another order, and sums over it would add in another order"
+    if not facts.can_stand_for(new, old):
+        return "the model's output would share memory with an input, a constant or another output"
     return None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments
 from ir_tools.ir.host import TENSOR, value_type
-from ir_tools.rewrite.rule import COMMUTATIVE, Each, Known, OneOf, OpPattern, Rule, Unknown, Value, wrap
+from ir_tools.rewrite.rule import COMMUTATIVE, Each, Known, OneOf, OpPattern, Rule, Unknown, Value, call_with, wrap
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,13 @@ def _nodes(value: Any) -> list[fx.Node]:
 
 def matches_at(rule: Rule, node: fx.Node, program: Block) -> Iterator[Match]:
     """The ways in which `rule` fits with `node` as its root."""
+    for match in ways_at(rule, node, program):
+        if not rule.when or all(call_with(condition, match.view(rule, program)) for condition in rule.when):
+            yield match
+
+
+def ways_at(rule: Rule, node: fx.Node, program: Block) -> Iterator[Match]:
+    """The same by the ops alone, whatever `when` says."""
     return _fits(rule.pattern, node, program, Match(node, (), {}, {}))
 
 
@@ -91,7 +98,9 @@ def _op_fits(pattern: OpPattern, value: Any, program: Block, match: Match) -> It
     if len(pattern.args) > len(positional):
         return
     named = {**match.named, pattern.name: value} if pattern.name is not None else match.named
-    match = replace(match, nodes=(*match.nodes, value), named=named)
+    # One value may stand at two places of the left side: it comes behind its readers at both.
+    nodes = (*(n for n in match.nodes if n is not value), value)
+    match = replace(match, nodes=nodes, named=named)
     by_name = [(part, given.get(name)) for name, part in pattern.kwargs.items()]
     for arguments in _orders(value, positional, pattern):
         yield from _all_fit([*zip(pattern.args, arguments), *by_name], program, match)

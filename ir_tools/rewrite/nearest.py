@@ -19,8 +19,8 @@ from ir_tools.ir.dialect import bound_arguments, short_name
 from ir_tools.ir.origin import place
 from ir_tools.rewrite.apply import objection
 from ir_tools.rewrite.journal import Journal
-from ir_tools.rewrite.match import matches_at
-from ir_tools.rewrite.rule import COMMUTATIVE, Each, OneOf, OpPattern, Rule, Unknown
+from ir_tools.rewrite.match import matches_at, ways_at
+from ir_tools.rewrite.rule import COMMUTATIVE, Each, OneOf, OpPattern, Rule, Unknown, call_with, reason
 from ir_tools.rewrite.shapes import Pass
 
 APPLIES = "matches: the rule applies"
@@ -132,6 +132,10 @@ def _at_root(rule: Rule, root: OpPattern, node: fx.Node, program: Block) -> Miss
     for match in matches_at(rule, node, program):
         why_not = objection(rule, match, program.mutated_values, program)
         return Miss(len(match.nodes) + 1, f"matched, but {why_not}" if why_not else APPLIES)
+    for match in ways_at(rule, node, program):
+        view = match.view(rule, program)
+        unmet = next(condition for condition in rule.when if not call_with(condition, view))
+        return Miss(len(match.nodes), f"matched, but not so: {reason(unmet)}")
     return _downwards(root, node, program, 1)
 
 

@@ -3,6 +3,8 @@
     match(op, x, w, ...)    the left side, written with `op.<name>(...)`; `...` stands for arguments that do not matter
     requires                named one-sentence functions; their docstring is the reason printed on refusal
     replace(op, x, w, ...)  the right side, built with the same `op.<name>(...)`
+    when                    like `requires`, but part of the left side: where it does not hold the rule does not fit, and no
+                            refusal is told (every product is no product with one)
 
 Parameters of `match` are the unknowns; their annotation says what they may be:
 
@@ -20,9 +22,11 @@ The left side may also say
     op.each(a)          a list, every element of which fits `a`; what `a` names becomes a list
     [a, b]              a list of just these
     op.conv, op.activation, ...     one of a family of ops (`FAMILIES`)
+    op.getitem(a, i)    part `i` of an op that gives several
 
-Sums and products fit in either order (`COMMUTATIVE`). `requires` and `replace` ask for what they need by parameter name:
-unknowns, named ops (`name="conv"`), and `op`. A requirement answers True, False, or None for "unknown", which refuses too.
+Sums and products fit in either order (`COMMUTATIVE`). `requires`, `when` and `replace` ask for what they need by parameter
+name: unknowns, named ops (`name="conv"`), and `op`. A requirement answers True, False, or None for "unknown", which refuses
+too.
 `replace` may give None after `op.decline("why")`.
 """
 
@@ -40,7 +44,17 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from ir_tools.ir import facts
-from ir_tools.ir.dialect import ACTIVATIONS, CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, argument, aten, short_name
+from ir_tools.ir.dialect import (
+    ACTIVATIONS,
+    AXIS_MOVES,
+    CONVOLUTIONS,
+    RESHAPINGS,
+    TRANSPOSED_CONVOLUTIONS,
+    argument,
+    aten,
+    getitem,
+    short_name,
+)
 from ir_tools.ir.origin import place
 
 Requirement = Callable[..., "bool | None"]
@@ -50,8 +64,12 @@ FAMILIES: dict[str, frozenset[OpOverload]] = {
     "conv_transpose": TRANSPOSED_CONVOLUTIONS,
     "layer": CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | {aten.linear.default},
     "activation": frozenset(op for op, _ in ACTIVATIONS.values()),
+    "permutation": AXIS_MOVES,
+    "reshaping": RESHAPINGS,
 }
 """Names that stand for several ops in a pattern; every other name stands for all overloads of that op."""
+
+PARTS: frozenset[Any] = frozenset({getitem})
 
 COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor, aten.maximum.default, aten.minimum.default})
 """Ops whose first two arguments a pattern may meet in either order (of `add`, where alpha is 1): the result is the same."""
@@ -94,6 +112,11 @@ class Value:
         """Known now: an entry of the Block's table."""
         return self._node.op == "get_attr"
 
+    def lies_like(self, other: Value) -> bool | None:
+        """The two lie in memory alike: the same strides, or both contiguous."""
+        one, two = facts.fact(self._node), facts.fact(other._node)
+        return facts.same_layout(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else None
+
     def dies_at(self, reader: Value) -> bool:
         """`reader` is the last to read this value, whose memory is the graph's own and shared with no other value.
 
@@ -116,6 +139,11 @@ class Call(Value):
     @property
     def target(self) -> Any:
         return self._node.target
+
+    @property
+    def axis_order(self) -> list[int] | None:
+        """Of an op that moves axes (`op.permutation`): which axis of the operand each axis of the result is."""
+        return facts.axis_order(self._node)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -251,6 +279,8 @@ def targets_called(name: str) -> frozenset[OpOverload]:
     """The overloads that a name in a rule stands for. Raises `AttributeError` for a name that is no op."""
     if name in FAMILIES:
         return FAMILIES[name]
+    if name == "getitem":
+        return PARTS
     for namespace in (torch.ops.aten, torch.ops.torch_passes):
         packet = getattr(namespace, name, None)
         if packet is not None:
@@ -274,6 +304,7 @@ class Rule:
     match: Callable[..., Any]
     replace: Callable[..., Any]
     requires: Sequence[Requirement] = ()
+    when: Sequence[Requirement] = ()
     pattern: Pattern = field(init=False, compare=False, repr=False)
     unknowns: dict[str, Unknown] = field(init=False, compare=False, repr=False)
 
@@ -282,7 +313,7 @@ class Rule:
         pattern = self.match(_PatternOps(), **unknowns)
         if not isinstance(pattern, (OpPattern, OneOf)) or not all(isinstance(p, OpPattern) for p in _roots(pattern)):
             raise TypeError(f"{self.match.__name__} must return an op, got {type(pattern).__name__}")
-        for requirement in self.requires:
+        for requirement in (*self.requires, *self.when):
             if not inspect.getdoc(requirement):
                 raise TypeError(f"{requirement.__name__} needs a docstring: it is the reason printed on refusal")
         object.__setattr__(self, "unknowns", unknowns)

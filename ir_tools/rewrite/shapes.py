@@ -26,8 +26,11 @@ from ir_tools.rewrite.rule import Call, Rule
 
 B = TypeVar("B", bound=Block)
 
-Declares = Literal["exact", "reassociates", "lower_precision", "quantizes"]
-"""What a pass may do to numbers, mildest first."""
+Declares = Literal["exact", "reassociates", "stabilises", "lower_precision", "quantizes"]
+"""What a pass may do to numbers, mildest first.
+
+"stabilises": rounding, as "reassociates", and what was NaN or Inf in a form that overflows may become finite.
+"""
 
 DECLARATIONS: tuple[str, ...] = typing.get_args(Declares)
 

@@ -36,17 +36,22 @@ class Comparison:
 PERFECT = Comparison(0.0, math.inf)
 
 
-def compare(reference: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> Comparison:
-    """Compare flat outputs. Shapes and dtypes must agree, NaN and Inf must stand where the reference has them."""
+def compare(
+    reference: Sequence[torch.Tensor], values: Sequence[torch.Tensor], *, stabilised: bool = False
+) -> Comparison:
+    """Compare flat outputs. Shapes and dtypes must agree, NaN and Inf must stand where the reference has them.
+
+    `stabilised`: where the reference has NaN or Inf, anything may stand; unless it has nothing else, and nothing is compared.
+    """
     if len(reference) != len(values):
         return Comparison(math.inf, -math.inf, f"{len(values)} outputs instead of {len(reference)}")
     result = PERFECT
     for i, (expected, value) in enumerate(zip(reference, values, strict=True)):
-        result = result.worse(_compare_one(f"output {i}", expected, value))
+        result = result.worse(_compare_one(f"output {i}", expected, value, stabilised))
     return result
 
 
-def _compare_one(name: str, expected: torch.Tensor, value: torch.Tensor) -> Comparison:
+def _compare_one(name: str, expected: torch.Tensor, value: torch.Tensor, stabilised: bool) -> Comparison:
     def failed(problem: str) -> Comparison:
         return Comparison(math.inf, -math.inf, f"{name} {problem}")
 
@@ -59,7 +64,10 @@ def _compare_one(name: str, expected: torch.Tensor, value: torch.Tensor) -> Comp
     reference, other = expected.detach().double(), value.detach().double()
     finite = reference.isfinite()
     if not torch.equal(reference[~finite], other[~finite]) and not _same_nans(reference[~finite], other[~finite]):
-        return failed("differs where the reference is NaN or Inf")
+        if not stabilised:
+            return failed("differs where the reference is NaN or Inf")
+        if not finite.any():
+            return failed("cannot be compared: the reference is NaN or Inf throughout")
     if not other[finite].isfinite().all():
         return failed("holds NaN or Inf where the reference is finite")
     error = reference[finite] - other[finite]
@@ -81,6 +89,13 @@ def _same_nans(a: torch.Tensor, b: torch.Tensor) -> bool:
 SMALLEST_SQNR_DB: dict[str, dict[torch.dtype, float]] = {
     # Float rounding, summed over the depth of a network: float32 has 24 bits (144 dB), float64 53 bits (319 dB).
     "reassociates": {
+        torch.float64: 200.0,
+        torch.float32: 80.0,
+        torch.bfloat16: 20.0,
+        torch.float16: 35.0,
+    },
+    # The same rounding; what the reference lost to overflow is left out, not measured.
+    "stabilises": {
         torch.float64: 200.0,
         torch.float32: 80.0,
         torch.bfloat16: 20.0,

@@ -76,6 +76,27 @@ def test_nan_and_inf_in_their_places_do_not_count() -> None:
     assert not result.problem and result.max_abs_error == 0.5
 
 
+def test_after_a_stabilising_pass_nan_and_inf_of_the_reference_are_left_out() -> None:
+    reference = torch.tensor([1.0, NAN, INF, -INF])
+    stable = torch.tensor([1.5, 2.0, 3.0, NAN])
+    assert compare([reference], [stable]).problem == "output 0 differs where the reference is NaN or Inf"
+    result = compare([reference], [stable], stabilised=True)
+    assert not result.problem and result.max_abs_error == 0.5
+    assert compare([reference], [torch.tensor([1.0, 2.0, 3.0, 4.0])], stabilised=True).equal
+
+
+def test_what_is_finite_in_the_reference_is_compared_all_the_same() -> None:
+    result = compare([torch.tensor([1.0, NAN])], [torch.tensor([INF, 1.0])], stabilised=True)
+    assert result.problem == "output 0 holds NaN or Inf where the reference is finite"
+
+
+def test_a_reference_without_a_finite_element_compares_nothing() -> None:
+    nothing = torch.tensor([NAN, INF])
+    problem = "output 0 cannot be compared: the reference is NaN or Inf throughout"
+    assert compare([nothing], [torch.ones(2)], stabilised=True).problem == problem
+    assert compare([nothing], [nothing.clone()], stabilised=True).equal
+
+
 def test_noise_on_silence_has_no_ratio() -> None:
     result = compare([torch.zeros(3)], [torch.tensor([0.0, 1e-9, 0.0])])
     assert result.sqnr_db == -math.inf and result.max_abs_error == pytest.approx(1e-9)
@@ -107,4 +128,5 @@ def test_the_table_grows_stricter_with_the_dtype_and_milder_with_the_declaration
         assert SMALLEST_GOLDEN_SQNR_DB[dtype] > smallest_sqnr("lower_precision", dtype)
     golden = SMALLEST_GOLDEN_SQNR_DB
     assert golden[torch.float64] > golden[torch.float32] > golden[torch.float16] > golden[torch.bfloat16]
+    assert SMALLEST_SQNR_DB["stabilises"] == row
     assert smallest_sqnr("lower_precision", torch.float32) == min(SMALLEST_SQNR_DB["lower_precision"].values())

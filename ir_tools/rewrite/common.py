@@ -1,0 +1,96 @@
+"""When two ops give the same: equal keys, and no one who could tell one result from the other."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from ir_tools.ir import Block, facts
+from ir_tools.ir.dialect import aten, bound_arguments, getitem, has_effect, nodes_in
+from ir_tools.ir.host import CONSTRUCTORS
+from ir_tools.ir.program import public_name
+from ir_tools.ir.regions import is_region
+
+LARGEST_CONSTANT = 1 << 20
+"""Bytes up to which constants of the user's own are compared. Those that passes made are compared at any size."""
+
+EXCHANGEABLE = frozenset({aten.add.Tensor, aten.mul.Tensor})
+"""Of two real operands, in either order, the same bits (of `add` where alpha is 1): the sum and the product of IEEE 754."""
+
+
+class Keys:
+    """Keys of the ops of a block: equal where two ops give equal tensors, operand by operand and bit by bit."""
+
+    def __init__(self, block: Block):
+        self.block = block
+        self._alike: dict[Hashable, list[fx.Node]] = {}
+        self._representative: dict[fx.Node, fx.Node] = {}
+
+    def of(self, node: fx.Node) -> Hashable | None:
+        """The key of an op, None for one that must run each time: it has an effect, draws random numbers, or is a region."""
+        if not isinstance(node.target, OpOverload) and node.target is not getitem:
+            return None
+        if is_region(node) or node.target in CONSTRUCTORS or has_effect(node):
+            return None
+        arguments = bound_arguments(node)
+        given = {name: self._literal(value) for name, value in arguments.items()}
+        known = facts.dtype(node)
+        real = known is not None and not known.is_complex  # a complex product adds two products, one of them rounded
+        if real and node.target in EXCHANGEABLE and arguments.get("alpha", 1) == 1:
+            given["self"], given["other"] = sorted((given["self"], given["other"]), key=_name)
+        return node.target, tuple(given.items())
+
+    def _literal(self, value: Any) -> Hashable:
+        """Apart by type as well: 1, 1.0 and True are three; so are 0.0 and -0.0."""
+        if isinstance(value, fx.Node):
+            return self._constant(value)
+        if isinstance(value, (list, tuple)):
+            return tuple(map(self._literal, value))
+        return type(value), (repr(value) if isinstance(value, (float, complex)) else value)
+
+    def _constant(self, node: fx.Node) -> fx.Node:
+        """The first constant with the same bytes in the same layout; any other value as it is."""
+        if node not in self._representative:
+            self._representative[node] = self._first_alike(node)
+        return self._representative[node]
+
+    def _first_alike(self, node: fx.Node) -> fx.Node:
+        tensor = self.block.constant(node)
+        name = str(node.target)
+        if tensor is None or name in self.block.packings or tensor.layout is not torch.strided or tensor.is_quantized:
+            return node
+        if tensor.nbytes > LARGEST_CONSTANT and name == public_name(name):
+            return node
+        raw = _bytes_of(tensor)
+        looks = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, int(raw.sum(dtype=torch.int64))
+        alike = self._alike.setdefault(looks, [])
+        for other in alike:
+            if torch.equal(raw, _bytes_of(self.block.constants[str(other.target)])):
+                return other
+        alike.append(node)
+        return node
+
+
+def _name(value: Any) -> str:
+    return value.name if isinstance(value, fx.Node) else repr(value)
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().flatten()
+    return plain.view(torch.uint8)
+
+
+def why_apart(first: fx.Node, node: fx.Node, mutated: frozenset[fx.Node]) -> str | None:
+    """Why `node` may not give way to `first`, an op with the same key; None when nobody can tell them apart."""
+    if any(value in mutated for value in (first, node, *nodes_in([*node.args, *node.kwargs.values()]))):
+        return "its operands or result are written in place"
+    one, other = facts.fact(first), facts.fact(node)
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and not facts.same_layout(one, other):
+        return "the two results lie in memory in different orders"
+    if facts.is_handed_out(facts.derived(node)) and facts.is_handed_out(facts.derived(first)):
+        return "both results are outputs of the model, which must not share memory"
+    return None

@@ -1,0 +1,45 @@
+"""Compute once what is computed twice.
+
+    y = op(x, ...),  z = op(x, ...)   ->   y for both        the same op, operands and arguments
+    x + y,  y + x;  x * y,  y * x     ->   one               where the results lie in memory alike
+
+Constants are the same operand where their bytes, dtype, shape and strides are equal. Those of passes are compared at any size,
+those of the user up to 1 MB: larger ones are equal only where they are tied, and tied ones are one constant already.
+
+An op that writes, draws random numbers or may raise is left alone, as is one whose operands or result somebody writes into.
+Two outputs of the model stay two tensors.
+"""
+
+from collections.abc import Hashable
+
+from torch import fx
+
+from ir_tools.ir import Block, Draft
+from ir_tools.ir.origin import place
+from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.rewrite.common import Keys, why_apart
+
+RULE = "the same computation -> once"
+
+
+@graph_pass(declares="exact")
+def eliminate_common_subexpressions(program: Block, journal: Journal) -> Block:
+    draft = Draft.of(program)
+    keys = Keys(draft.program)
+    mutated = draft.program.mutated_values
+    first_with: dict[Hashable, fx.Node] = {}
+    for node in draft.program.calls:  # operands come first: those of a second op are the first one's by now
+        key = keys.of(node)
+        if key is None:
+            continue
+        first = first_with.setdefault(key, node)
+        site = f"eliminate_common_subexpressions@{node.name}"
+        if first is node or not journal.allows(site):
+            continue
+        why_not = why_apart(first, node, mutated)
+        if why_not is not None:
+            journal.refused(site, RULE, place(node), why_not)
+            continue
+        draft.redirect(node, first)
+        journal.rewrote(site, RULE, place(node))
+    return draft.finish()
