@@ -35,6 +35,9 @@ LARGEST_ERROR = 1e-10
 NOISE_ALLOWED = 100.0
 """A difference of so many times what rounding alone does to an output is the fault of the model: it has few digits to give."""
 
+NOISE_ALLOWED_HALF = 10.0
+"""The same for half dtypes, in which a hundred times the rounding is the whole value."""
+
 
 class LawBroken(PassesError, AssertionError):
     """A pass broke one of the laws; the message names both. `kind` is the same wherever it is broken in the same way."""
@@ -210,13 +213,14 @@ class Oracle:
     def _is_noise(self, outputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
         """Each output is no further off than rounding every value once more, to `dtype`, may move it."""
         inputs = [t.clone() for t in self.example.tensors]
+        times = NOISE_ALLOWED_HALF if dtype in (torch.float16, torch.bfloat16) else NOISE_ALLOWED
         largest = [0.0] * len(outputs)
         for seed in range(3):
             with seeded(), Rounding(torch.finfo(dtype).eps, seed):
                 moved = self.captured.run(*(t.clone() for t in inputs))
             largest = [max(n, _distance(a, b)) for n, a, b in zip(largest, self.example.outputs, moved)]
         return all(
-            _distance(expected, got) <= NOISE_ALLOWED * noise
+            _distance(expected, got) <= times * noise
             for expected, got, noise in zip(self.example.outputs, outputs, largest)
         )
 

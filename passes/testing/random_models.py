@@ -196,7 +196,7 @@ class Writer:
     """
 
     def __init__(self, draw: st.DrawFn, dtype: torch.dtype):
-        self._draw = draw
+        self._draw = draw  # that of the phrase being written
         self.dtype = dtype
         self.draft = Draft()
         self.module = nn.Module()
@@ -376,33 +376,37 @@ def random_models(
 
 
 @st.composite
-def _drawn(draw: st.DrawFn, phrases: tuple[str, ...], dtypes: tuple[torch.dtype, ...], most: int) -> RandomModel:
+def _slot(draw: st.DrawFn, writer: Writer, phrases: tuple[str, ...], may_be_empty: bool) -> str:
+    """Write one phrase, or none; its name. A strategy of its own, so that hypothesis can shrink it to none by itself."""
     from passes.testing.phrases import PHRASES
 
+    if may_be_empty and not draw(_sampled((False, True, True))):
+        return ""
+    name = draw(_sampled(phrases))
+    before, writer._draw = writer.draft.copy(), draw
+    try:
+        PHRASES[name](writer)
+    except (NotHere, RuntimeError, ValueError, IndexError):  # such as a kernel larger than its image
+        writer.draft = before
+        return ""
+    return name
+
+
+@st.composite
+def _drawn(draw: st.DrawFn, phrases: tuple[str, ...], dtypes: tuple[torch.dtype, ...], most: int) -> RandomModel:
     seed, dtype = draw(_sampled(tuple(range(32)))), draw(_sampled(dtypes))
     writer = Writer(draw, dtype)
-    said = []
     with made_from(seed, torch.get_default_dtype()), torch.no_grad():  # as when the model runs
-        for _ in range(draw(_sampled(_how_many(most)))):
-            name = draw(_sampled(phrases))
-            before = writer.draft.copy()
-            try:
-                PHRASES[name](writer)
-                said.append(name)
-            except (NotHere, RuntimeError, ValueError, IndexError):  # such as a kernel larger than its image
-                writer.draft = before
+        slots = [draw(_slot(writer, phrases, most > 1)) for _ in range(most)]
+    said = [name for name in slots if name]
     assume(said)
+    writer._draw = draw
     model = RandomModel(_text(writer), seed, dtype, tuple(said))
     with torch.no_grad():
         given = nn.Module.__call__(model.module(), *model.inputs())
     outputs = given if isinstance(given, tuple) else (given,)
     assume(all(bool(t.isfinite().all()) for t in outputs if t.is_floating_point()))
     return model
-
-
-def _how_many(most: int) -> tuple[int, ...]:
-    """Numbers of phrases to draw from: more than one mostly, which leaves hypothesis one to shrink to."""
-    return (1, *range(2, most + 1), *range(2, most + 1), *range(2, most + 1))
 
 
 def _text(writer: Writer) -> str:

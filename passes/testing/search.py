@@ -18,7 +18,7 @@ from passes.testing.laws import LawBroken
 from passes.testing.tally import Tally, kind_of
 from passes.testing.trial import Trial
 
-SHRINK_SECONDS = 15.0
+SHRINK_SECONDS = 20.0
 """How long a failing model is made smaller."""
 
 MOST_BYTES = 4096
