@@ -107,7 +107,7 @@ def test_optimize_reports_and_writes_everything(workplace):
     assert row(out, "graphs")[1] == "graphs:"
     assert files(workplace / "deep") == {"net.pt"}
     dumped = files(workplace / "graphs")
-    assert {"00-captured.dot", "03-fuse_conv_bn.dot", "05-cast_half.dot"} <= dumped
+    assert {"00-captured.dot", "03-fuse_conv_bn.dot", "06-cast_half.dot"} <= dumped
 
 
 def test_the_saved_file_gives_the_models_numbers(workplace):
@@ -159,7 +159,7 @@ def test_a_file_of_ours_brings_its_own_inputs(workplace):
 def test_explain_says_what_would_fire_and_writes_nothing(workplace, arguments):
     command, *options = arguments
     out = succeeds(command, "cli_zoo:Net", *INPUT, *options)
-    assert "fuse_conv_bn: batch_norm(conv(x)) -> conv(x) ×1" in out
+    assert "fuse_conv_bn: batch_norm(layer(x)) -> layer(x) ×1" in out
     assert "remove_dropout: " in out
     assert "found nothing to do\n  fold_constants" in out
     assert "dry run: nothing was emitted" in out
@@ -169,8 +169,8 @@ def test_explain_says_what_would_fire_and_writes_nothing(workplace, arguments):
 def test_explain_says_why_a_pass_would_not_fire(workplace):
     out = succeeds("explain", "cli_zoo:Unbatched", "--input", "4x4x4")
     assert "refused" in out
-    assert "The convolution's input has a batch axis, so that its channels are the axis that the batch norm" in out
-    assert "fuse_conv_bn: batch_norm(conv(x)) -> conv(x)" not in out
+    assert "The layer's channels are the axis that the batch norm normalises" in out
+    assert "fuse_conv_bn: batch_norm(layer(x)) -> layer(x)" not in out
 
 
 # -- passes -----------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_verify_reads_what_optimize_wrote(workplace):
     succeeds(*OPTIMIZE, "--out", "net.pt", "--no-bench", "--passes", "fuse_conv_bn_relu")
     out = succeeds("verify", "net.pt")
     assert torch.__version__ in out
-    assert "fold_constants, remove_dropout, fuse_conv_bn, fuse_conv_relu" in out
+    assert "fold_constants, remove_dropout, fuse_conv_bn, fold_affine, fuse_conv_relu" in out
     assert "x: float32[1, 3, 16, 16]" in out
     assert "against the eager model when it was written" in out
     assert "verified: the file gives its golden outputs" in out
@@ -390,7 +390,7 @@ def test_python_m_passes_runs_in_the_working_directory(workplace):
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "80"},
     )
     assert done.returncode == 0, done.stderr
-    assert "fuse_conv_bn: batch_norm(conv(x)) -> conv(x) ×1" in done.stdout
+    assert "fuse_conv_bn: batch_norm(layer(x)) -> layer(x) ×1" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "\x1b" not in done.stdout and "DeprecationWarning" not in done.stderr
 

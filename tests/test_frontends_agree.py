@@ -145,8 +145,8 @@ OUTCOMES = {
     "conv_called_twice": (2, None),
     "conv_also_read_bare": (1, None),
     "same_modules_twice": (2, None),
-    "linear_then_norm_over_sequence": (0, "The linear's result has two axes, so that its features are the axis"),
-    "unbatched_conv": (0, "The convolution's input has a batch axis, so that its channels are the axis"),
+    "linear_then_norm_over_sequence": (0, "The layer's channels are the axis that the batch norm normalises"),
+    "unbatched_conv": (0, "The layer's channels are the axis that the batch norm normalises"),
 }
 
 

@@ -68,7 +68,7 @@ def test_names_groups_options_and_objects_are_found_in_order() -> None:
     assert found[1] is mine and found[2].given == {"dtype": "float16", "level": "O1"}
     assert names(find_passes("fuse_conv_bn_relu")) == list(GROUPS["fuse_conv_bn_relu"])
     assert names(find_passes(["fuse_conv_bn", "fuse_conv_bn_relu"])) == [
-        "fuse_conv_bn", "fold_constants", "remove_dropout", "fuse_conv_relu",
+        "fuse_conv_bn", "fold_constants", "remove_dropout", "fold_affine", "fuse_conv_relu",
     ]  # fmt: skip
     assert find_passes(CATALOGUE["cast_half"]) == [CATALOGUE["cast_half"]]
 
@@ -347,7 +347,7 @@ def test_a_dry_run_reports_what_would_fire_and_what_would_not() -> None:
     assert not step.rewrites and [r.module for r in step.refusals] == ["conv"]
     assert "another reader" in step.refusals[0].reason and "another reader" in str(report)
     report = optimize(net(), "fuse_conv_bn", example_inputs=X, dry_run=True, engine="aten")
-    assert [(r.rule, r.module) for r in report.steps[0].rewrites] == [("batch_norm(conv(x)) -> conv(x)", "conv")]
+    assert [(r.rule, r.module) for r in report.steps[0].rewrites] == [("batch_norm(layer(x)) -> layer(x)", "conv")]
     assert "batch_norm" not in report.ops_left and report.ops_left["conv2d"] == 1
 
 
@@ -364,7 +364,7 @@ def test_the_report_is_plain_data() -> None:
     assert by_name["cast_half"]["options"] == {"dtype": "bfloat16"} and by_name["cast_half"]["declares"] == "lower_precision"
     (fold,) = by_name["fuse_conv_bn"]["rewrites"]
     assert fold == {
-        "site": "conv_then_batch_norm@batch_norm", "rule": "batch_norm(conv(x)) -> conv(x)", "module": "conv",
+        "site": "layer_then_batch_norm@batch_norm", "rule": "batch_norm(layer(x)) -> layer(x)", "module": "conv",
     }  # fmt: skip
     assert by_name["remove_dropout"]["sqnr_db"] == "inf" and data["engine"] == "aten" and data["verified"] is True
     assert data["changed"] is True and data["sqnr_db"] > 15

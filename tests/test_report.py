@@ -13,7 +13,7 @@ from passes.report import Report, StepReport, places
 
 
 def rewrites(count: int) -> list[Rewrite]:
-    return [Rewrite(f"fold@bn{i}", "batch_norm(conv(x)) -> conv(x)", f"layer1.{i}.bn1") for i in range(count)]
+    return [Rewrite(f"fold@bn{i}", "batch_norm(layer(x)) -> layer(x)", f"layer1.{i}.bn1") for i in range(count)]
 
 
 def refusals(count: int, reason: str, module: str = "head") -> list[Refusal]:
@@ -187,5 +187,5 @@ def test_rewrites_are_grouped_by_pass_and_rule():
     pipe = Console(file=StringIO(), width=80)
     pipe.print(*full().rewritten(), sep="\n")
     text = pipe.file.getvalue()
-    assert "fuse_conv_bn: batch_norm(conv(x)) -> conv(x) ×53" in text
+    assert "fuse_conv_bn: batch_norm(layer(x)) -> layer(x) ×53" in text
     assert "layer1.0.bn1, layer1.1.bn1, layer1.2.bn1, … 50 more" in text

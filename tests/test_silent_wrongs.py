@@ -174,3 +174,32 @@ class GrowsWhatItIsGiven(nn.Module):
 def test_a_list_of_the_callers_may_not_be_changed():
     with pytest.raises(CaptureError, match="changes a list or dict that it is given"):
         optimize(torch.jit.script(GrowsWhatItIsGiven().eval()), example_inputs=([torch.rand(3)],))
+
+
+# -- layouts that passes change, and what is a view of what -------------------------------------------------------------
+
+
+class WriteBesideFlatten(nn.Module):
+    """Whether `flatten` copies depends on how the convolution's result lies in memory; what is written behind it tells."""
+
+    def __init__(self, transposed: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 2, bias=False)
+        self.transposed = transposed
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = 2.0 * self.conv(x)
+        flat = (y.transpose(1, 2) if self.transposed else y).flatten()
+        y[..., :1].add_(1.0)
+        return flat, y * 2
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["a view", "a copy"])
+@pytest.mark.parametrize("frontend", ["export", "trace", "script"])
+def test_a_view_stays_a_view_where_lowering_changes_layouts(frontend: str, transposed: bool) -> None:
+    model, x = WriteBesideFlatten(transposed).eval(), torch.randn(2, 2, 3, 5)
+    given = torch.jit.script(model) if frontend == "script" else model
+    fast = optimize(given, ["lower_onednn:choose=fused"], example_inputs=x, frontend=frontend)
+    assert fast.report.ops_left["_convolution_pointwise"] == 1
+    for expected, got in zip(model(x), fast(x), strict=True):
+        torch.testing.assert_close(got, expected)

@@ -407,10 +407,13 @@ def purify(draft: Draft) -> None:
     for node in list(graph.nodes):
         if node in written and op_name(node.target) in LAYOUT_DECIDES:
             if any(member.op == "placeholder" for member in sharing[node]):
+                if op_name(node.target) == "aten::flatten":
+                    continue
                 raise CaptureError(
                     f"the model writes into a value that is, or is not, its input: {short_name(node.target)} at "
                     f"{place(node)} copies or not by the input's memory layout"
                 )
+            _say_whether_it_copies(draft, node)
         elif node.op == "call_function" and _changes_nothing(node, mutated):
             draft.redirect(node, node.args[0])
         elif node.op == "call_function" and op_name(node.target) in ("aten::view", "aten::_unsafe_view"):
@@ -460,7 +463,27 @@ def _makes_its_memory(node: fx.Node) -> bool:
     return node.op == "call_function" and not facts.constants_seen(node, "escaping_constants")
 
 
-LAYOUT_DECIDES = frozenset({"aten::contiguous", "aten::reshape"})
+def _say_whether_it_copies(draft: Draft, node: fx.Node) -> None:
+    """A view, or a copy, in the place of an op that is one or the other by layout: passes may change layouts."""
+    source, known = node.args[0], facts.fact(node)
+    origin = facts.fact(source)
+    if not isinstance(source, fx.Node) or not isinstance(known, torch.Tensor) or not isinstance(origin, torch.Tensor):
+        return
+    sizes = facts.shape(node) or ()
+    if op_name(node.target) != "aten::contiguous" and not all(isinstance(size, int) for size in sizes):
+        return
+    copies = known.untyped_storage()._cdata != origin.untyped_storage()._cdata
+    with draft.before(node):
+        new: Any = source
+        if copies:
+            kept = node.kwargs.get("memory_format", torch.contiguous_format)
+            new = draft.call(aten.clone.default, source, memory_format=kept)
+        if op_name(node.target) != "aten::contiguous":
+            new = draft.call(aten.view.default, new, list(sizes))
+        draft.redirect(node, new)
+
+
+LAYOUT_DECIDES = frozenset({"aten::contiguous", "aten::reshape", "aten::flatten"})
 """Ops that copy or alias by the memory layout of their operand."""
 
 

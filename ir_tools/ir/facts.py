@@ -350,6 +350,16 @@ def same_layout(one: torch.Tensor, other: torch.Tensor) -> bool:
     return _is_contiguous(one) and _is_contiguous(other)
 
 
+def memory_format(value: Any) -> torch.memory_format | None:
+    """The memory format that a tensor is contiguous in, if any."""
+    known = fact(value)
+    if not isinstance(known, torch.Tensor) or _has_symbols(known):
+        return None
+    ranks = {4: torch.channels_last, 5: torch.channels_last_3d}
+    formats = [torch.contiguous_format, *([ranks[known.dim()]] if known.dim() in ranks else [])]
+    return next((f for f in formats if known.is_contiguous(memory_format=f)), None)
+
+
 def copy_keeps_layout(mode: FakeTensorMode, value: fx.Node) -> bool:
     """A copy of the value lies in memory as the value does: not so for expanded ones, and those with gaps."""
     copied = compute_fact(mode, torch.ops.aten.clone.default, (value,), {})

@@ -5,7 +5,8 @@ Conditions that no rule states for itself:
 - nobody writes into a value of the match (moving an op past a write changes what it reads);
 - what the rule wants to know now (a `Tensor` in its match) is a constant;
 - the new value has the shape and dtype of the old one, and, where the pass is exact, its memory layout: later sums add in
-  the order of memory;
+  the order of memory. Where the graph writes in place, every pass keeps layouts: they decide what is a view of what;
+- the right side takes the shapes and dtypes that it is given;
 - a value that was memory of its own is not given back as an input, a constant or another output.
 """
 
@@ -52,7 +53,8 @@ def apply_rules(program: B, rules: Sequence[Rule], journal: Journal, made_by: st
     if not any(node.target in by_target for node in program.calls):
         return program
     draft = Draft.of(program)
-    work = _Work(draft, by_target, draft.program.mutated_values, journal, made_by, exact)
+    mutated = draft.program.mutated_values
+    work = _Work(draft, by_target, mutated, journal, made_by, exact or bool(mutated))
     refused_before = len(journal.refusals)
     # A rewrite may take a reader away from a value that was passed by: what was refused for it may fit now.
     while True:
@@ -74,7 +76,7 @@ class _Work:
     mutated: frozenset[fx.Node]
     journal: Journal
     made_by: str
-    exact: bool
+    keeps_layout: bool
 
     def rewrite_at(self, node: fx.Node) -> None:
         """Apply what fits at `node`, then what fits at its result, and so on."""
@@ -112,15 +114,18 @@ class _Work:
         why_not = objection(rule, match, self.mutated, self.draft.program)
         if why_not is not None:
             return None, why_not
-        with self.draft.before(match.root):
-            ops = Ops(self.draft, self.made_by, match.root)
-            result = call_with(rule.replace, {"op": ops, **match.view(rule, self.draft.program)})
+        ops = Ops(self.draft, self.made_by, match.root)
+        try:
+            with self.draft.before(match.root):
+                result = call_with(rule.replace, {"op": ops, **match.view(rule, self.draft.program)})
+        except facts.FactError as error:
+            result, ops.declined = None, f"the new op does not take these operands: {error}"
         if result is None and ops.declined:
             why_not = ops.declined
         elif not isinstance(result, Value):
             raise TypeError(f"{rule.replace.__name__} must return a Value, got {type(result).__name__}")
         else:
-            why_not = _changes(match.root, result._node, self.exact)
+            why_not = _changes(match.root, result._node, self.keeps_layout)
             if why_not is None:
                 return result._node, ""
         self.draft.drop(ops.made[::-1])
@@ -152,7 +157,7 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
     return None
 
 
-def _changes(old: fx.Node, new: fx.Node, exact: bool) -> str | None:
+def _changes(old: fx.Node, new: fx.Node, keeps_layout: bool) -> str | None:
     """What the new value does not keep of the old one's facts."""
     if facts.is_unknown(old) or facts.is_unknown(new):
         return "unknown, give example_inputs: the shape and dtype of the result are kept"
@@ -160,8 +165,8 @@ def _changes(old: fx.Node, new: fx.Node, exact: bool) -> str | None:
         return f"the result would change shape from {facts.shape(old)} to {facts.shape(new)}"
     if facts.dtype(old) != facts.dtype(new):
         return f"the result would change dtype from {facts.dtype(old)} to {facts.dtype(new)}"
-    if exact and not facts.same_layout(facts.fact(old), facts.fact(new)):
-        return "the result would lie in memory in another order, and sums over it would add in another order"
+    if keeps_layout and not facts.same_layout(facts.fact(old), facts.fact(new)):
+        return "the result would lie in memory in another order"
     if not facts.can_stand_for(new, old):
         return "the model's output would share memory with an input, a constant or another output"
     return None

@@ -108,6 +108,11 @@ class Value:
         return facts.device(self._node)
 
     @property
+    def memory_format(self) -> torch.memory_format | None:
+        """The one that the value is contiguous in; None for other layouts, and where it is not known."""
+        return facts.memory_format(self._node)
+
+    @property
     def is_constant(self) -> bool:
         """Known now: an entry of the Block's table."""
         return self._node.op == "get_attr"

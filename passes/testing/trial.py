@@ -63,7 +63,7 @@ def hold(
 
     >>> done = hold(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), lambda: (torch.randn(2, 3),), "fuse_conv_bn")
     >>> dict(done.rewrites)
-    {'fuse_conv_bn: batch_norm(linear(x)) -> linear(x)': 1}
+    {'fuse_conv_bn: batch_norm(layer(x)) -> layer(x)': 1}
     """
     made, inputs = build(model, seed, dtype), make_inputs(example_inputs, seed, dtype)
     if engine is not None:

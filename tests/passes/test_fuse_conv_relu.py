@@ -167,7 +167,7 @@ class Sum(nn.Module):
 
 SHAPE = "not so: The two summands have the shape and dtype of the sum (nothing is broadcast or promoted)."
 ALPHA = "not so: The addition has alpha = 1."
-LAYOUT = "the result would lie in memory in another order, and sums over it would add in another order"
+LAYOUT = "the result would lie in memory in another order"
 FULL = (2, 4, 6, 6)
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "broadcast residual": (lambda y, r: y + r, torch.randn(1, 4, 1, 1), SHAPE),
