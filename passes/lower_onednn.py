@@ -10,8 +10,8 @@
 Where it is measured to be faster, residual and activation stay apart from the packed kernel, or all is left to ATen
 (`onednn_forms`); `choices` replays what an earlier run chose, `choose=fused` measures nothing and fuses. A sum with a
 residual that nobody reads afterwards is written into the residual's memory. A packed convolution gives channels-last
-results, and the ops between convolutions keep that layout, so it holds throughout; in a graph that writes in place, results
-are put back into the layout they had. oneDNN's fused relu and hardtanh give a
+results, and the ops between convolutions keep that layout, so it holds throughout; in a graph that writes in place
+or draws at random, results are put back into the layout they had. oneDNN's fused relu and hardtanh give a
 number for NaN, where ATen gives NaN.
 """
 
@@ -39,7 +39,7 @@ def lower_onednn(
         raise OptionError(f"lower_onednn: choose=fused replays nothing; leave out choices={choices}, or choose=fused")
     if choose == "measured" and journal.choices is None:  # the blocks of a Program share one table
         journal.choices = Choices() if choices is None else Choices.load(choices)
-    lower = in_its_layout if program.mutated_values else packed
+    lower = in_its_layout if program.layout_tells else packed
     table: dict[Any, Any] = {quant_stub: without_stub, **dict.fromkeys(PRODUCTS, partial(lower, journal.choices))}
     return replace_by_table(program, table, "lower_onednn", journal)
 
@@ -59,9 +59,9 @@ def packed(choices, op, call):
 
 
 def in_its_layout(choices, op, call):
-    """In a graph that writes in place, the layout of a value decides what is a view of it: the packed result is put back."""
+    """In a graph whose layouts show in the numbers, the packed result is put back into the layout that it had."""
     if call.memory_format is None:
-        op.decline("the graph writes in place, and the layout of the result cannot be put back")
+        op.decline("the graph writes in place or draws at random, and the layout of the result cannot be put back")
         return PLAIN[call.target](op, call) if call.target in PLAIN else None
     y = packed(choices, op, call)
     return y if y is None or y.lies_like(call) else op.contiguous(y, memory_format=call.memory_format)

@@ -7,19 +7,8 @@ from ir_tools.rewrite import Rule, Value, rule_pass
 
 
 def dropout(op, x: Value):
-    return op.dropout(x, ..., name="drop")
-
-
-def alpha_dropout(op, x: Value):
-    return op.alpha_dropout(x, ..., name="drop")
-
-
-def feature_dropout(op, x: Value):
-    return op.feature_dropout(x, ..., name="drop")
-
-
-def feature_alpha_dropout(op, x: Value):
-    return op.feature_alpha_dropout(x, ..., name="drop")
+    kinds = op.dropout, op.alpha_dropout, op.feature_dropout, op.feature_alpha_dropout
+    return op.one_of(*(kind(x, ..., name="drop") for kind in kinds))
 
 
 def dropout_is_off(drop):
@@ -33,10 +22,7 @@ def operand(x):
 
 remove_dropout = rule_pass(
     "remove_dropout",
-    [
-        Rule(f"{match.__name__}(x) -> x", match=match, requires=(dropout_is_off,), replace=operand)
-        for match in (dropout, alpha_dropout, feature_dropout, feature_alpha_dropout)
-    ],
+    [Rule("dropout(x) -> x", match=dropout, requires=(dropout_is_off,), replace=operand)],
     declares="exact",
     doc=__doc__,
 )

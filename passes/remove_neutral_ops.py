@@ -42,19 +42,16 @@ def padding(op, x: Value, pad: list):
     return op.one_of(op.constant_pad_nd(x, pad, ...), op.pad(x, pad, ...))
 
 
-def clamp_twice(op, x: Value, low: float | None, high: float | None):
-    clamped = op.clamp(op.clamp(x, low, high, name="once"), low, high)
-    return op.one_of(clamped, op.hardtanh(op.hardtanh(x, low, high, name="once"), low, high))
+def undone(op, x: Value):
+    functions = op.neg, op.logical_not, op.bitwise_not
+    return op.one_of(*(f(f(x)) for f in functions))
 
 
-def twice(name):
-    """A left side: `name` applied to its own result. (Rounding to decimals twice moves the last bit.)"""
-
-    def match(op, x: Value):
-        return getattr(op, name)(getattr(op, name)(x, decimals=None, name="once"), decimals=None)
-
-    match.__name__ = f"{name}_twice"
-    return match
+def done_again(op, x: Value, low: float | None, high: float | None):
+    functions = op.relu, op.abs, op.ceil, op.floor, op.trunc, op.sign
+    rounded = op.round(op.round(x, decimals=None, name="once"), decimals=None)  # to decimals, it moves the last bit again
+    bounded = (f(f(x, low, high, name="once"), low, high) for f in (op.clamp, op.hardtanh))
+    return op.one_of(*(f(f(x, name="once")) for f in functions), rounded, *bounded)
 
 
 def is_filled_with(c, number):
@@ -116,10 +113,8 @@ remove_neutral_ops = rule_pass(
         neutral("x + 0 -> x", sum_or_difference, constant_is_zero, requires=(is_real, keeps_the_sign_of_zero)),
         neutral("copy(x) -> x", copy_part_or_repetition, looks_alike),
         neutral("pad(x, 0) -> x", padding, nothing_is_padded),
-        *(neutral(f"{name}({name}(x)) -> x", twice(name)) for name in ("neg", "logical_not", "bitwise_not")),
-        *(Rule(f"{name}({name}(x)) -> {name}(x)", match=twice(name), replace=first_result)
-          for name in ("relu", "abs", "ceil", "floor", "trunc", "sign", "round")),
-        Rule("clamp(clamp(x)) -> clamp(x), hardtanh too", match=clamp_twice, replace=first_result),
+        neutral("-(-x), not(not(x)) -> x", undone),
+        Rule("f(f(x)) -> f(x)", match=done_again, replace=first_result),
     ],
     declares="exact",
     doc=__doc__,

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ir_tools.ir.dialect import map_argument
+from ir_tools.ir.dialect import is_random, map_argument
 from ir_tools.ir.facts import effects_of, live_nodes, mutated_values, new_mode
 from ir_tools.ir.host import meaning
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
@@ -102,6 +102,12 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.all_calls)
+
+    @property
+    def layout_tells(self) -> bool:
+        """How a value lies in memory shows in the numbers: something is written in place, which views of it see, or something
+        is drawn at random, in the order of memory."""
+        return bool(self.mutated_values) or any(is_random(node) for node in self.calls)
 
     def constant(self, value: Any) -> torch.Tensor | None:
         """The tensor behind a `get_attr` node, None for anything that is known only at run time (state included)."""

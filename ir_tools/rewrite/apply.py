@@ -5,7 +5,7 @@ Conditions that no rule states for itself:
 - nobody writes into a value of the match (moving an op past a write changes what it reads);
 - what the rule wants to know now (a `Tensor` in its match) is a constant;
 - the new value has the shape and dtype of the old one, and, where the pass is exact, its memory layout: later sums add in
-  the order of memory. Where the graph writes in place, every pass keeps layouts: they decide what is a view of what;
+  the order of memory. Where layouts show in the numbers (`Block.layout_tells`), every pass keeps them;
 - the right side takes the shapes and dtypes that it is given;
 - a value that was memory of its own is not given back as an input, a constant or another output.
 """
@@ -54,7 +54,7 @@ def apply_rules(program: B, rules: Sequence[Rule], journal: Journal, made_by: st
         return program
     draft = Draft.of(program)
     mutated = draft.program.mutated_values
-    work = _Work(draft, by_target, mutated, journal, made_by, exact or bool(mutated))
+    work = _Work(draft, by_target, mutated, journal, made_by, exact or draft.program.layout_tells)
     refused_before = len(journal.refusals)
     # A rewrite may take a reader away from a value that was passed by: what was refused for it may fit now.
     while True:

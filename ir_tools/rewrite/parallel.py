@@ -29,8 +29,8 @@ def why_alone(node: fx.Node, block: Block, mutated: frozenset[fx.Node]) -> str |
     x, w, b = given["input"], given["weight"], given["bias"]
     if any(value in mutated for value in (node, x, w, b)):
         return "its operands or result are written in place"
-    if mutated:
-        return "the graph writes in place, so that it matters how a part of a larger tensor lies in memory"
+    if block.layout_tells:
+        return "the graph writes in place or draws at random, so that it matters how a part of a larger tensor lies in memory"
     if block.constant(w) is None or (b is not None and block.constant(b) is None):
         return "its weight and bias are not constants known now"
     if facts.rank(w) != 2 or facts.rank(node) is None:
