@@ -109,7 +109,7 @@ remove_neutral_ops = rule_pass(
     "remove_neutral_ops",
     [
         neutral("x * 1 -> x", product_or_quotient, constant_is_one, requires=(is_real,)),
-        neutral("x ** 1 -> x", power, requires=(is_real,)),
+        neutral("x ** 1 -> x", power),
         neutral("x + 0 -> x", sum_or_difference, constant_is_zero, requires=(is_real, keeps_the_sign_of_zero)),
         neutral("copy(x) -> x", copy_part_or_repetition, looks_alike),
         neutral("pad(x, 0) -> x", padding, nothing_is_padded),
