@@ -6,8 +6,9 @@
 Each model runs in a process of its own, under limits of time and memory. Its row is written to OUT/rows.jsonl when it ends,
 and a later run with the same OUT goes on from there; `--fresh` runs again what is selected. OUT/zoo.md holds the table.
 
-"refusals" counts the sites that `fuse_conv_bn_relu` left alone with a reason. SQNR compares the reloaded file with the eager
-model.
+"refusals" counts the sites that the passes left alone with a reason; most often it is a rule of a pair that does not fit. SQNR
+compares the reloaded file with the eager model. OUT/folds.md counts what each pass did to each model, and the reasons for
+which batch norms were left.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Generic
@@ -110,6 +112,40 @@ def cells(row: Row) -> list[str]:
     return [row.model, row.frontend, *counts, *numbers, short(row.error)]
 
 
+FOLD_COLUMNS = {
+    "fuse_conv_bn": "bn behind",
+    "fold_affine": "affine behind",
+    "fuse_bn_conv": "bn before",
+    "fold_input_affine": "affine before",
+    "merge_linear_chains": "chains",
+    "fuse_conv_relu": "conv, linear + act",
+    "merge_parallel_linears": "q/k/v",
+    "fuse_attention": "attention",
+    "eliminate_common_subexpressions": "common",
+    "simplify_views": "views",
+    "remove_neutral_ops": "neutral",
+    "remove_dropout": "dropout",
+    "fold_constants": "constants",
+}
+"""Passes, and what their column is called."""
+
+
+def folds(rows: Sequence[Row]) -> str:
+    """How often each pass fired on each model, as Markdown; and why batch norms were left."""
+    columns = ["model", "batch norms", "left", *FOLD_COLUMNS.values()]
+    good = [row for row in rows if not row.error]
+    table = [[row.model, str(row.norms or ""), str(row.norms_left or ""),
+              *(str(row.fired.get(name, "")) for name in FOLD_COLUMNS)] for row in good]  # fmt: skip
+    totals = [sum(row.fired.get(name, 0) for row in good) for name in FOLD_COLUMNS]
+    table.append(["all", *map(str, (sum(r.norms for r in good), sum(r.norms_left for r in good), *totals))])
+    norms = ("fuse_conv_bn", "fuse_bn_conv")
+    why: Counter[str] = Counter()
+    for row in good:
+        why.update({reason: n for reason, n in row.refused.items() if row.norms_left and reason.split(":")[0] in norms})
+    reasons = [f"- {reason} ({n})" for reason, n in why.most_common(20)]
+    return "\n".join([*markdown_table(columns, ["model"], table), "", "Why batch norms were left:", "", *reasons, ""])
+
+
 def summary(rows: Sequence[Row], expected: int) -> str:
     """How many of the list went through; then each miss with its reason."""
     misses = [row for row in rows if row.error]
@@ -182,6 +218,7 @@ def main() -> None:
     options, console = options_of(__doc__, "zoo"), console_of()
     rows, expected = run_list(options, Row, console)
     (options.out / "zoo.md").write_text(markdown(rows, expected))
+    (options.out / "folds.md").write_text(folds(rows))
     shown = [(cells(row), "red" if row.error else "") for row in rows if re.search(options.only, row.model)]
     console.print(rich_table(COLUMNS, TEXTS, shown))
     console.print(summary(rows, expected), markup=False, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,10 +26,11 @@ from torch import nn
 from benchmarks.zoo_models import Entry, read_list
 from ir_tools.ir.signature import result_tensors
 from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB, SMALLEST_SQNR_DB, Comparison, compare
-from passes import Report, load, optimize
+from passes import DEFAULT, Report, load, optimize
 
-FULL = ("fuse_conv_bn_relu",)
-HALF = ("fuse_conv_bn_relu", "cast_half")
+FULL = (*DEFAULT[: DEFAULT.index("fuse_attention")], "merge_parallel_linears", *DEFAULT[DEFAULT.index("fuse_attention") :])
+"""All that changes no precision, the pass that pays on other devices than a CPU too."""
+HALF = (*FULL, "cast_half")
 FULL_SQNR_DB = SMALLEST_SQNR_DB["reassociates"][torch.float32]
 
 
@@ -83,6 +85,10 @@ class Row(BaseRow):
     refusals: int = 0
     sqnr_db: float | None = None
     half_sqnr_db: float | None = None
+    norms: int = 0
+    norms_left: int = 0
+    fired: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
 
     def in_words(self) -> str:
         return f"{self.frontend}, {self.nodes} nodes, {decibel(self.sqnr_db)} dB, half {decibel(self.half_sqnr_db)} dB"
@@ -119,6 +125,9 @@ def try_model(entry: Entry) -> Row:
         own = [done for done in report.steps if not done.name.startswith("lower_")]
         row.rewrites = sum(len(done.rewrites) for done in own)
         row.refusals = sum(len(done.refusals) for done in own)
+        row.norms, row.norms_left = (ops.get("batch_norm", 0) for ops in (report.captured_ops, report.ops_left))
+        row.fired = {done.name: len(done.rewrites) for done in own if done.rewrites}
+        row.refused = dict(Counter(f"{done.name}: {refusal.reason}" for done in own for refusal in done.refusals))
         step = "half"
         _, row.half_sqnr_db = compiled(call, HALF, torch.bfloat16, tolerance=None)
     except Exception as error:  # a model may fail in any way; its reason is the row

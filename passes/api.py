@@ -118,6 +118,7 @@ def optimize(
     report.capture_seconds = time.perf_counter() - clock
     report.frontend, report.frontend_reason = captured.frontend, captured.reason
     report.frontend_refusals, report.captured_nodes = captured.refusals, len(program)
+    report.captured_ops = _count_ops(program)
     report.notes += captured.warnings
     if numerics.captured is not None:
         report.captured_sqnr_db = numerics.captured.sqnr_db
@@ -142,7 +143,7 @@ def optimize(
         report.notes += stays
     if explain_at is not None and not any(explain_at in places_of(node) for node in captured.program.all_calls):
         report.notes.append(f"explain_at={explain_at!r}: no op of the captured graph comes from there")
-    report.ops_left = dict(Counter(short_name(node.target) for node in program.all_calls))
+    report.ops_left = _count_ops(program)
     numerics.declare(pipeline)
     if dry_run:
         report.seconds = time.perf_counter() - start
@@ -238,6 +239,11 @@ def _check_mode(model: Any) -> None:
         raise ModelInTrainingError(
             f"the model is in training mode ({', '.join(training[:5])}{more}); call model.eval() before optimize"
         )
+
+
+def _count_ops(program: Program) -> dict[str, int]:
+    """How often each op occurs, by name; in branches and loops too."""
+    return dict(Counter(short_name(node.target) for node in program.all_calls))
 
 
 def _refuse_lowered(program: Program) -> None:

@@ -54,6 +54,7 @@ class Report:
     engine: str = ""
     capture_seconds: float = 0.0
     captured_nodes: int = 0
+    captured_ops: dict[str, int] = field(default_factory=dict)
     captured_sqnr_db: float | None = None
     captured_max_abs_error: float | None = None
     steps: list[StepReport] = field(default_factory=list)

@@ -56,7 +56,6 @@ GOES: dict[str, tuple[Callable, Tensor]] = {
     "x / 1": (lambda m, x: x / 1, FLOATS),
     "x / ones": (lambda m, x: x / m.ones, FLOATS),
     "x ** 1": (lambda m, x: x**1, FLOATS),
-    "complex ** 1": (lambda m, x: x**1, COMPLEX),
     "x - 0": (lambda m, x: x - 0, FLOATS),
     "x - zeros": (lambda m, x: x - m.zeros, FLOATS),
     "x + -0.0": (lambda m, x: x + -0.0, FLOATS),
