@@ -364,7 +364,7 @@ def turned_after(w: Writer) -> None:
     x = w.value(2, 3, 4) if is_linear else image(w, 2, 1)[0]
     y = plain_layer(w, x, linear_=is_linear)
     c = channel_values(w, y, w.rank(y) - 1 if is_linear else 1)
-    w.give(w.let(w.pick(f"-{y}", f"{c} - {y}", f"{y} / {c}", f"{y} - {c}", f"{y}.neg()")))
+    w.give(w.let(w.pick(f"-{y}", f"{c} - {y}", f"{y} / {c}", f"{y} - {c}", f"{c} - {y}", f"{y} / {c}", f"{y}.neg()")))
 
 
 @phrase
@@ -419,6 +419,10 @@ def conv_pointwise(w: Writer) -> None:
 def pointwise_conv(w: Writer) -> None:
     """1x1 conv -> conv: padded or not, with a bias (which padding cuts off) or without, strided in between."""
     x, dims = image(w)
+    if w.flip():
+        wide = w.make("conv", call(f"nn.Conv{dims}d", w.shape(x)[1], 8, 1))
+        w.give(plain_layer(w, w.let(f"{wide}({x})"), linear_=False))
+        return
     y = twisted(w, conv(w, x, dims, kernel=1, out=w.pick(8, 4, 2)))
     w.give(conv(w, y, dims, kernel=w.pick(3, 2, 1)))
 
@@ -680,7 +684,7 @@ def masked(w: Writer, x: str, s: str) -> str:
     """The scores, masked or not. The diagonal stays, so that no row is masked throughout, but for a kind of its own."""
     n = w.shape(s)[-1]
     upper = f"torch.ones({n}, {n}, dtype=torch.bool).triu(1)"
-    kind = w.pick("none", "added", "filled", "filled low", "run time", "added per key", "a row", "added narrow")
+    kind = w.pick("none", "none", "added", "filled", "filled low", "run time", "added per key", "a row", "added narrow")
     if kind == "a row":
         row = f"torch.arange({n}).eq(1).reshape(-1, 1).expand({n}, {n})"
         if w.flip():
@@ -710,7 +714,7 @@ FRAGILE = ("log_softmax", "softmax", "below largest", "logsumexp", "log1p", "exp
 def fragile(w: Writer) -> None:
     """Expressions that lose digits written out: log of softmax, log of a sum of exps, exp(x) - 1, ...; and near misses."""
     x = w.let(f"torch.tanh({w.value(2, 3, 4)})")
-    for kind in {w.pick(*FRAGILE): None for _ in range(w.pick(3, 2, 4, 1))}:
+    for kind in {w.pick(*FRAGILE): None for _ in range(w.pick(4, 3, 5, 1))}:
         y, last = fragile_form(w, x, kind)
         w.give(*([y] if w.rarely() else []), last)
 
@@ -719,7 +723,7 @@ def fragile_form(w: Writer, x: str, kind: str) -> tuple[str, str]:
     """One of `FRAGILE`: a value inside, and the result. `x` is between -1 and 1."""
     d = w.pick(-1, 1, 0)
     w.need(w.shape(x)[d])
-    other = w.pick(d, d, d, d, 0, (0, 1))
+    other = w.pick(d, d, d, d, 0 if d else 1, (0, 1))
     if kind == "log_softmax":
         y = w.let(f"torch.softmax({x}, {d})")
         return y, w.let(f"torch.log({y})")
@@ -732,18 +736,18 @@ def fragile_form(w: Writer, x: str, kind: str) -> tuple[str, str]:
         return y, w.let(f"torch.log({y})")
     if kind == "log1p":
         y = w.let(w.pick(f"{x}.abs()", f"torch.exp({x})"))
-        return y, w.let(w.pick(f"torch.log(1 + {y})", f"torch.log({y}.add(1.0))", f"torch.log({y} + 1.5)"))
+        return y, w.let(f"torch.log({w.pick(f'1 + {y}', f'{y}.add(1.0)', f'{y} + 1', f'{y} + 1.5')})")
     if kind == "integers":
         n = w.let(f"{w.new_input(2, 3)}.abs().clamp(max=3).to(torch.int64)")
         return x, at_home(w, w.let(w.pick(f"torch.log(1 + {n})", f"torch.exp({n}) - 1", f"torch.log({n}.exp().sum(-1))")))
     y = w.let(f"torch.exp({x})")
     if kind == "expm1":
-        return y, w.let(w.pick(f"{y} - 1", f"torch.sub({y}, 1)", f"{y} - 1.0", f"{y} - 1", f"{y} + -1", f"{y} - 2", f"1 - {y}"))
+        return y, w.let(w.pick(f"{y} - 1", f"torch.sub({y}, 1)", f"{y} - 1.0", f"{y}.sub(1)", f"{y} - 2", f"1 - {y}"))
     if kind == "softmax":
         keep = ", keepdim=True" if w.pick(True, True, True, True, False) else ""
         again = y if w.flip() else w.let(f"torch.exp({x})")
-        return y, w.let(f"{again} / {y}.sum({other}{keep})")
-    axes = w.pick(other, other, other, other, (), None)
+        return y, w.let(f"{again} / {y}.sum({w.pick(d, d, d, other, (0, 1))}{keep})")
+    axes = w.pick(other, other, other, ())
     return y, w.let(f"torch.log(torch.sum({y}, {axes}{w.pick('', ', keepdim=True')}))")
 
 

@@ -35,8 +35,11 @@ from torch import nn
 from torch.nn import functional as F
 """
 
-OFTEN = ("conv_norm", "layer_activation", "linear_norm", "neutral", "neutral", "neutral_discrete", "fragile", "fragile",
-         "turned_before", "turned_before", "attention", "norm_conv", "linear_residual", "moved_linear_norm")  # fmt: skip
+OFTEN = (
+    "conv_norm", "layer_activation", "linear_norm", "norm_conv", "norm_linear", "pointwise_conv", "conv_pointwise",
+    "linear_residual", "moved_linear_norm", "moved_linear_norm", "turned_after", "turned_before", "turned_before",
+    "neutral", "neutral", "neutral_discrete", "fragile", "fragile", "fragile", "attention", "attention",
+)  # fmt: skip
 """Phrases drawn twice as often as others, or more often: what most models are made of, and those that serve many rules."""
 
 LARGEST = 1e4
