@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from passes.testing.random_models import Phrase, Writer
 
 PHRASES: dict[str, Phrase] = {}
@@ -153,7 +155,13 @@ def twisted(w: Writer, x: str) -> str:
 
 def dropped(w: Writer, x: str) -> str:
     """A dropout, which does nothing in eval mode."""
-    return w.let(f"{w.make('dropout', 'nn.Dropout(0.3)')}({x})" if w.flip() else f"F.dropout({x}, 0.4, training=False)")
+    kind = w.pick("module", "function", "module", "function", "alpha", "feature alpha", "none dropped")
+    if kind == "function":
+        return w.let(f"F.dropout({x}, 0.4, training=False)")
+    if kind == "none dropped":
+        return w.let(f"F.dropout({x}, 0.0, training=True)")
+    made = {"alpha": "nn.AlphaDropout(0.3)", "feature alpha": "nn.FeatureAlphaDropout(0.3)"}.get(kind, "nn.Dropout(0.3)")
+    return w.let(f"{w.make('dropout', made)}({x})")
 
 
 def summed(w: Writer, x: str, y: str) -> str:
@@ -193,7 +201,22 @@ def affine(w: Writer, x: str, axis: int) -> str:
     """A multiplication, sum, difference or quotient of `x` and a constant, either way round."""
     c = operand(w, x, axis)
     return w.let(w.pick(f"{x} * {c}", f"{x} + {c}", f"{c} * {x}", f"{c} + {x}", f"{x} - {c}", f"{c} - {x}", f"{x} / {c}",
-                        f"torch.add({x}, {c}, alpha=2)", f"torch.sub({x}, {c}, alpha=0.5)"))  # fmt: skip
+                        f"torch.add({x}, {c}, alpha=2)", f"torch.sub({x}, {c}, alpha=0.5)", f"-{x}"))  # fmt: skip
+
+
+def plain_layer(w: Writer, x: str, *, linear_: bool) -> str:
+    """A linear or an unpadded convolution of `x`, with nothing unusual about it."""
+    if linear_:
+        return linear(w, x)
+    name = f"nn.Conv{w.rank(x) - 2}d"
+    return w.let(f"{w.make('conv', call(name, w.shape(x)[1], w.pick(4, 2), w.pick(2, 1, 3), bias=w.pick(None, False)))}({x})")
+
+
+def channel_values(w: Writer, x: str, axis: int) -> str:
+    """A number, or a constant with one value for each element of the axis of `x`, never 0."""
+    if w.flip():
+        return str(w.number())
+    return w.buffer(f"torch.rand({w.shape(x)[axis]}{', 1' * (w.rank(x) - 1 - axis)}) + 0.5")
 
 
 def at_home(w: Writer, x: str) -> str:
@@ -229,6 +252,18 @@ def linear_norm(w: Writer) -> None:
     if w.rank(y) == 3 and w.flip():
         y = w.let(f"{y}.transpose(1, 2)")
     w.give(norm(w, y))
+
+
+@phrase
+def moved_linear_norm(w: Writer) -> None:
+    """linear -> features moved to the second axis -> batch norm; now and then another axis is moved there."""
+    x = w.value(3, 3, 4)
+    y = linear(w, x)
+    if w.rank(y) == 3:
+        moved = w.pick("transpose(1, 2)", "permute(0, 2, 1)", "transpose(-1, -2)", "permute(1, 0, 2)", "transpose(0, 1)")
+    else:
+        moved = w.pick("permute(0, 3, 1, 2)", "transpose(1, 3)", "permute(0, 3, 2, 1)", "transpose(1, 2)")
+    w.give(norm(w, w.let(f"{y}.{moved}")))
 
 
 @phrase
@@ -323,6 +358,34 @@ def affine_before(w: Writer) -> None:
 
 
 @phrase
+def turned_after(w: Writer) -> None:
+    """conv or linear -> -y, c - y, y / c, y - c: what only few models do to a layer's result."""
+    is_linear = w.flip()
+    x = w.value(2, 3, 4) if is_linear else image(w, 2, 1)[0]
+    y = plain_layer(w, x, linear_=is_linear)
+    c = channel_values(w, y, w.rank(y) - 1 if is_linear else 1)
+    w.give(w.let(w.pick(f"-{y}", f"{c} - {y}", f"{y} / {c}", f"{y} - {c}", f"{c} - {y}", f"{y} / {c}", f"{y}.neg()")))
+
+
+@phrase
+def turned_before(w: Writer) -> None:
+    """c - x, x / c, -x, x - c, x + c -> conv that pads nothing, or linear; an input that the constant widens now and then."""
+    is_linear = w.flip()
+    x = w.value(2, 3, 4) if is_linear else image(w, 2, 1)[0]
+    axis = w.rank(x) - 1 if is_linear else 1
+    c = channel_values(w, x, axis)
+    if w.rarely() and w.dtype == torch.float64:
+        x = w.let(f"{x}.to(torch.float32)")  # the product with a constant is float64 again
+        c = w.buffer("torch.rand(1) + 0.5")
+    elif w.rarely():
+        x = w.new_input(*(1 if i == axis else size for i, size in enumerate(w.shape(x))))
+        c = w.buffer(f"torch.rand(3{', 1' * (w.rank(x) - 1 - axis)}) + 0.5")
+    y = w.let(w.pick(f"{c} - {x}", f"{x} / {c}", f"-{x}", f"{x} - {c}", f"{x} + {c}", f"{x} * {c}", f"{c} - {x}", f"{x} / {c}",
+                     f"{x}.neg()"))  # fmt: skip
+    w.give(plain_layer(w, at_home(w, y), linear_=is_linear))
+
+
+@phrase
 def divided_by_zero(w: Writer) -> None:
     """conv / c or conv * c with zeros in c: infinite where it divides, and finite again through a sigmoid."""
     x, dims = image(w, 2, 1)
@@ -356,6 +419,10 @@ def conv_pointwise(w: Writer) -> None:
 def pointwise_conv(w: Writer) -> None:
     """1x1 conv -> conv: padded or not, with a bias (which padding cuts off) or without, strided in between."""
     x, dims = image(w)
+    if w.flip():
+        wide = w.make("conv", call(f"nn.Conv{dims}d", w.shape(x)[1], 8, 1))
+        w.give(plain_layer(w, w.let(f"{wide}({x})"), linear_=False))
+        return
     y = twisted(w, conv(w, x, dims, kernel=1, out=w.pick(8, 4, 2)))
     w.give(conv(w, y, dims, kernel=w.pick(3, 2, 1)))
 
@@ -375,6 +442,15 @@ def layer_activation(w: Writer) -> None:
     if w.flip():
         y = twisted(w, summed(w, x, y))
     w.give(activation(w, y) if w.pick(True, True, False) else y)
+
+
+@phrase
+def linear_residual(w: Writer) -> None:
+    """linear(x) + x -> activation, a residual block of one linear, with nothing in its way."""
+    x = w.value(2, 3, 4)
+    y = linear(w, x, w.shape(x)[-1])
+    s = w.let(w.pick(f"{y} + {x}", f"{x} + {y}"))
+    w.give(w.let(w.pick(*ACTIVATIONS).format(s)))
 
 
 @phrase
@@ -425,7 +501,9 @@ def query_key_value(w: Writer) -> None:
             for _ in range(w.pick(3, 2))]  # fmt: skip
     if w.rarely():
         each[0] = activation(w, each[0])
-    w.give(*each)
+    if w.rarely():
+        each.append(w.let(f"F.linear({x}, {w.buffer(f'torch.randn({w.shape(x)[-1]})')})"))  # one number for each row
+    w.give(*(each if w.flip() else [w.let(f"torch.sin({y})") for y in each]))  # outputs must not be parts of a larger tensor
 
 
 # -- expressions --------------------------------------------------------------------------------------------------------
@@ -461,29 +539,76 @@ def same_twice_swapped(w: Writer) -> None:
     w.give(w.let(f"{a} * 2 + {b}"))
 
 
-NEUTRAL = (
-    "{} * 1", "{} / 1", "{} - 0", "{} + 0", "{} ** 1", "torch.cat([{}])", "{}.transpose(0, -1).transpose(0, -1)",
-    "{}.neg().neg()", "torch.relu(torch.relu({}))", "{}[:]", "F.pad({}, (0, 0))", "{}.contiguous()", "{}.reshape({}.shape)",
-    "1 * {}", "0 + {}", "{} * 1.0", "{}.to({}.dtype)", "{}.clone()", "{} + torch.zeros_like({})", "{}.abs().abs()",
-    "{}.expand({}.shape)", "0 - {}", "{}.mul(-1).mul(-1)", "1 / {}.abs().add(1)", "{}.pow(2)", "F.relu6(torch.relu({}))",
-    "torch.stack([{}])[0]", "{}.sigmoid().relu()", "{}.exp().abs()", "{}.float().double()", "{}.flatten().view({}.shape)",
-)  # fmt: skip
-"""Expressions that give their operand back, or nearly."""
+NEUTRAL: dict[str, tuple[str, ...]] = {
+    "times one": ("{} * 1", "{} / 1", "1 * {}", "{} * 1.0", "{} / 1.0", "{} * torch.ones_like({})"),
+    "power": ("{} ** 1", "{}.pow(1)", "torch.pow({}, 1.0)"),
+    "plus zero": ("{} - 0", "{} + -0.0", "-0.0 + {}", "{} - 0.0", "{} + 0", "0 + {}", "{} + torch.zeros_like({})"),
+    "copy": ("torch.cat([{}])", "{}[:]", "{}.contiguous()", "{}.to({}.dtype)", "{}.clone()", "{}.expand({}.shape)",
+             "{}.repeat({ones})"),
+    "padded": ("F.pad({}, (0, 0))", "F.pad({}, (0, 0, 0, 0))", "F.pad({}, [0, 0], value=2.0)"),
+    "undone": ("{}.neg().neg()", "-(-{})"),
+    "again": ("torch.relu(torch.relu({}))", "{}.abs().abs()", "{}.clamp(-1.0, 1.5).clamp(-1.0, 1.5)",
+              "F.hardtanh(F.hardtanh({}, -0.5, 2.0), -0.5, 2.0)", "{}.clamp(min=-0.5).clamp(min=-0.5)",
+              "{}.clamp(-1.0, 1.5).clamp(-1.0, 2.0)"),
+    "permuted": ("{}.permute({order})", "{}.transpose(0, 0)", "{}.transpose(-1, -1)", "{}.permute({order})"),
+    "permuted twice": ("{}.transpose(0, -1).transpose(0, -1)",),
+    "reshaped": ("{}.reshape({}.shape)", "{}.flatten().view({}.shape)", "{}.unsqueeze(1).flatten(0, 1)",
+                 "{}.unsqueeze(0).squeeze(0)", "{}.reshape(-1, 1).reshape({}.shape)"),
+    "near": ("0 - {}", "{}.mul(-1).mul(-1)", "1 / {}.abs().add(1)", "{}.tanh().pow(2)", "F.relu6(torch.relu({}))",
+             "torch.stack([{}])[0]", "{}.sigmoid().relu()", "{}.tanh().exp().abs()", "{}.float().double()",
+             "{}.clamp(-3.4028234e38, 3.4028234e38)"),
+}  # fmt: skip
+"""Expressions that give their operand back, or nearly, by what they are."""
+
+
+def given_back(w: Writer, x: str, template: str) -> str:
+    """The value of a template of `NEUTRAL`, whose braces stand for `x`; it has the shape of `x`."""
+    order, ones = ", ".join(map(str, range(w.rank(x)))), ", ".join("1" * w.rank(x))
+    y = w.let(template.replace("{order}", order).replace("{ones}", ones).replace("{}", x))
+    w.need(w.shape(y) == w.shape(x))
+    return y
 
 
 @phrase
 def neutral(w: Writer) -> None:
-    """x * 1, x + 0, x ** 1, cat of one, transposed twice, ...: of floats and of ints; and near misses."""
+    """x * 1, x + 0, x ** 1, cat of one, transposed twice, ...: and near misses."""
     x = w.value(2, 3, 4, 1)
-    integers = w.rarely()
-    if integers:
-        x = w.let(f"{x}.mul(3).to(torch.{w.pick('int64', 'int32')})")
-    for _ in range(w.pick(1, 2, 3)):
-        template = w.pick(*NEUTRAL)
-        y = w.let(template.format(*[x] * template.count("{}")))
-        w.need(w.shape(y) == w.shape(x))
-        x = y
+    for _ in range(w.pick(3, 2, 4, 1)):
+        x = given_back(w, x, w.pick(*NEUTRAL[w.pick(*NEUTRAL)]))
+        if w.rarely():
+            x = w.let(f"torch.sin({x})")  # so that not all of it falls away
     w.give(at_home(w, x))
+
+
+@phrase
+def neutral_discrete(w: Writer) -> None:
+    """The same of integers, of truth values and of rounded numbers. Of an input: elsewhere rounding errors would grow to 1."""
+    x = w.new_input(2, w.pick(4, 3), *([5] if w.flip() else []))
+    kind = w.pick("integers", "truth", "rounded")
+    if kind == "integers":
+        x = w.let(f"{x}.mul(3).to(torch.{w.pick('int64', 'int32')})")
+        templates = ("{}.bitwise_not().bitwise_not()", "{} + 0", "0 + {}", "{} - 0", "{} * 1", "{} ** 1", "-(-{})",
+                     "{}.clone()", "{}.sign().sign()", "{}.clamp(-2, 2).clamp(-2, 2)", "torch.add({}, 0, alpha=2)")  # fmt: skip
+    elif kind == "truth":
+        x = w.let(f"{x} > 0.1")
+        templates = ("{}.logical_not().logical_not()", "torch.bitwise_not(torch.bitwise_not({}))", "~(~{})", "{}.clone()")
+    else:
+        templates = ("torch.ceil(torch.ceil({}))", "{}.floor().floor()", "{}.round().round()", "{}.trunc().trunc()",
+                     "torch.sign(torch.sign({}))", "{}.round(decimals=1).round(decimals=1)", "{}.ceil().floor()")  # fmt: skip
+    for _ in range(w.pick(2, 1, 3)):
+        x = given_back(w, x, w.pick(*templates))
+    w.give(at_home(w, x))
+
+
+@phrase
+def neutral_complex(w: Writer) -> None:
+    """Complex numbers times one, plus zero, to the power of one, negated twice; and real again."""
+    x = w.value(2, 3, 4)
+    z = w.let(w.pick(f"torch.complex({x}, torch.tanh({x}))", f"torch.view_as_complex(torch.stack([{x}, {x} * 0.5], -1))"))
+    for _ in range(w.pick(2, 1, 3)):
+        z = given_back(w, z, w.pick("{} * 1", "{} + 0", "{} ** 1", "{} - 0", "{} / 1", "-(-{})", "{}.clone()", "0 + {}"))
+    y = w.let(w.pick(f"{z}.real + {z}.imag", f"torch.view_as_real({z}).sum(-1)", f"torch.view_as_real({z}).flatten(-2)"))
+    w.give(w.let(f"torch.tanh({y})"))
 
 
 LAYOUT = ("transpose", "permute", "reshape", "flatten", "unsqueeze", "squeeze", "view_back", "undo")
@@ -533,6 +658,9 @@ def attention(w: Writer) -> None:
     q, k, v = (linear(w, x, size) for _ in range(3)) if w.flip() else (x, x, x)
     scale = w.pick("none", "multiply", "divide", "query", "key")
     factor = round(size**-0.5, 4)
+    if w.rarely():  # keys or values are read by every element of the batch
+        w.need(w.shape(x)[0] > 1)
+        k, v = (w.let(f"{k}[:1]"), v) if w.flip() else (k, w.let(f"{v}[:1]"))
     q = w.let(f"{q} * {factor}") if scale == "query" else q
     k = w.let(f"{k} * {factor}") if scale == "key" else k
     s = w.let(f"torch.matmul({q}, {k}.transpose({w.pick('-2, -1', '-1, -2')}))" if w.pick(True, True, True, False) else
@@ -542,18 +670,29 @@ def attention(w: Writer) -> None:
     if w.rarely():
         w.give(w.let(f"{s}.clamp(-9, 9)"))  # the scores have another reader
     dim = w.pick(-1, -1, -1, w.rank(s) - 1, -2)
-    p = w.let(w.pick(f"torch.softmax({s}, {dim})", f"F.softmax({s}, dim={dim})"))
-    p = dropped(w, p) if w.rarely() else p
-    w.give(w.let(w.pick(f"torch.matmul({p}, {v})", f"{p} @ {v}")))
+    other = "torch.float32" if w.dtype == torch.float64 else "torch.float64"
+    cast = f", dtype={other}" if w.rarely() else ""
+    p = w.let(w.pick(f"torch.softmax({s}, {dim}{cast})", f"F.softmax({s}, dim={dim}{cast})"))
+    p = at_home(w, dropped(w, p) if w.rarely() else p)
+    y = w.let(w.pick(f"torch.matmul({p}, {v})", f"{p} @ {v}"))
+    w.give(w.let(f"torch.nan_to_num({y}, nan=1.0)") if w.draft.values[y].isnan().any() else y)
     if w.rarely():
         w.give(p)
 
 
 def masked(w: Writer, x: str, s: str) -> str:
-    """The scores, masked or not. The diagonal stays, so that no row is masked throughout."""
+    """The scores, masked or not. The diagonal stays, so that no row is masked throughout, but for a kind of its own."""
     n = w.shape(s)[-1]
     upper = f"torch.ones({n}, {n}, dtype=torch.bool).triu(1)"
-    kind = w.pick("none", "added", "filled", "filled low", "run time", "added per key")
+    kind = w.pick("none", "none", "added", "filled", "filled low", "run time", "added per key", "a row", "added narrow")
+    if kind == "a row":
+        row = f"torch.arange({n}).eq(1).reshape(-1, 1).expand({n}, {n})"
+        if w.flip():
+            return w.let(f'{s}.masked_fill({w.buffer(f"{row}.clone()")}, float("-inf"))')
+        return w.let(f"{s} + {w.buffer(f'torch.zeros({n}, {n}).masked_fill({row}, -torch.inf)')}")
+    if kind == "added narrow":
+        narrow = "torch.float32" if w.dtype == torch.float64 else "torch.bfloat16"
+        return w.let(f"{s} + {w.buffer(f'torch.randn({n}, {n}).to({narrow})')}")
     if kind == "added":
         return w.let(f"{s} + {w.buffer(f'torch.full(({n}, {n}), {w.pick(-1e9, -10.0)}).triu(1)')}")
     if kind == "added per key":
@@ -568,38 +707,48 @@ def masked(w: Writer, x: str, s: str) -> str:
     return s
 
 
+FRAGILE = ("log_softmax", "softmax", "below largest", "logsumexp", "log1p", "expm1", "logsigmoid", "integers")
+
+
 @phrase
 def fragile(w: Writer) -> None:
     """Expressions that lose digits written out: log of softmax, log of a sum of exps, exp(x) - 1, ...; and near misses."""
     x = w.let(f"torch.tanh({w.value(2, 3, 4)})")
+    for kind in {w.pick(*FRAGILE): None for _ in range(w.pick(4, 3, 5, 1))}:
+        y, last = fragile_form(w, x, kind)
+        w.give(*([y] if w.rarely() else []), last)
+
+
+def fragile_form(w: Writer, x: str, kind: str) -> tuple[str, str]:
+    """One of `FRAGILE`: a value inside, and the result. `x` is between -1 and 1."""
     d = w.pick(-1, 1, 0)
     w.need(w.shape(x)[d])
-    other = w.pick(d, d, d, 0)
-    kind = w.pick("log_softmax", "softmax", "logsumexp", "log1p", "expm1", "logsigmoid", "softplus")
+    other = w.pick(d, d, d, d, 0 if d else 1, (0, 1))
     if kind == "log_softmax":
         y = w.let(f"torch.softmax({x}, {d})")
-        last = w.let(f"torch.log({y})")
-    elif kind == "softmax":
-        y = w.let(f"torch.exp({x})")
-        keep = ", keepdim=True" if w.pick(True, True, True, False) else ""
-        again = y if w.flip() else w.let(f"torch.exp({x})")
-        last = w.let(f"{again} / {y}.sum({d}{keep})")
-    elif kind == "logsumexp":
-        y = w.let(f"torch.exp({x})")
-        last = w.let(f"torch.log(torch.sum({y}, {other}{w.pick('', ', keepdim=True')}))")
-    elif kind == "log1p":
-        y = w.let(f"{x}.abs()")
-        last = w.let(w.pick(f"torch.log(1 + {y})", f"torch.log({y} + 1)", f"torch.log({y} + 1.5)", f"torch.log({y}.add(1))"))
-    elif kind == "expm1":
-        y = w.let(f"torch.exp({x})")
-        last = w.let(w.pick(f"{y} - 1", f"{y} + -1", f"{y} - 2", f"1 - {y}"))
-    elif kind == "logsigmoid":
+        return y, w.let(f"torch.log({y})")
+    if kind == "below largest":
+        rest = ", keepdim=True"
+        y = w.let(w.pick(f"{x}.amax({other}{rest})", f"{x}.max({d}{rest}).values", f"{x}.max({d}{rest})[0]"))
+        return y, w.let(w.pick(f"torch.softmax({x} - {y}, {d})", f"F.softmax({x}.sub({y}), dim={d})"))
+    if kind == "logsigmoid":
         y = w.let(f"torch.sigmoid({x})")
-        last = w.let(f"torch.log({y})")
-    else:
-        y = w.let(f"torch.exp({x})")
-        last = w.let(f"torch.log(1 + {y})")
-    w.give(*([y] if w.rarely() else []), last)
+        return y, w.let(f"torch.log({y})")
+    if kind == "log1p":
+        y = w.let(w.pick(f"{x}.abs()", f"torch.exp({x})"))
+        return y, w.let(f"torch.log({w.pick(f'1 + {y}', f'{y}.add(1.0)', f'{y} + 1', f'{y} + 1.5')})")
+    if kind == "integers":
+        n = w.let(f"{w.new_input(2, 3)}.abs().clamp(max=3).to(torch.int64)")
+        return x, at_home(w, w.let(w.pick(f"torch.log(1 + {n})", f"torch.exp({n}) - 1", f"torch.log({n}.exp().sum(-1))")))
+    y = w.let(f"torch.exp({x})")
+    if kind == "expm1":
+        return y, w.let(w.pick(f"{y} - 1", f"torch.sub({y}, 1)", f"{y} - 1.0", f"{y}.sub(1)", f"{y} - 2", f"1 - {y}"))
+    if kind == "softmax":
+        keep = ", keepdim=True" if w.pick(True, True, True, True, False) else ""
+        again = y if w.flip() else w.let(f"torch.exp({x})")
+        return y, w.let(f"{again} / {y}.sum({w.pick(d, d, d, other, (0, 1))}{keep})")
+    axes = w.pick(other, other, other, ())
+    return y, w.let(f"torch.log(torch.sum({y}, {axes}{w.pick('', ', keepdim=True')}))")
 
 
 @phrase
@@ -610,7 +759,11 @@ def computed_constant(w: Writer) -> None:
     a = w.buffer(f"torch.randn({n})")
     made = w.pick(f"torch.exp({a}.tanh()) + 1", f"torch.arange({n}, dtype={w.dtype}) * 0.5", f"{a}.softmax(0).cumsum(0)",
                   f"torch.ones({n}, dtype={w.dtype}).sqrt()", f"torch.rand({n}, dtype={w.dtype})")  # fmt: skip
-    w.give(w.let(f"{x} {w.pick('+', '*', '-')} {w.let(made)}"))
+    kind = w.pick("plain", "plain", "plain", "plain", "written", "large")
+    constant = w.let(f"torch.arange(140000, dtype={w.dtype})[:{n}] * 0.5" if kind == "large" else made)
+    if kind == "written":
+        w.do(f"{constant}.mul_(0.5)")
+    w.give(w.let(f"{x} {w.pick('+', '*', '-')} {constant}"))
 
 
 @phrase
@@ -718,6 +871,22 @@ def weights_of_the_run(w: Writer) -> None:
         w.need(w.shape(x)[0])
         y = w.let(f"F.linear({x}, torch.tanh({x}))")
         w.give(at_home(w, affine(w, y, 1)) if w.flip() else activation(w, y))
+
+
+@phrase
+def integer_weights(w: Writer) -> None:
+    """A linear of integers, scaled."""
+    x = w.let(f"{w.new_input(2, 3)}.mul(3).to(torch.int64)")
+    y = w.let(f"F.linear({x}, {w.buffer('torch.arange(12).reshape(4, 3)')})")
+    w.give(at_home(w, w.let(w.pick(f"{y} * 2", f"{y} + 3", f"-{y}"))))
+
+
+@phrase
+def pooled(w: Writer) -> None:
+    """Pools of a layer's result."""
+    x, dims = image(w, 2, 3)
+    y = w.let(f"F.{w.pick('avg', 'avg', 'max')}_pool{dims}d({x}, {w.pick(1, 2)})")
+    w.give(activation(w, y) if w.flip() else w.let(f"{y}.mean(-1)"))
 
 
 @phrase

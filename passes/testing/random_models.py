@@ -35,8 +35,12 @@ from torch import nn
 from torch.nn import functional as F
 """
 
-OFTEN = ("conv_norm", "layer_activation", "linear_norm")
-"""Phrases drawn twice as often as others: what most models are made of."""
+OFTEN = (
+    "conv_norm", "layer_activation", "linear_norm", "norm_conv", "norm_linear", "pointwise_conv", "conv_pointwise",
+    "linear_residual", "moved_linear_norm", "moved_linear_norm", "turned_after", "turned_before", "turned_before",
+    "neutral", "neutral", "neutral_discrete", "fragile", "fragile", "fragile", "attention", "attention",
+)  # fmt: skip
+"""Phrases drawn twice as often as others, or more often: what most models are made of, and those that serve many rules."""
 
 LARGEST = 1e4
 """Values beyond this are not drawn on: after a few more phrases only rounding errors would be left of them."""
@@ -348,7 +352,7 @@ Phrase = Callable[[Writer], None]
 
 
 def random_models(
-    phrases: Sequence[str] = (), *, dtypes: Sequence[torch.dtype] = (torch.float64,), most: int = 4
+    phrases: Sequence[str] = (), *, dtypes: Sequence[torch.dtype] = (torch.float64,), most: int = 5
 ) -> st.SearchStrategy[RandomModel]:
     """Random valid models of up to `most` phrases each.
 
