@@ -10,7 +10,8 @@ A row of the mask that is -inf throughout gives NaN by hand and 0 in the fused o
 
 Against the form by hand, 12 heads of 64 on one thread, without and with a causal mask: float32 runs 1.0 and 1.4 times as fast
 at 128 tokens, 1.2 and 3.0 at 512, 3.0 and 5.9 at 1024. In bfloat16 the fused kernel of torch 2.13 is slower where the scores
-fit the caches: 0.4 and 0.8 at 128 tokens, 0.5 and 0.7 at 512, but 1.9 and 3.9 at 1024.
+fit the caches: 0.4 and 0.8 at 128 tokens, 0.5 and 0.7 at 512, but 1.9 and 3.9 at 1024. So
+lower_onednn measures which of the two is faster, and may take the fused op apart again.
 Source: Vaswani and others, "Attention Is All You Need", 2017, equation 1.
 """
 

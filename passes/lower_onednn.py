@@ -5,27 +5,30 @@
     linear_act(x, w, b, act)             ->  mkldnn::_linear_pointwise(x, pack(w), b, act)
     linear_act(x, w, b, r)               ->  mkldnn::_linear_pointwise.binary(x, r, pack(w), b, "add")
     conv2d, conv3d, linear               ->  the same without activation
+    attention that fuse_attention fused  ->  scaled_dot_product_attention(q, k, v, mask, scale)
     everything else of the dialect       ->  as in lower_aten
 
 Where it is measured to be faster, residual and activation stay apart from the packed kernel, or all is left to ATen
-(`onednn_forms`); `choices` replays what an earlier run chose, `choose=fused` measures nothing and fuses. A sum with a
-residual that nobody reads afterwards is written into the residual's memory. A packed convolution gives channels-last
-results, and the ops between convolutions keep that layout, so it holds throughout; in a graph that writes in place
-or draws at random, results are put back into the layout they had. oneDNN's fused relu and hardtanh give a
-number for NaN, where ATen gives NaN.
+(`onednn_forms`), and attention is taken apart again (`attention_forms`); `choices` replays what an earlier run chose,
+`choose=fused` measures nothing and fuses. A sum with a residual that nobody reads afterwards is written into the residual's
+memory. A packed convolution gives channels-last results, and the ops between convolutions keep that layout, so it holds
+throughout; in a graph that writes in place or draws at random, results are put back into the layout they had. oneDNN's fused
+relu and hardtanh give a number for NaN, where ATen gives NaN.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
 
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import aten, conv_act, linear_act, quant_stub
-from ir_tools.rewrite import Journal, OptionError, graph_pass, replace_by_table
+from ir_tools.rewrite import Call, Journal, OptionError, graph_pass, replace_by_table
+from passes import attention_forms, onednn_forms
+from passes.attention_forms import ATTENTION, Attention, is_ours, later_keys
 from passes.choices import Choices
 from passes.lower_aten import PLAIN, without_stub
-from passes.onednn_forms import Product, can_be_timed, forms_of, signature, timed_forms
+from passes.onednn_forms import Product
 
 SUPPORTED = (torch.float32, torch.bfloat16)
 PRODUCTS = (conv_act, aten.conv2d.default, aten.conv3d.default, linear_act, aten.linear.default)
@@ -39,8 +42,14 @@ def lower_onednn(
         raise OptionError(f"lower_onednn: choose=fused replays nothing; leave out choices={choices}, or choose=fused")
     if choose == "measured" and journal.choices is None:  # the blocks of a Program share one table
         journal.choices = Choices() if choices is None else Choices.load(choices)
-    lower = in_its_layout if program.layout_tells else packed
-    table: dict[Any, Any] = {quant_stub: without_stub, **dict.fromkeys(PRODUCTS, partial(lower, journal.choices))}
+
+    def lowering(lower, *given):
+        lower = partial(lower, journal.choices, *given)
+        return partial(in_its_layout, lower) if program.layout_tells else lower
+
+    table: dict[Any, Any] = {quant_stub: without_stub, **dict.fromkeys(PRODUCTS, lowering(packed))}
+    if any(is_ours(Call(node)) for node in program.calls):
+        table[ATTENTION] = partial(if_ours, lowering(attended, cache(later_keys)))
     return replace_by_table(program, table, "lower_onednn", journal)
 
 
@@ -49,21 +58,35 @@ def packed(choices, op, call):
     if why_not := objection(product):
         op.decline(why_not)
         return PLAIN[call.target](op, call) if call.target in PLAIN else None
-    forms = forms_of(product)
-    if choices is None or not can_be_timed(product):
-        return next(iter(forms.values()))(op, product)
-    choice = choices.choose(signature(product), partial(timed_forms, product), among=forms)
+    return in_its_form(choices, op, onednn_forms, product)
+
+
+def attended(choices, later, op, call):
+    attention = Attention.of(call, later)
+    return attention and in_its_form(choices, op, attention_forms, attention)
+
+
+def if_ours(lower, op, call):
+    return lower(op, call) if is_ours(call) else None
+
+
+def in_its_form(choices, op, module, what):
+    """The product or the attention in the form that is faster here; `module` has the forms."""
+    forms = module.forms_of(what)
+    if choices is None or not module.can_be_timed(what):
+        return next(iter(forms.values()))(op, what)
+    choice = choices.choose(module.signature(what), partial(module.timed_forms, what), among=forms)
     if not choice.is_favourite:
         op.decline(choice.reason)
-    return forms[choice.form](op, product)
+    return forms[choice.form](op, what)
 
 
-def in_its_layout(choices, op, call):
+def in_its_layout(lower, op, call):
     """In a graph whose layouts show in the numbers, the packed result is put back into the layout that it had."""
     if call.memory_format is None:
         op.decline("the graph writes in place or draws at random, and the layout of the result cannot be put back")
         return PLAIN[call.target](op, call) if call.target in PLAIN else None
-    y = packed(choices, op, call)
+    y = lower(op, call)
     return y if y is None or y.lies_like(call) else op.contiguous(y, memory_format=call.memory_format)
 
 

@@ -4,8 +4,6 @@
     apart     a packed product, the rest     relu(mkldnn::_convolution_pointwise(x, pack(w), b, none) + residual)
     packed    the same, where there is nothing to fuse: no residual, and no activation that oneDNN knows
     plain     all in ATen                    relu(conv2d(x, w, b) + residual)
-
-A form is written once: with the `op` of a pass it builds nodes, with `OnTensors` it runs, to be timed.
 """
 
 import math
@@ -18,6 +16,7 @@ import torch
 from ir_tools.ir.dialect import aten, conv_act, linear_act
 from ir_tools.ir.program import Packing
 from ir_tools.rewrite import Call
+from passes.forms import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
 from passes.lower_aten import CONV, activated, finished
 
 mkldnn = torch.ops.mkldnn
@@ -119,8 +118,7 @@ def channels_last(op, p, value):
 
 
 def can_be_timed(p: Product) -> bool:
-    """The example has the sizes of the operands: they do not depend on values of the run."""
-    return None not in (p.x.example_shape, p.w.example_shape, (p.residual or p.x).example_shape)
+    return have_example_sizes(p.x, p.w, p.residual)
 
 
 def signature(p: Product) -> str:
@@ -130,18 +128,16 @@ def signature(p: Product) -> str:
     relu, 1 threads`
     """
     kind = "linear" if p.sizes is None else f"conv{p.rank - 2}d"
-    x = f"{kind} {str(p.x.dtype).removeprefix('torch.')} {_by(p.x.example_shape)}"
-    sizes = [f"{name} {_by(size)}" for name, size in zip(("padding", "stride", "dilation"), p.sizes or ())]
-    parts = [
+    x = f"{kind} {dtype_name(p.x)} {by(p.x.example_shape)}"
+    sizes = [f"{name} {by(size)}" for name, size in zip(("padding", "stride", "dilation"), p.sizes or ())]
+    return line(
         x + (" channels last" if is_channels_last(p) else ""),
-        f"weight {_by(p.w.shape)}" + ("" if p.b is None else " and bias"),
+        f"weight {by(p.w.shape)}" + ("" if p.b is None else " and bias"),
         *sizes,
         f"{p.groups} groups" if p.groups > 1 else "",
         "" if p.residual is None else f"+ residual{' in place' if p.spent else ''}",
         p.act + (f"({', '.join(f'{v:g}' for v in p.act_args)})" if p.act_args else ""),
-        f"{torch.get_num_threads()} threads",
-    ]
-    return ", ".join(part for part in parts if part)
+    )
 
 
 def is_channels_last(p: Product) -> bool:
@@ -157,28 +153,3 @@ def timed_forms(p: Product) -> dict[str, Any]:
     on_tensors = replace(p, x=x, w=w, b=b, residual=p.residual and spread_like(p.residual, layout))
     op = OnTensors()
     return {name: partial(form, op, on_tensors) for name, form in forms_of(p).items()}
-
-
-def spread_like(value, memory_format):
-    """A tensor of the value's example sizes with numbers from -1 to 1. Not random ones: that state is the user's."""
-    numbers = torch.linspace(-1, 1, math.prod(value.example_shape)).to(value.dtype)
-    return numbers.reshape(value.example_shape).contiguous(memory_format=memory_format)
-
-
-class OnTensors:
-    """The `op` of a form that runs at once; a weight is packed in the first call."""
-
-    def __init__(self) -> None:
-        self._packed: dict[Packing, torch.Tensor] = {}
-
-    def call(self, target, *args, **kwargs):
-        return target(*args, **kwargs)
-
-    def packed(self, weight, packing):
-        if packing not in self._packed:
-            self._packed[packing] = packing.apply(weight)
-        return self._packed[packing]
-
-
-def _by(sizes):
-    return "x".join(map(str, sizes))

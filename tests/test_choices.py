@@ -193,6 +193,44 @@ def test_equal_signatures_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert not journal.refusals and not journal.choices.unfused
 
 
+class Clock:
+    """A clock that a measurement sets forward by `step` seconds."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 100.0, step
+
+    def __call__(self) -> float:
+        return self.now
+
+    def measured(self, forms: Mapping[str, Any], least_rounds: int = 1) -> dict[str, list[float]]:
+        self.now += self.step
+        return {name: [float(name != "plain")] for name in forms}
+
+
+def test_when_the_budget_is_spent_the_rest_takes_its_favourite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, x = net()
+    clock = Clock(choices.BUDGET / 4)  # a favourite that loses is measured twice: this is enough for two signatures
+    monkeypatch.setattr(choices, "perf_counter", clock)
+    monkeypatch.setattr(choices, "measure", clock.measured)
+    report = optimize(model, example_inputs=x).report
+    made, reasons = report.choices, [refusal.reason for refusal in report.steps[-1].refusals]
+    assert len(made.measured) == len(made.table) == len(made.unfused) == 2 and made.spent == pytest.approx(choices.BUDGET)
+    count = len(made.unmeasured)
+    said = f"{count} signatures not measured: the budget of 2 s was spent"
+    assert count > 2 and made.unmeasured.isdisjoint(made.table) and len(made.asked) == 2 + count
+    assert report.notes == [said] and str(made).endswith(f"2 left unfused, being faster so; {said}") and said in str(report)
+    assert reasons and all(reason.startswith("plain is faster here") for reason in reasons)  # none about the unmeasured
+
+    made.save(tmp_path / "choices.json")
+    again = optimize(model, example_inputs=x, choices=tmp_path / "choices.json").report.choices  # with a budget of its own
+    assert len(again.replayed) == len(again.measured) == 2 and len(again.unmeasured) == count - 2
+    monkeypatch.setattr(choices, "BUDGET", 0.0)
+    monkeypatch.setattr(choices, "measure", never)
+    fast = optimize(model, example_inputs=x)
+    assert len(fast.report.choices.unmeasured) == 2 + count and not fast.report.choices.table
+    assert graph(fast.program) == graph(optimize(model, [*DEFAULT, "lower_onednn:choose=fused"], example_inputs=x).program)
+
+
 # -- what is chosen is built --------------------------------------------------------------------------------------------
 
 

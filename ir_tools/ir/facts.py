@@ -87,10 +87,18 @@ def size(value: Any) -> Any:
 def example_shape(value: Any) -> tuple[int, ...] | None:
     """The sizes of a tensor, those of the example where they are dynamic; None when one is unknown."""
     known = fact(value)
-    if not isinstance(known, torch.Tensor):
-        return None
-    sizes = [s if isinstance(s, int) else s.node.hint if s.node.has_hint() else None for s in known.shape]
-    return None if None in sizes else tuple(sizes)
+    return _of_example(known.shape) if isinstance(known, torch.Tensor) else None
+
+
+def example_strides(value: Any) -> tuple[int, ...] | None:
+    """The strides of a tensor, those of the example where they are dynamic; None when one is unknown."""
+    known = fact(value)
+    return _of_example(known.stride()) if isinstance(known, torch.Tensor) else None
+
+
+def _of_example(sizes: Iterable[Any]) -> tuple[int, ...] | None:
+    numbers: list[Any] = [s if isinstance(s, int) else s.node.hint if s.node.has_hint() else None for s in sizes]
+    return None if None in numbers else tuple(numbers)
 
 
 def rank(value: Any) -> int | None:

@@ -55,7 +55,7 @@ from ir_tools.ir.dialect import (
     getitem,
     short_name,
 )
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import origin, place
 
 Requirement = Callable[..., "bool | None"]
 
@@ -96,6 +96,11 @@ class Value:
         return facts.example_shape(self._node)
 
     @property
+    def example_strides(self) -> tuple[int, ...] | None:
+        """The strides, likewise."""
+        return facts.example_strides(self._node)
+
+    @property
     def rank(self) -> int | None:
         return facts.rank(self._node)
 
@@ -128,6 +133,10 @@ class Value:
         Its elements may still share memory among themselves (an expanded value): make it contiguous before writing.
         """
         return facts.dies_at(self._node, reader._node)
+
+    def made_by(self, name: str) -> bool:
+        """A pass of this name made the value, or what it was made from."""
+        return name in origin(self._node).rules
 
     @property
     def place(self) -> str:

@@ -1,0 +1,61 @@
+"""What the forms of all ops share: their signature, and being run on tensors of the example's sizes, to be timed.
+
+A form is written once: with the `op` of a pass it builds nodes, with `OnTensors` it runs.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from ir_tools.ir.program import Packing
+
+
+def have_example_sizes(*values) -> bool:
+    """The example has the sizes of all values (None stands for no operand): they do not depend on values of the run."""
+    return all(v is None or None not in (v.example_shape, v.example_strides) for v in values)
+
+
+def line(*parts: str) -> str:
+    """A signature: the parts that are not empty, and how many threads there are."""
+    return ", ".join([*filter(None, parts), f"{torch.get_num_threads()} threads"])
+
+
+def by(sizes) -> str:
+    return "x".join(map(str, sizes))
+
+
+def dtype_name(value) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def spread_like(value, memory_format=None):
+    """A tensor of the value's example sizes with numbers from -1 to 1. Not random ones: that state is the user's.
+
+    Without a `memory_format` it lies in memory as the value does.
+    """
+    sizes = value.example_shape
+    if memory_format is not None:
+        return _spread(math.prod(sizes), value.dtype).reshape(sizes).contiguous(memory_format=memory_format)
+    strides = value.example_strides
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides))
+    return _spread(reach, value.dtype).as_strided(sizes, strides)
+
+
+def _spread(count, dtype):
+    return torch.linspace(-1, 1, count).to(dtype)
+
+
+class OnTensors:
+    """The `op` of a form that runs at once; a weight is packed in the first call."""
+
+    def __init__(self) -> None:
+        self._packed: dict[Packing, torch.Tensor] = {}
+
+    def call(self, target, *args, **kwargs) -> Any:
+        return target(*args, **kwargs)
+
+    def packed(self, weight, packing) -> torch.Tensor:
+        if packing not in self._packed:
+            self._packed[packing] = packing.apply(weight)
+        return self._packed[packing]
