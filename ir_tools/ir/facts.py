@@ -14,6 +14,7 @@ import torch
 from networkx.utils import UnionFind
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -142,8 +143,16 @@ def _recurrent(mode: FakeTensorMode, values: torch.Tensor, states: Any, paramete
     return tuple(made)
 
 
-# torch 2.13's fake kernels of these give the wrong sizes or dtypes, or unroll over the length of a sequence.
-OWN_FACTS = {"aten::_pack_padded_sequence": _packed_sequence}
+def _batch_norm(mode: FakeTensorMode, values: torch.Tensor, *options: Any) -> Any:
+    """The CPU's kernel gives a result that is contiguous or channels-last; the fake one gives it the strides of its input."""
+    with mode:
+        if _has_symbols(values) or values.device.type != "cpu":
+            return torch.ops.aten.batch_norm.default(values, *options)
+        return torch.empty_like(values, memory_format=suggest_memory_format(values))
+
+
+# torch 2.13's fake kernels of these give the wrong sizes, strides or dtypes, or unroll over the length of a sequence.
+OWN_FACTS = {"aten::_pack_padded_sequence": _packed_sequence, "aten::batch_norm": _batch_norm}
 UNROLLED = frozenset(getattr(torch.ops.aten, kind).input for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 

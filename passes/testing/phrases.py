@@ -585,6 +585,7 @@ def neutral_discrete(w: Writer) -> None:
     """The same of integers, of truth values and of rounded numbers. Of an input: elsewhere rounding errors would grow to 1."""
     x = w.new_input(2, w.pick(4, 3), *([5] if w.flip() else []))
     kind = w.pick("integers", "truth", "rounded")
+    templates: tuple[str, ...]
     if kind == "integers":
         x = w.let(f"{x}.mul(3).to(torch.{w.pick('int64', 'int32')})")
         templates = ("{}.bitwise_not().bitwise_not()", "{} + 0", "0 + {}", "{} - 0", "{} * 1", "{} ** 1", "-(-{})",
