@@ -501,7 +501,7 @@ def query_key_value(w: Writer) -> None:
             for _ in range(w.pick(3, 2))]  # fmt: skip
     if w.rarely():
         each[0] = activation(w, each[0])
-    if w.rarely():
+    if w.flip():
         each.append(w.let(f"F.linear({x}, {w.buffer(f'torch.randn({w.shape(x)[-1]})')})"))  # one number for each row
     w.give(*(each if w.flip() else [w.let(f"torch.sin({y})") for y in each]))  # outputs must not be parts of a larger tensor
 
@@ -526,17 +526,20 @@ def same_twice(w: Writer) -> None:
     elif between == "write to result":
         w.do(f"{a}.add_(1.0)")
     b = w.let(expression.format(x))
+    if w.rarely():
+        w.give(a, b)
+        return
     w.give(w.let(f"{a} + {b} * 3") if w.flip() else w.let(f"torch.cat([{a}, {b}])"))
 
 
 @phrase
 def same_twice_swapped(w: Writer) -> None:
-    """a + b and b + a, a * b and b * a: equal bit by bit; a - b and b - a, which are not."""
+    """a + b and b + a, a * b and b * a: equal bit by bit, though not always in one memory layout; a - b and b - a are not."""
     x = w.value(2, 3, 4)
-    y = w.let(f"torch.tanh({x})")
+    y = w.new_input(*w.shape(x)) if w.flip() else w.let(f"torch.tanh({x})")
     op = w.pick("+", "*", "-")
     a, b = w.let(f"{x} {op} {y}"), w.let(f"{y} {op} {x}")
-    w.give(w.let(f"{a} * 2 + {b}"))
+    w.give(*((a, b) if w.rarely() else [w.let(f"{a} * 2 + {b}")]))
 
 
 NEUTRAL: dict[str, tuple[str, ...]] = {
@@ -574,7 +577,7 @@ def neutral(w: Writer) -> None:
     """x * 1, x + 0, x ** 1, cat of one, transposed twice, ...: and near misses."""
     x = w.value(2, 3, 4, 1)
     for _ in range(w.pick(3, 2, 4, 1)):
-        x = given_back(w, x, w.pick(*NEUTRAL[w.pick(*NEUTRAL)]))
+        x = given_back(w, x, w.pick(*NEUTRAL[w.pick(*NEUTRAL, "power")]))
         if w.rarely():
             x = w.let(f"torch.sin({x})")  # so that not all of it falls away
     w.give(at_home(w, x))
@@ -701,7 +704,7 @@ def masked(w: Writer, x: str, s: str) -> str:
     if kind == "filled":
         return w.let(f'{s}.masked_fill({w.buffer(upper)}, float("-inf"))')
     if kind == "filled low":
-        return w.let(f"{s}.masked_fill({w.buffer(upper)}, {w.pick(-1e9, 0.0)})")
+        return w.let(f"{s}.masked_fill({w.buffer(upper)}, {w.pick(-1e9, 0.0, -3.4028234e38)})")
     if kind == "run time":
         w.need(w.shape(x)[-2] == n)
         return w.let(f"{s} + {x}[..., :1].transpose(-2, -1)")
@@ -884,9 +887,9 @@ def integer_weights(w: Writer) -> None:
 
 @phrase
 def pooled(w: Writer) -> None:
-    """Pools of a layer's result."""
-    x, dims = image(w, 2, 3)
-    y = w.let(f"F.{w.pick('avg', 'avg', 'max')}_pool{dims}d({x}, {w.pick(1, 2)})")
+    """Pools behind an activation."""
+    x, dims = image(w, 3, 2, 3)
+    y = w.let(f"F.{w.pick('avg', 'avg', 'max')}_pool{dims}d({activation(w, x)}, {w.pick(1, 2)})")
     w.give(activation(w, y) if w.flip() else w.let(f"{y}.mean(-1)"))
 
 
