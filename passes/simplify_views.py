@@ -33,7 +33,7 @@ def reshaping(op, x: Value):
 
 def axes_are_known(first, second):
     """Where each axis goes is known now."""
-    return None if None in (first.axis_order, second.axis_order) else True
+    return None not in (first.axis_order, second.axis_order)
 
 
 def axes_stay(y):
@@ -67,7 +67,7 @@ def operand(x):
 simplify_views = rule_pass(
     "simplify_views",
     [
-        Rule("permute(permute(x)) -> permute(x)", match=permutations, requires=(axes_are_known,), replace=joined_permutation),
+        Rule("permute(permute(x)) -> permute(x)", match=permutations, when=(axes_are_known,), replace=joined_permutation),
         Rule("permute(x) -> x", match=permutation, when=(axes_stay,), replace=operand),
         Rule("reshape(x) -> x", match=reshaping, when=(shape_stays,), replace=operand),
         Rule("reshape(reshape(x)) -> reshape(x)", match=reshapings, replace=joined_reshaping),

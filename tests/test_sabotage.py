@@ -137,6 +137,8 @@ FIRES: dict[str, tuple[Callable[..., Any], dict[str, Any], tuple[Tensor, ...]]] 
 
 TRAPS: dict[tuple[str, str], tuple[Callable[..., Any], dict[str, Any], tuple[Tensor, ...]]] = {
     ("dropout", "dropout_is_off"): (lambda m, x: F.dropout(x.exp(), 0.5, training=True).sin(), {}, (X,)),
+    ("product_or_quotient", "constant_is_one"): (lambda m, x: (x.exp() * 2).sin(), {}, (X,)),
+    ("sum_or_difference", "constant_is_zero"): (lambda m, x: (x.exp() - 2).sin(), {}, (X,)),
     ("product_or_quotient", "is_real"):
         (lambda m, x: torch.view_as_real(torch.view_as_complex(x.neg()) * m.c), {"c": torch.ones((), dtype=torch.complex64)},
          (torch.tensor([[1.0, torch.inf]]),)),

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.utils._mode_utils import no_dispatch
 
 from ir_tools.errors import PassesError
 from ir_tools.ir.dialect import (
@@ -143,16 +144,26 @@ def _recurrent(mode: FakeTensorMode, values: torch.Tensor, states: Any, paramete
     return tuple(made)
 
 
-def _batch_norm(mode: FakeTensorMode, values: torch.Tensor, *options: Any) -> Any:
-    """The CPU's kernel gives a result that is contiguous or channels-last; the fake one gives it the strides of its input."""
-    with mode:
-        if _has_symbols(values) or values.device.type != "cpu":
-            return torch.ops.aten.batch_norm.default(values, *options)
-        return torch.empty_like(values, memory_format=suggest_memory_format(values))
+def _batch_norm_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """Contiguous or channels-last (aten/src/ATen/native/Normalization.cpp); the fake kernel copies the input's strides."""
+    return torch.empty_like(result, memory_format=suggest_memory_format(values))
 
 
-# torch 2.13's fake kernels of these give the wrong sizes, strides or dtypes, or unroll over the length of a sequence.
-OWN_FACTS = {"aten::_pack_padded_sequence": _packed_sequence, "aten::batch_norm": _batch_norm}
+def _reshape_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """A reshape to the same shape gives axes of one element other strides; the fake kernel gives back its operand."""
+    if result.shape != values.shape:
+        return result
+    with no_dispatch():
+        plain = torch.empty_strided(tuple(values.shape), values.stride(), device="meta").reshape(values.shape)
+    return values.as_strided(values.shape, plain.stride())
+
+
+LAYOUTS_ON_CPU = {"aten::batch_norm": _batch_norm_layout, "aten::reshape": _reshape_layout, "aten::view": _reshape_layout}
+"""What lies in memory otherwise than torch 2.13's fake kernels say. Layouts decide which kernel the next op takes."""
+
+
+# torch 2.13's fake kernels of these give the wrong sizes or dtypes, or unroll over the length of a sequence.
+OWN_FACTS = {"aten::_pack_padded_sequence": _packed_sequence}
 UNROLLED = frozenset(getattr(torch.ops.aten, kind).input for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 
@@ -189,7 +200,11 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
             if torch.Tag.inplace_view in getattr(target, "tags", ()):
                 # It changes the shape of the very tensor: give it another one over the same storage.
                 fake_args = (torch.ops.aten.alias.default(fake_args[0]), *fake_args[1:])
-            return target(*fake_args, **fake_kwargs)
+            result = target(*fake_args, **fake_kwargs)
+            on_cpu = None if symbolic else LAYOUTS_ON_CPU.get(op_name(target))
+            if on_cpu is not None and isinstance(result, torch.Tensor) and result.device.type == "cpu":
+                result = on_cpu(fake_args[0], result)
+            return result
     except (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException):
         return None
     except UnsupportedOperatorException as error:
@@ -362,9 +377,13 @@ def _is_contiguous(known: torch.Tensor) -> bool:
 
 
 def same_layout(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """The same strides; or both contiguous, and where axes of one element make that ambiguous, for the same memory format."""
     if tuple(map(size, one.stride())) == tuple(map(size, other.stride())):
         return True
-    return _is_contiguous(one) and _is_contiguous(other)
+    if not _is_contiguous(one) or not _is_contiguous(other):
+        return False
+    # Kernels are chosen by the strides of such axes too.
+    return _has_symbols(one) or _has_symbols(other) or suggest_memory_format(one) == suggest_memory_format(other)
 
 
 def memory_format(value: Any) -> torch.memory_format | None:

@@ -880,7 +880,7 @@ def weights_of_the_run(w: Writer) -> None:
 @phrase
 def integer_weights(w: Writer) -> None:
     """A linear of integers, scaled."""
-    x = w.let(f"{w.new_input(2, 3)}.mul(3).to(torch.int64)")
+    x = w.let(f"{w.new_input(w.pick(2, 1, 4), 3)}.mul(3).to(torch.int64)")
     y = w.let(f"F.linear({x}, {w.buffer('torch.arange(12).reshape(4, 3)')})")
     w.give(at_home(w, w.let(w.pick(f"{y} * 2", f"{y} + 3", f"-{y}"))))
 

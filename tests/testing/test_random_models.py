@@ -56,7 +56,7 @@ def test_every_phrase_yields_valid_models(name: str) -> None:
     assert len(made) >= len(tried) * 0.6, "it gives up too often"
 
 
-def sources(count: int = 500) -> list[RandomModel]:
+def sources(count: int = 900) -> list[RandomModel]:
     found: list[RandomModel] = []
 
     @seed(7)
