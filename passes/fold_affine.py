@@ -53,7 +53,7 @@ def times(op, layer, x, w, b, c):
 
 
 def over(op, layer, x, w, b, c):
-    return affine(op, layer, x, w, b, scale=1 / per_channel(c, output_channels(layer, w)))
+    return affine(op, layer, x, w, b, scale=1 / per_channel(c, output_channels(layer, w), w))
 
 
 def plus(op, layer, sum, x, w, b, c):
@@ -75,10 +75,10 @@ def negated(op, layer, x, w, b):
 def affine(op, layer, x, w, b, scale=1.0, shift=None):
     """`scale * layer(x, w, b) + shift`; a layer without bias gets one only from a shift."""
     channels = output_channels(layer, w)
-    s = per_channel(scale, channels)
+    s = per_channel(scale, channels, w)
     bias = b if b is None else b.double() * s
     if shift is not None:
-        bias = per_channel(shift, channels) + (0 if bias is None else bias)
+        bias = per_channel(shift, channels, w) + (0 if bias is None else bias)
     return refolded(op, layer, x, w, scaled_outputs(layer, w, s), bias)
 
 

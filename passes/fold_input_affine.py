@@ -8,14 +8,25 @@
     layer(-x, w, b)      ->  layer(x, -w, b)
 
 in float64, then back to w's dtype; sums over input channels and kernel. Zeros that a layer pads stay zeros when they are
-scaled, but a shift does not reach them. Input pictures normalised in `forward` are such a chain.
+scaled, but a shift does not reach them; and one much larger than the input varies would cost digits. Input pictures that
+`forward` normalises are such a chain.
 """
 
 from torch import Tensor
 
 from ir_tools.rewrite import Known, Rule, Value, rule_pass
 from passes.fold_affine import as_float64
-from passes.folding import channel_axis, input_channels, is_per_channel, layer_sum, per_channel, refolded, scaled_inputs
+from passes.folding import (
+    LARGE_SHIFT,
+    channel_axis,
+    input_channels,
+    is_large_shift,
+    is_per_channel,
+    layer_sum,
+    per_channel,
+    refolded,
+    scaled_inputs,
+)
 from passes.fuse_bn_conv import nothing_is_padded
 
 
@@ -61,7 +72,7 @@ def of_product(op, layer, x, w, b, c):
 
 
 def of_quotient(op, layer, x, w, b, c):
-    return affine(op, layer, x, w, b, scale=1 / per_channel(c, input_channels(layer, w)))
+    return affine(op, layer, x, w, b, scale=1 / per_channel(c, input_channels(layer, w), w))
 
 
 def of_sum(op, layer, inner, x, w, b, c):
@@ -83,10 +94,13 @@ def of_negation(op, layer, x, w, b):
 def affine(op, layer, x, w, b, scale=1.0, shift=None):
     """`layer(scale * x + shift, w, b)`; a layer without bias gets one only from a shift."""
     channels = input_channels(layer, w)
-    weight = scaled_inputs(layer, w, per_channel(scale, channels))
+    weight = scaled_inputs(layer, w, per_channel(scale, channels, w))
     if shift is None:
         return refolded(op, layer, x, w, weight, b)
-    added = layer_sum(layer, w, per_channel(shift, channels))
+    t = per_channel(shift, channels, w)
+    if is_large_shift(t, w):
+        return op.decline(LARGE_SHIFT)
+    added = layer_sum(layer, w, t)
     return refolded(op, layer, x, w, weight, added if b is None else b.double() + added)
 
 

@@ -22,6 +22,15 @@ from ir_tools.ir.dialect import TRANSPOSED_CONVOLUTIONS, aten
 from ir_tools.rewrite import Call, Value
 
 NOT_FINITE = "the folded weight or bias would not be finite"
+LOST_DIGITS = "the folded weight or bias is too small for its dtype, which would lose its digits"
+LARGE_SHIFT = "the shift is so large that the sum would lose digits to it"
+
+MOST_ROUNDED = 4.0
+"""Rounding errors of a folded weight, in units of its dtype: more says that it underflows."""
+MOST_LOST: dict[torch.dtype, float] = {
+    torch.float64: 1e-11, torch.float32: 2.0**-14, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-7,
+}  # fmt: skip
+"""What a shift of the input may lose, of an input that varies by about one: rounding of what is added up with it."""
 
 
 def is_linear(layer: Call) -> bool:
@@ -55,9 +64,15 @@ def is_per_channel(c: Tensor | float, channels: int, axis: int) -> bool:
     return along == c.numel() == channels
 
 
-def per_channel(c: Tensor | float, channels: int) -> Tensor:
-    """`c` as a float64 tensor of shape (channels,)."""
-    return torch.as_tensor(c, dtype=torch.float64).reshape(-1).expand(channels)
+def per_channel(c: Tensor | float, channels: int, w: Tensor) -> Tensor:
+    """`c` as a float64 tensor of shape (channels,), where the weight is."""
+    return torch.as_tensor(c, dtype=torch.float64, device=w.device).reshape(-1).expand(channels)
+
+
+def is_large_shift(t: Tensor, w: Tensor) -> bool:
+    """Added to what the layer reads, `t` is small; inside its sum, in w's dtype, it takes the place of digits."""
+    lost = t.abs().max().item() * torch.finfo(w.dtype).eps if t.numel() and w.is_floating_point() else 0.0
+    return lost > MOST_LOST.get(w.dtype, 0.0)
 
 
 def scaled_outputs(layer: Call, w: Tensor, s: Tensor) -> Tensor:
@@ -119,7 +134,14 @@ def refolded(op, layer: Call, x: Value, w: Tensor, new_w: Tensor, b: Tensor | No
     weight = _in_layout_of(w, new_w)
     if not all(t.isfinite().all() for t in (weight, bias) if t is not None):
         return op.decline(NOT_FINITE)
+    if _loses_digits(weight, new_w) or (b is not None and _loses_digits(b.to(w.dtype), b)):
+        return op.decline(LOST_DIGITS)
     return op.like(layer, x, weight, bias)
+
+
+def _loses_digits(rounded: Tensor, exact: Tensor) -> bool:
+    error = (rounded.double() - exact).norm()
+    return bool(error > MOST_ROUNDED * torch.finfo(rounded.dtype).eps * exact.norm())
 
 
 def _in_layout_of(w: Tensor, new: Tensor) -> Tensor:

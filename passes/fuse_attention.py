@@ -117,19 +117,20 @@ def scale_of(a, b, c, q_by, k_by, by):
 def fused(op, q, k, kt, v, mask, hidden, a, b, c, q_by, k_by, by):
     if hidden is not None:
         mask = torch.zeros(hidden.shape, dtype=q.dtype, device=hidden.device).masked_fill(hidden, -math.inf)
-    causal = mask is not None and hides_what_comes_later(mask, q)
-    if causal or (mask is not None and not mask.any()):
-        mask = None
-    elif mask is not None and mask.dim() < 2:
-        mask = mask.reshape(1, -1)
+    mask = mask if mask is not None and mask.any() else None
     keys = op.transpose(kt, -2, -1) if k is None else k
-    return op.scaled_dot_product_attention(q, keys, v, mask, 0.0, causal, scale=scale_of(a, b, c, q_by, k_by, by))
+    scale = scale_of(a, b, c, q_by, k_by, by)
+    # The kernel scales what it has hidden too: -inf times a negative scale would be seen by all.
+    causal = mask is not None and scale > 0 and hides_what_comes_later(mask, q.shape[-2], keys.shape[-2])
+    if mask is not None and mask.dim() < 2:
+        mask = mask.reshape(1, -1)
+    return op.scaled_dot_product_attention(q, keys, v, None if causal else mask, 0.0, causal, scale=scale)
 
 
-def hides_what_comes_later(mask, q):
+def hides_what_comes_later(mask, queries, keys):
     """The mask is that of `is_causal`, whose kernel skips what is hidden: -inf behind the diagonal of a square, 0 elsewhere."""
-    n = q.shape[-2]
-    return mask.shape[-2:] == (n, n) and bool((mask == torch.full((n, n), -math.inf).triu(1).to(mask)).all())
+    square = queries == keys and mask.shape[-2:] == (queries, keys)
+    return square and bool((mask == torch.full((queries, keys), -math.inf).triu(1).to(mask)).all())
 
 
 fuse_attention = rule_pass(

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ir_tools.rewrite import Rule, Value, rule_pass
 from passes.folding import (
+    LARGE_SHIFT,
     batch_norm_as_affine,
     every_output_sees_a_whole_window,
+    is_large_shift,
     layer_sum,
     normalises_channels,
     refolded,
@@ -41,6 +43,8 @@ def nothing_is_padded(layer, w):
 
 def folded_forward(op, layer, bn, x, w, b, gamma, beta, mean, var):
     s, t = batch_norm_as_affine(gamma, beta, mean, var, bn.eps)
+    if is_large_shift(t, w):
+        return op.decline(LARGE_SHIFT)
     shift = layer_sum(layer, w, t)
     return refolded(op, layer, x, w, scaled_inputs(layer, w, s), shift if b is None else b.double() + shift)
 

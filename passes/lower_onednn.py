@@ -98,6 +98,8 @@ def objection(p):
         return "oneDNN's kernels run on the CPU"
     if p.x.dtype not in SUPPORTED or p.w.dtype != p.x.dtype:
         return f"oneDNN's kernels here take float32 and bfloat16, not {p.x.dtype} with a weight of {p.w.dtype}"
+    if not all(isinstance(n, (int, float)) for n in (*(n for size in p.sizes or () for n in size), p.groups, *p.act_args)):
+        return "a size, or a number of the activation, is known at run time only"
     if not p.w.is_constant:
         return "the weight is not a constant, so it cannot be packed ahead of time"
     if 0 in p.x.shape or 0 in p.w.shape:

@@ -15,7 +15,7 @@ import torch
 
 from ir_tools.ir.dialect import aten, conv_act, linear_act
 from ir_tools.ir.program import Packing
-from ir_tools.rewrite import Call
+from ir_tools.rewrite import Call, Value
 from passes.forms import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
 from passes.lower_aten import CONV, activated, finished
 
@@ -75,12 +75,12 @@ def forms_of(p):
 def fused(op, p):
     if p.residual is None:
         return kernel(op, p, p.act, p.act_args)
-    weight = op.packed(p.w, p.packing)
+    weight, b = op.packed(p.w, p.packing), bias(op, p)
     if p.sizes is None:
-        y = op.call(mkldnn._linear_pointwise.binary, p.x, p.residual, weight, p.b, "add")
+        y = op.call(mkldnn._linear_pointwise.binary, p.x, p.residual, weight, b, "add")
         return activated(op, y, p.act, p.act_args)
     inner, outer = (p.act, "") if p.act in WITH_RESIDUAL else ("", p.act)
-    attributes = (p.b, *p.sizes, p.groups, "add", 1.0, inner or None, [], None)
+    attributes = (b, *p.sizes, p.groups, "add", 1.0, inner or None, [], None)
     if p.spent:
         # In any other layout the kernel adds by itself, and knows no bfloat16 then. Free where the layout is right.
         residual = channels_last(op, p, p.residual)
@@ -106,8 +106,15 @@ def kernel(op, p, act, act_args):
     """`act(product(x, w, b))` in one kernel."""
     weight, attributes = op.packed(p.w, p.packing), (ONEDNN_NAME.get(act, act), act_args, ALGORITHM.get(act))
     if p.sizes is None:
-        return op.call(mkldnn._linear_pointwise.default, p.x, weight, p.b, *attributes)
-    return op.call(mkldnn._convolution_pointwise.default, p.x, weight, p.b, *p.sizes, p.groups, *attributes)
+        return op.call(mkldnn._linear_pointwise.default, p.x, weight, bias(op, p), *attributes)
+    return op.call(mkldnn._convolution_pointwise.default, p.x, weight, bias(op, p), *p.sizes, p.groups, *attributes)
+
+
+def bias(op, p):
+    """The bias, contiguous: the kernels read its memory as if it were, whatever its strides."""
+    if p.b is None or (isinstance(p.b, Value) and p.b.is_constant and p.b.memory_format is not None):
+        return p.b
+    return op.call(aten.contiguous.default, p.b, memory_format=torch.contiguous_format)
 
 
 def channels_last(op, p, value):

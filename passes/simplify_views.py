@@ -69,8 +69,10 @@ simplify_views = rule_pass(
     [
         Rule("permute(permute(x)) -> permute(x)", match=permutations, when=(axes_are_known,), replace=joined_permutation),
         Rule("permute(x) -> x", match=permutation, when=(axes_stay,), replace=operand),
-        Rule("reshape(x) -> x", match=reshaping, when=(shape_stays,), replace=operand),
-        Rule("reshape(reshape(x)) -> reshape(x)", match=reshapings, replace=joined_reshaping),
+        Rule("reshape(x) -> x", match=reshaping, when=(shape_stays,), replace=operand,
+             takes_run_numbers=True),
+        Rule("reshape(reshape(x)) -> reshape(x)", match=reshapings, replace=joined_reshaping,
+             takes_run_numbers=True),
     ],
     declares="exact",
     doc=__doc__,

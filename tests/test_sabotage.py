@@ -44,7 +44,7 @@ def names(pass_: Pass, rule: Rule) -> str:
 
 
 class _Wrong:
-    """The `op` of a right side whose constants are a little off."""
+    """The `op` of a right side whose constants and numbers are a little off."""
 
     def __init__(self, op: Ops):
         self._op, self.touched = op, False
@@ -56,14 +56,16 @@ class _Wrong:
         return lambda *args, **kwargs: made(*map(self._off, args), **{k: self._off(v) for k, v in kwargs.items()})
 
     def _off(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+        if isinstance(value, list):
+            return [self._off(v) for v in value]
+        if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point() and value.numel()):
             self.touched = True
             return value * OFF
         return value
 
 
 def with_wrong_numbers(rule: Rule) -> Rule:
-    """The rule with its new constants a little off; without constants, its result."""
+    """The rule with its new constants and numbers a little off; without any, its result."""
 
     @functools.wraps(rule.replace)
     def wrong(**given: Any) -> Any:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn import functional as F
 
-from passes import optimize
+from passes import DEFAULT, optimize
 from passes.errors import CaptureError
 
 
@@ -203,3 +204,151 @@ def test_a_view_stays_a_view_where_lowering_changes_layouts(frontend: str, trans
     assert fast.report.ops_left["_convolution_pointwise"] == 1
     for expected, got in zip(model(x), fast(x), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+# -- what a review found ------------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """`function(module, *inputs)`, with buffers and modules."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            self.add_module(name, part) if isinstance(part, nn.Module) else self.register_buffer(name, part)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(self, *inputs)
+
+
+def agrees(model: nn.Module, *calls: tuple[Tensor, ...], passes="default", **options) -> None:
+    """What `optimize` makes of the model from the first call gives the model's answers to all."""
+    given = {} if passes == "default" else {"passes": passes}
+    fast = optimize(model.eval(), example_inputs=calls[0], **given, **options)
+    for call in calls:
+        expected, got = model(*call), fast(*call)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("verify", ["each", "off"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_bias_of_the_run_may_have_any_strides(kind: str, verify: str) -> None:
+    """oneDNN's kernels read a bias as if it were contiguous."""
+    function, w, x = (F.linear, torch.randn(32, 16), torch.randn(4, 16)) if kind == "linear" else (
+        F.conv2d, torch.randn(32, 3, 3, 3), torch.randn(1, 3, 8, 8))  # fmt: skip
+    model = Plain(lambda m, x, b: F.relu(function(x, m.w, b)), w=w)
+    agrees(model, (x, torch.randn(32)), (x, torch.randn(64)[::2]), (x, torch.randn(1).expand(32)), verify=verify)
+    constant = Plain(lambda m, x: function(x, m.w, m.c[:, 0]), w=w, c=torch.randn(32, 3))
+    agrees(constant, (x,), verify=verify)
+
+
+@pytest.mark.parametrize("shape", [(1,), (), (4, 6)], ids=str)
+def test_a_bias_that_broadcasts_is_a_sum(shape: tuple[int, ...]) -> None:
+    model = Plain(lambda m, x: F.linear(x, m.w, m.b).softmax(-1) + F.linear(x, m.v).softmax(-1) * F.relu(F.linear(x, m.w, m.b)),
+                  w=torch.randn(6, 5), v=torch.randn(6, 5), b=torch.randn(shape))  # fmt: skip
+    agrees(model, (torch.randn(4, 5),), passes=["merge_parallel_linears", "merge_linear_chains", "fuse_conv_relu"])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda m, x: x.squeeze(0) * 2, lambda m, x: (x * 2).squeeze(), lambda m, x: x.unsqueeze(-1).squeeze() + 1,
+     lambda m, x: x.flatten(1).squeeze(0).sin()],
+    ids=["one axis", "all axes", "there and back", "flattened"],
+)  # fmt: skip
+def test_a_squeeze_of_a_size_that_varies_stays(function) -> None:
+    """Only the run tells whether the size is 1."""
+    model, x = Plain(function).eval(), torch.randn(4, 3)
+    fast = optimize(model, example_inputs=x, dynamic_shapes=[({0: Dim.AUTO},)])
+    for rows in (4, 2, 1):
+        x = torch.randn(rows, 3)
+        assert fast(x).shape == model(x).shape
+        torch.testing.assert_close(fast(x), model(x))
+
+
+@pytest.mark.parametrize("scale", [0.5, -0.5])
+@pytest.mark.parametrize("keys", [1, 5])
+@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("mask", ["none hidden", "later hidden", "zeros"])
+def test_attention_by_hand_with_one_query_or_a_negative_scale(mask: str, queries: int, keys: int, scale: float) -> None:
+    q, k, v = torch.randn(1, 2, queries, 8), torch.randn(1, 2, keys, 8), torch.randn(1, 2, keys, 8)
+    later = torch.full((queries, keys), -torch.inf).triu(1)
+    if mask == "none hidden":
+        model = Plain(lambda m, q, k, v: torch.softmax((q @ k.mT * scale).masked_fill(m.hidden, -torch.inf), -1) @ v,
+                      hidden=torch.zeros(1, 1, dtype=torch.bool))  # fmt: skip
+    else:
+        added = torch.zeros(1, 1, 1, 1) if mask == "zeros" else later
+        model = Plain(lambda m, q, k, v: torch.softmax(q @ k.mT * scale + m.mask, -1) @ v, mask=added)
+    for engine in ("aten", "onednn_ops"):
+        agrees(model, (q, k, v), passes=["fuse_attention"], engine=engine)
+    assert optimize(model, "fuse_attention", example_inputs=(q, k, v), engine="aten").report.steps[0].rewrites
+
+
+def test_a_shift_larger_than_the_input_varies_is_not_folded() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    far = Plain(lambda m, x: m.conv(x - 1e5), conv=nn.Conv2d(3, 4, 3))
+    report = optimize(far.eval(), ["fold_input_affine"], example_inputs=x + 1e5, dry_run=True)
+    assert [r.reason for r in report.steps[0].refusals] == ["the shift is so large that the sum would lose digits to it"]
+    half = Plain(lambda m, x: m.conv(x - 256), conv=nn.Conv2d(3, 4, 3)).to(torch.bfloat16)
+    report = optimize(half.eval(), ["fold_input_affine"], example_inputs=x.bfloat16(), dry_run=True)
+    assert not report.steps[0].rewrites and report.steps[0].refusals
+    pixels = Plain(lambda m, x: m.conv(x - 123.675), conv=nn.Conv2d(3, 4, 3))
+    assert optimize(pixels.eval(), ["fold_input_affine"], example_inputs=x * 255, dry_run=True).steps[0].rewrites
+
+
+def test_a_weight_that_would_underflow_is_not_folded() -> None:
+    model = Plain(lambda m, x: m.conv(x) * 1e-6, conv=nn.Conv2d(8, 4, 3, bias=False)).half()
+    report = optimize(model.eval(), ["fold_affine"], example_inputs=torch.randn(1, 8, 6, 6).half() * 300, dry_run=True)
+    (refused,) = report.steps[0].refusals
+    assert refused.reason == "the folded weight or bias is too small for its dtype, which would lose its digits"
+
+
+def test_a_buffer_whose_memory_is_another_ones_too_may_not_be_written() -> None:
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.register_buffer("flat", self.conv.weight.data.view(-1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn(self.conv(x) * 2)
+            self.flat.add_(1.0)
+            return y
+
+    with pytest.raises(CaptureError, match=r"writes into flat, whose memory is that of conv\.weight too"):
+        optimize(Shared().eval(), example_inputs=torch.randn(1, 3, 6, 6), frontend="export")
+
+
+RUN_NUMBERS = {
+    "slope": lambda m, x: F.leaky_relu(m.conv(x), x.abs().max().item()),
+    "alpha": lambda m, x: torch.add(m.conv(x), m.one, alpha=x.abs().max().item()),
+}
+
+
+@pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
+@pytest.mark.parametrize("name", RUN_NUMBERS)
+def test_plain_arguments_may_be_numbers_of_the_run(name: str, engine: str) -> None:
+    model, x = Plain(RUN_NUMBERS[name], conv=nn.Conv2d(3, 4, 3), one=torch.ones(1)), torch.randn(1, 3, 6, 6)
+    agrees(model, (x,), (x * 3,), frontend="export", engine=engine)
+
+
+class RunBounds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("var", torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = float(x.abs().mean().item())
+        y = F.hardtanh(self.conv(x), -a, a) + F.batch_norm(self.conv(x), self.mean, self.var, None, None, False, 0.1, a)
+        n = 1 if a > 0.5 else 2
+        return y + F.conv2d(x, self.conv.weight, None, [n, n]).relu().mean() + (x.exp() / x.exp().sum([n], True)).sum()
+
+
+@pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
+def test_numbers_of_the_run_in_scripted_models(engine: str) -> None:
+    model, x = RunBounds().eval(), torch.randn(1, 3, 6, 6)
+    fast = optimize(torch.jit.script(model), [*DEFAULT, "use_stable_forms"], example_inputs=x, engine=engine)
+    for call in (x, x * 0.1):
+        torch.testing.assert_close(fast(call), model(call), rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
     _convolution, convolution, conv2d.padding      ->  conv1d, conv2d, conv3d, conv_transpose*
     linear(x, w) with w of one axis                ->  matmul(x, w)
+    linear(x, w, b), b not one number per output   ->  linear(x, w) + b
     relu6(x)                                       ->  hardtanh(x, 0, 6)
     norm(x, p, dim)                                ->  linalg_vector_norm(x, p, dim)
     view, _unsafe_view                             ->  reshape          (where nobody writes into the value)
@@ -269,6 +270,9 @@ def _decomposed_linear(draft: Draft, target: OpOverload, a: dict[str, Any]) -> A
 def _linear(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     if facts.rank(a["weight"]) == 1:  # which takes no bias, and has no output features
         return draft.call(aten.matmul.default, a["input"], a["weight"])
+    bias, weight = facts.shape(a["bias"]) if a["bias"] is not None else None, facts.shape(a["weight"])
+    if bias is not None and weight is not None and bias != weight[:1]:  # it is added as sums are: it broadcasts
+        return draft.call(aten.add.Tensor, draft.call(target, **{**a, "bias": None}), a["bias"])
     return draft.call(target, **a)
 
 
@@ -401,6 +405,12 @@ def purify(draft: Draft) -> None:
     for name in memory.written_constants(graph):
         if name == "constant" or name.startswith("constant@"):
             raise CaptureError("the model writes into a tensor that is no buffer; make it a buffer")
+        sharing_it = names_of_its_memory(draft.program, name)
+        if sharing_it:
+            raise CaptureError(
+                f"the model writes into {name}, whose memory is that of {', '.join(sharing_it)} too, and a file would keep "
+                "them apart. Give each memory of its own, or make them one buffer"
+            )
         draft.program.state |= {name}
     # What others may write into when a body is over is nothing to be sure of either.
     mutated = written if isinstance(draft.program, Program) else written | memory.reachable(graph)
@@ -461,6 +471,13 @@ def _drop_unread_writes(draft: Draft) -> None:
 def _makes_its_memory(node: fx.Node) -> bool:
     """No input and no constant, nor a region that may give back a constant."""
     return node.op == "call_function" and not facts.constants_seen(node, "escaping_constants")
+
+
+def names_of_its_memory(program: Any, name: str) -> list[str]:
+    """Other constants whose storage is that of the constant `name`."""
+    storage = program.constants[name].untyped_storage().data_ptr()
+    others = {n: t for n, t in program.constants.items() if n != name and t.layout is torch.strided and t.numel()}
+    return [n for n, t in others.items() if t.untyped_storage().data_ptr() == storage]
 
 
 def _say_whether_it_copies(draft: Draft, node: fx.Node) -> None:

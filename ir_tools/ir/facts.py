@@ -195,6 +195,8 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
         joins = op_name(target) in GROWS_WITH_LIST and isinstance(fake_args[0], Elements)
         return _fact_of_joined_elements(mode, target, fake_args, fake_kwargs) if joins else None
     symbolic = any(isinstance(v, SYMBOLS) or _has_symbols(v) for v in _leaves((fake_args, fake_kwargs)))
+    if symbolic and op_name(target).removesuffix("_") == "aten::squeeze" and not _rank_is_known(*fake_args):
+        return None
     try:
         with torch.no_grad(), _for_symbols() if symbolic else nullcontext(), mode:
             if torch.Tag.inplace_view in getattr(target, "tags", ()):
@@ -217,6 +219,12 @@ def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[st
             return None  # it may be the symbol that the op rejects, where a number would do
         shapes = ", ".join(_describe(a) for a in fake_args)
         raise FactError(f"{overload_name(target)}({shapes}) fails: {str(error).splitlines()[0]}") from error
+
+
+def _rank_is_known(values: torch.Tensor, axes: Any = None) -> bool:
+    """Each size that a squeeze asks about is a number: a symbol may be 1, although torch takes it for 2 at least."""
+    asked = values.shape if axes is None else [values.shape[axis] for axis in ([axes] if isinstance(axes, int) else axes)]
+    return all(isinstance(s, int) for s in asked)
 
 
 TELLS_NONE = frozenset({"aten::__is__", "aten::__isnot__"})

@@ -3,6 +3,7 @@
 Conditions that no rule states for itself:
 - an op inside the match has no reader outside it (its value would be computed twice, or lost);
 - nobody writes into a value of the match (moving an op past a write changes what it reads);
+- plain arguments are known now, unless the rule says that it does without;
 - what the rule wants to know now (a `Tensor` in its match) is a constant;
 - the new value has the shape and dtype of the old one, and, where the pass is exact, its memory layout: later sums add in
   the order of memory. Where layouts show in the numbers (`Block.layout_tells`), every pass keeps them;
@@ -21,7 +22,8 @@ from torch import fx
 
 from ir_tools.errors import PassesError
 from ir_tools.ir import Block, Draft, facts
-from ir_tools.ir.dialect import short_name
+from ir_tools.ir.dialect import bound_arguments, nodes_in, short_name
+from ir_tools.ir.host import TENSOR, value_type
 from ir_tools.ir.origin import place
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.journal import Journal
@@ -29,6 +31,9 @@ from ir_tools.rewrite.match import Match, matches_at
 from ir_tools.rewrite.rule import Rule, Value, call_with, reason
 
 B = TypeVar("B", bound=Block)
+
+CONTAINERS = frozenset({"container"})
+"""Arguments that hold several tensors: the parts of an op's results."""
 
 MOST_WAYS = 16
 """In which one rule is tried at one place: a sum of sums of sums has many orders."""
@@ -145,6 +150,11 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
     for node in (*match.nodes, *match.operands):
         if node in mutated:
             return f"{_name(node)} is written in place"
+    if not rule.takes_run_numbers:
+        for node in match.nodes:
+            for name, value in bound_arguments(node).items():
+                if any(value_type(n) != TENSOR for n in nodes_in(value)) and name not in CONTAINERS:
+                    return f"the argument {name} of {short_name(node.target)} is known at run time only"
     if match.not_constant:
         return f"known at run time only: {', '.join(match.not_constant)}"
     view = match.view(rule, program)

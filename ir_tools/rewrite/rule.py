@@ -24,6 +24,9 @@ The left side may also say
     op.conv, op.activation, ...     one of a family of ops (`FAMILIES`)
     op.getitem(a, i)    part `i` of an op that gives several
 
+`takes_run_numbers`: the rule is right where plain arguments of the ops are numbers of the run (a size, an `item()`). Any other
+rule is refused there.
+
 Sums and products fit in either order (`COMMUTATIVE`). `requires`, `when` and `replace` ask for what they need by parameter
 name: unknowns, named ops (`name="conv"`), and `op`. A requirement answers True, False, or None for "unknown", which refuses
 too.
@@ -319,6 +322,7 @@ class Rule:
     replace: Callable[..., Any]
     requires: Sequence[Requirement] = ()
     when: Sequence[Requirement] = ()
+    takes_run_numbers: bool = False
     pattern: Pattern = field(init=False, compare=False, repr=False)
     unknowns: dict[str, Unknown] = field(init=False, compare=False, repr=False)
 

@@ -260,7 +260,8 @@ def relative_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
     for e, g in zip(expected, got, strict=True):
         difference = _distance(e, g)
         scale = float(e.double().abs().max()) if e.numel() else 1.0
-        worst = max(worst, difference / scale if scale else math.inf if difference else 0.0)
+        error = difference / scale if scale else math.inf if difference else 0.0
+        worst = max(worst, error if error == error else math.inf)  # a NaN is as wrong as can be
     return worst
 
 

@@ -256,7 +256,7 @@ SABOTAGES: dict[str, tuple[str, str, Callable]] = {
 
 
 def per_one(scale: Tensor | float, w: Tensor) -> Tensor:
-    return RIGHT["per_channel"](scale, w.shape[0])
+    return RIGHT["per_channel"](scale, w.shape[0], w)
 
 
 @pytest.mark.parametrize("sabotage", SABOTAGES)
