@@ -7,7 +7,8 @@ the laws, and the numbers at the end to the eager model in float64. One model in
 either engine, saved and loaded. At the end come tables of what fired, what was refused and why, and what never was;
 `report.json` holds the same. Models on which something fails are made small and written to `failures/` as tests to paste.
 
-The exit status is 1 when something failed, or when no rule fired on more than `MOST_UNTOUCHED` of the models.
+The exit status is 1 when something failed, when no rule fired on more than `MOST_UNTOUCHED` of the models, or when a run of
+`LONG` models left a rule or a requirement idle.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from passes.testing.trial import CaptureRefused, Trial
 
 MOST_UNTOUCHED = 0.3
 """A larger share of models on which no rule fired says that the models miss what the rules look for."""
+
+LONG = 10_000
+"""Models from which on a run is to show every rule at work, and every requirement refusing."""
 
 SEGMENT = 1000
 """Models to a process: TorchScript keeps what it compiled for as long as its process lives."""
@@ -221,6 +225,15 @@ def _run_all(waiting: list[Segment], workers: int, failures: dict[str, Any]) -> 
             time.sleep(0.05)
 
 
+def too_rare(tally: Tally, examples: int) -> list[str]:
+    """In a run of `LONG` models or more: the rules that fired less than once in a hundred, the requirements that all met."""
+    if examples < LONG:
+        return []
+    rules = [f"{pass_.name}: {rule.name}" for pass_ in CATALOGUE.values() for rule in pass_.rules]
+    rare = [f"fired {tally.rewrites[rule]} times only: {rule}" for rule in rules if tally.rewrites[rule] < examples // 100]
+    return rare + [f"never refused: {reason}" for reason, times in tally.refusals.items() if times == 0]
+
+
 def write_failures(failures: Sequence[dict[str, str]], out: Path) -> list[Path]:
     """`failures/test_<hash>.py`, one each; the hash is that of the test."""
     paths = []
@@ -253,10 +266,13 @@ def main(
     untouched = tally.share_untouched > MOST_UNTOUCHED
     if untouched:
         console.print(f"no rule fired on {tally.share_untouched:.0%} of the models; at most {MOST_UNTOUCHED:.0%} are allowed")
+    idle = too_rare(tally, examples)
+    for line in idle:
+        console.print(line, style="bold red", markup=False, highlight=False)
     report = {**tally.to_dict(), "share_untouched": tally.share_untouched, "seed": seed,
               "failures": [{"file": str(p), "why": f["why"]} for f, p in zip(failures, paths)]}  # fmt: skip
     (out / "report.json").write_text(json.dumps(report, indent=2))
-    sys.exit(1 if failures or untouched else 0)
+    sys.exit(1 if failures or untouched or idle else 0)
 
 
 if __name__ == "__main__":

@@ -353,6 +353,7 @@ def affine_before(w: Writer) -> None:
     shape = w.shape(x)
     for _ in range(w.pick(1, 2)):
         x = at_home(w, affine(w, twisted(w, x) if x.startswith("v") else x, axis))
+    x = w.let(f"{x} - {w.pick(600.0, 1e-3)}") if w.rarely() else x  # one of them costs float32 digits
     w.need(w.shape(x) == shape)
     w.give(linear(w, x) if is_linear else conv(w, x, dims, transposed=w.rarely()))
 
@@ -661,7 +662,8 @@ def attention(w: Writer) -> None:
     size = w.shape(x)[-1]
     q, k, v = (linear(w, x, size) for _ in range(3)) if w.flip() else (x, x, x)
     scale = w.pick("none", "multiply", "divide", "query", "key")
-    factor = round(size**-0.5, 4)
+    factor = round(size**-0.5, 4) * w.pick(1, 1, 1, -1)
+    q = w.let(f"{q}[..., :1, :]") if w.rarely() else q  # one query, as in decoding
     if w.rarely():  # keys or values are read by every element of the batch
         w.need(w.shape(x)[0] > 1)
         k, v = (w.let(f"{k}[:1]"), v) if w.flip() else (k, w.let(f"{v}[:1]"))
@@ -688,7 +690,11 @@ def masked(w: Writer, x: str, s: str) -> str:
     """The scores, masked or not. The diagonal stays, so that no row is masked throughout, but for a kind of its own."""
     n = w.shape(s)[-1]
     upper = f"torch.ones({n}, {n}, dtype=torch.bool).triu(1)"
-    kind = w.pick("none", "none", "added", "filled", "filled low", "run time", "added per key", "a row", "added narrow")
+    kind = w.pick("none", "none", "added", "filled", "filled low", "run time", "added per key", "a row", "added narrow",
+                  "one by one")  # fmt: skip
+    if kind == "one by one":
+        hidden = w.buffer("torch.zeros(1, 1, dtype=torch.bool)")
+        return w.let(w.pick(f"{s} + {w.buffer('torch.zeros(1, 1)')}", f'{s}.masked_fill({hidden}, float("-inf"))'))
     if kind == "a row":
         row = f"torch.arange({n}).eq(1).reshape(-1, 1).expand({n}, {n})"
         if w.flip():
@@ -858,7 +864,7 @@ def narrow_part(w: Writer) -> None:
     elif kind == "activation":
         y = activation(w, y)
     elif kind == "affine":
-        y = affine(w, y, 1)
+        y = w.let(f"{y} * 1e-6 * 1e4") if w.rarely() and dtype == "torch.float16" else affine(w, y, 1)
     w.give(at_home(w, y))
 
 
@@ -897,7 +903,10 @@ def pooled(w: Writer) -> None:
 def weights_as_buffers(w: Writer) -> None:
     """F.conv2d and F.linear with buffers for weights, one of them computed from another."""
     x = w.value(2, 3)
-    weight, bias = w.buffer(f"torch.randn(4, {w.shape(x)[-1]})"), w.buffer("torch.randn(4)")
+    weight = w.buffer(f"torch.randn(4, {w.shape(x)[-1]})")
+    # Its memory may have gaps, or be one number; it may come from the run; one that broadcasts is a sum.
+    lies = w.pick("torch.randn(4)", "torch.randn(8)[::2]", "torch.randn(1).expand(4)", "torch.randn(1)")
+    bias = w.new_input(4) if w.rarely() else w.buffer(lies)
     scaled = w.let(f"{weight} * 0.5") if w.flip() else weight
     y = w.let(f"F.linear({x}, {scaled}, {w.pick(bias, 'None', f'{bias} * 2')})")
     w.give(norm(w, y) if w.flip() and w.rank(y) == 2 else activation(w, y))
