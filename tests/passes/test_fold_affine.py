@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 
 from passes import CATALOGUE, Rule, rule_pass
@@ -226,6 +228,17 @@ def test_a_second_reader_and_a_run_time_weight_are_refused() -> None:
     assert "has another reader (exp" in reason
     run = Around(lambda layer, x, c: torch.nn.functional.conv2d(x, x[:, :, :3, :3]) * 2, nn.Identity())
     assert refusals(fold_affine, run, x) == ["known at run time only: w"]
+
+
+def test_folds_compute_where_the_weight_is() -> None:
+    """Plain numbers are on no device: what is made of them must be on that of the weight."""
+    folding = importlib.import_module("passes.folding")
+    with FakeTensorMode():
+        w = torch.empty(4, 3, 2, 2, device="cuda")
+        layer = SimpleNamespace(target=torch.ops.aten.conv2d.default, groups=1)
+        s, t = folding.per_channel(2.0, 4, w), folding.per_channel(0.5, 3, w)
+        assert folding.scaled_outputs(layer, w, s).device == w.device == folding.layer_sum(layer, w, t).device
+        assert folding.scaled_inputs(layer, w, t).device == w.device
 
 
 def test_each_site_can_be_skipped() -> None:
