@@ -18,6 +18,9 @@ from ir_tools.ir.regions import is_region
 LARGEST_CONSTANT = 1 << 20
 """Bytes up to which constants of the user's own are compared. Those that passes made are compared at any size."""
 
+SAMPLED = 4096
+"""Bytes of a constant that tell it from others at first sight; those that look alike are compared in full."""
+
 EXCHANGEABLE = frozenset({aten.add.Tensor, aten.mul.Tensor})
 """Of two real operands, in either order, the same bits (of `add` where alpha is 1): the sum and the product of IEEE 754."""
 
@@ -66,7 +69,8 @@ class Keys:
         if tensor.nbytes > LARGEST_CONSTANT and name == public_name(name):
             return node
         raw = _bytes_of(tensor)
-        looks = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, int(raw.sum(dtype=torch.int64))
+        sample = int(raw[:: 1 + len(raw) // SAMPLED].sum(dtype=torch.int64))
+        looks = tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, sample
         alike = self._alike.setdefault(looks, [])
         for other in alike:
             if torch.equal(raw, _bytes_of(self.block.constants[str(other.target)])):
