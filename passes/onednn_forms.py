@@ -79,7 +79,9 @@ def fused(op, p):
     if p.sizes is None:
         y = op.call(mkldnn._linear_pointwise.binary, p.x, p.residual, weight, b, "add")
         return activated(op, y, p.act, p.act_args)
-    inner, outer = (p.act, "") if p.act in WITH_RESIDUAL else ("", p.act)
+    # Of grouped convolutions the kernel adds by itself unless in place, and knows no relu of bfloat16 then.
+    by_itself = p.groups > 1 and not p.spent
+    inner, outer = (p.act, "") if p.act in WITH_RESIDUAL and not by_itself else ("", p.act)
     attributes = (b, *p.sizes, p.groups, "add", 1.0, inner or None, [], None)
     if p.spent:
         # In any other layout the kernel adds by itself, and knows no bfloat16 then. Free where the layout is right.

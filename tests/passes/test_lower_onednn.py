@@ -16,6 +16,7 @@ from ir_tools.ir.dialect import ACTIVATIONS, DIALECT_ONLY, overload_name
 from passes import CATALOGUE
 from tests.check import (
     assert_bitwise_equal,
+    assert_numbers_agree,
     assert_sites_can_be_skipped,
     captured,
     one_fused_op,
@@ -373,3 +374,22 @@ def test_writing_into_a_residual_that_is_needed_is_noticed(case: str, monkeypatc
     r = r.contiguous(memory_format=torch.channels_last)
     with pytest.raises(AssertionError):
         check_lowering(program, x, r)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_residual_that_is_read_again_behind_a_grouped_convolution(groups: int, dtype: torch.dtype) -> None:
+    """The kernel adds by itself there, and has no sum with relu in bfloat16."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=groups)
+
+        def forward(self, x):
+            return torch.relu(self.conv(x) + x) * x
+
+    model, x = Block().to(dtype).eval(), torch.randn(2, 4, 4, 4, dtype=dtype)
+    program = CATALOGUE["fuse_conv_relu"](captured(model, x))
+    after = CATALOGUE["lower_onednn"].with_options(choose="fused")(program)
+    assert_numbers_agree(model, after, x, within=WITHIN[dtype])
