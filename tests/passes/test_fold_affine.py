@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 
+from ir_tools.torchvision_ops import import_torchvision
 from passes import CATALOGUE, Rule, rule_pass
 from tests.check import assert_numbers_agree, assert_sites_can_be_skipped, captured, ops, rewritten, with_random_statistics
 from tests.layers import EXACT, LAYERS, Around, check_folds, layer_and_input, output_channels, per_channel, refusals
@@ -78,23 +79,11 @@ def test_chains_with_batch_norms_fold_in_whatever_order() -> None:
 
 
 def test_torchvisions_frozen_batch_norm_folds() -> None:
-    """What `FrozenBatchNorm2d.forward` computes: the scale and the bias follow from buffers alone."""
-
-    class Frozen(nn.Module):
-        def __init__(self, features: int):
-            super().__init__()
-            self.register_buffer("weight", torch.randn(features))
-            self.register_buffer("bias", torch.randn(features))
-            self.register_buffer("running_mean", torch.randn(features))
-            self.register_buffer("running_var", torch.rand(features) + 0.2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            w, b = self.weight.reshape(1, -1, 1, 1), self.bias.reshape(1, -1, 1, 1)
-            rv, rm = self.running_var.reshape(1, -1, 1, 1), self.running_mean.reshape(1, -1, 1, 1)
-            scale = w * (rv + 1e-5).rsqrt()
-            return x * scale + (b - rm * scale)
-
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), Frozen(4)).double().eval()
+    """Its scale and its bias follow from buffers alone: they are computed now, and fold."""
+    frozen = import_torchvision().ops.FrozenBatchNorm2d(4)
+    for buffer in frozen.buffers():
+        buffer.uniform_(0.2, 2.0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), frozen).double().eval()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     for frontend in ("export", "trace", "fx"):
         program = CATALOGUE["fold_constants"](captured(model, x, frontend=frontend))
