@@ -4,7 +4,9 @@
 
         s = gamma / sqrt(var + eps),   w' = w * s,   b' = (b - mean) * s + beta      in float64, then back to w's dtype
 
-    batch_norm(move(linear(x, w, b)), ...)              ->  move(linear(x, w', b'))      move: last axis to second
+    batch_norm(move(linear(x, w, b)), ...)              ->  move(linear(x, w', b'))
+
+move: transpose or permute, of the last axis to the second; or a reshape of all axes but the last into one.
 
 layer: conv1d/2d/3d, conv_transpose1d/2d/3d (grouped or not), linear of two axes. `s` scales the output channels: the first axis
 of a convolution's or linear's weight, the second of a transposed convolution's, group by group.
@@ -12,6 +14,7 @@ of a convolution's or linear's weight, the second of a transposed convolution's,
 
 from torch import Tensor
 
+from ir_tools.ir.dialect import RESHAPINGS
 from ir_tools.rewrite import Rule, Value, rule_pass
 from passes.folding import batch_norm_as_affine, normalises_channels, refolded, scaled_outputs
 
@@ -25,7 +28,7 @@ def layer_then_batch_norm(op, x: Value, w: Tensor, b: Tensor | None, gamma: Tens
 def moved_linear_then_batch_norm(op, x: Value, w: Tensor, b: Tensor | None, gamma: Tensor | None, beta: Tensor | None,
                                  mean: Tensor | None, var: Tensor | None):  # fmt: skip
     linear = op.linear(x, w, b, name="layer")
-    moved = op.one_of(op.transpose(linear, ..., name="moved"), op.permute(linear, ..., name="moved"))
+    moved = op.one_of(op.permutation(linear, ..., name="moved"), op.reshaping(linear, ..., name="moved"))
     return op.batch_norm(moved, gamma, beta, mean, var, ..., name="bn")
 
 
@@ -41,14 +44,12 @@ def channels_are_normalised(layer, w):
 
 def features_become_the_second_axis(layer, moved):
     """The features of the linear are moved from its last axis to the second, which the batch norm normalises."""
-    if layer.rank is None:
+    if layer.rank is None or moved.rank is None:
         return None
-    axes = list(range(layer.rank))
-    if moved.target.overloadpacket.__name__ == "permute":
-        axes = [axes[axis] for axis in moved.dims]
-    else:
-        axes[moved.dim0], axes[moved.dim1] = axes[moved.dim1], axes[moved.dim0]
-    return axes[1] == layer.rank - 1
+    if moved.target in RESHAPINGS:
+        return moved.rank == 2 and moved.shape[1] == layer.shape[-1]
+    order = moved.axis_order
+    return order is not None and len(order) > 1 and order[1] == layer.rank - 1
 
 
 def folded(op, layer, bn, x, w, b, gamma, beta, mean, var):

@@ -6,6 +6,7 @@
     relu6(x)                                       ->  hardtanh(x, 0, 6)
     norm(x, p, dim)                                ->  linalg_vector_norm(x, p, dim)
     view, _unsafe_view                             ->  reshape          (where nobody writes into the value)
+    reshape_as(x, y), view_as(x, y)                ->  reshape(x, sizes of y)   (where they are known)
     to, float, type_as, contiguous, detach, ...    ->  the value itself when nothing changes, else to.dtype or clone
     add.Tensor(x, 2)                               ->  add.Scalar(x, 2)
     multiply, divide, clip, concat, arccos, ...    ->  mul, div, clamp, cat, acos, ...
@@ -351,6 +352,16 @@ def _slice(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 
 LAST = 2**63 - 1
 """How TorchScript and exporters write a slice up to the end."""
+
+
+@_spells("reshape_as", "view_as")
+def _reshape_as(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    # Only its shape is read: as an operand, the other tensor would be kept from being folded or fused.
+    sizes = facts.shape(a["other"])
+    if sizes is None or not all(isinstance(size, int) for size in sizes):
+        return draft.call(target, **a)
+    plain = aten.reshape if short_name(target) == "reshape_as" else aten.view
+    return draft.call(plain.default, a["self"], list(sizes))
 
 
 @_spells("expand")

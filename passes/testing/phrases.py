@@ -256,10 +256,12 @@ def linear_norm(w: Writer) -> None:
 
 @phrase
 def moved_linear_norm(w: Writer) -> None:
-    """linear -> features moved to the second axis -> batch norm; now and then another axis is moved there."""
+    """linear -> features moved to the second axis, or rows flattened -> batch norm; now and then another axis comes there."""
     x = w.value(3, 3, 4)
     y = linear(w, x)
-    if w.rank(y) == 3:
+    if w.rarely():
+        moved = w.pick("flatten(0, -2)", f"reshape(-1, {w.shape(y)[-1]})", "flatten(1)")
+    elif w.rank(y) == 3:
         moved = w.pick("transpose(1, 2)", "permute(0, 2, 1)", "transpose(-1, -2)", "permute(1, 0, 2)", "transpose(0, 1)")
     else:
         moved = w.pick("permute(0, 3, 1, 2)", "transpose(1, 3)", "permute(0, 3, 2, 1)", "transpose(1, 2)")

@@ -10,6 +10,7 @@ from torch import nn
 from ir_tools.frontends.normalize import SECOND_NAMES, usual_name
 from ir_tools.ir.dialect import short_name
 from passes import CaptureError, NumericsError, SignatureError, optimize
+from tests.check import assert_bitwise_equal, captured, ops, outputs_of
 
 FRONTENDS = ("export", "trace", "script", "fx")
 
@@ -245,3 +246,18 @@ def test_every_norm_is_the_same_to_the_bit(name):
     fast = optimize(model, (), example_inputs=x, frontend="trace", engine="aten")
     assert [short_name(n.target) for n in fast.program.calls] == ["linalg_vector_norm"]
     assert torch.equal(fast(x), model(x))
+
+
+@pytest.mark.parametrize("frontend", ["export", "trace", "script"])
+def test_reshape_as_reads_sizes_alone(frontend):
+    """The other tensor is no operand: it may be folded away."""
+
+    class As(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x.reshape_as(y) + x.view_as(y)
+
+    x, y = torch.randn(2, 6), torch.randn(3, 4)
+    model = As().eval()
+    program = captured(torch.jit.script(model) if frontend == "script" else model, x, y, frontend=frontend)
+    assert ops(program) == ["reshape", "reshape", "add"]
+    assert_bitwise_equal([model(x, y)], outputs_of(program, x, y))

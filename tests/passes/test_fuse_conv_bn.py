@@ -291,6 +291,33 @@ def test_a_linear_folds_where_its_features_become_the_second_axis(axes: tuple[in
         assert_numbers_agree(model, after, x, within=EXACT)
 
 
+class Flattened(nn.Module):
+    """LeViT's linear and batch norm: the rows of all pictures are normalised together."""
+
+    def __init__(self, *sizes: int, features: int = 4):
+        super().__init__()
+        self.sizes, self.linear, self.bn = sizes, nn.Linear(3, 4), nn.BatchNorm1d(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return self.bn(y.reshape(self.sizes) if self.sizes else y.flatten(0, -2)).reshape_as(y)
+
+
+@pytest.mark.parametrize("frontend", ["trace", "export"])
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 5, 6, 3)], ids=str)
+def test_a_linear_folds_where_its_rows_are_flattened(shape: tuple[int, ...], frontend: str) -> None:
+    model, x = with_random_statistics(Flattened()).double(), torch.randn(shape, dtype=torch.float64)
+    after, journal = rewritten(fuse_conv_bn, captured(model, x, frontend=frontend), x)
+    assert len(journal.rewrites) == 1 and "batch_norm" not in ops(after)
+    assert_numbers_agree(model, after, x, within=EXACT)
+
+
+def test_a_linear_whose_features_are_mixed_with_rows_is_refused() -> None:
+    x = torch.randn(4, 4, 3)
+    assert refusal(with_random_statistics(Flattened(8, 8, features=8)), x) == MOVED
+    assert refusal(with_random_statistics(Flattened(2, 4, 8, features=4)), x) == MOVED
+
+
 def test_a_linear_moved_elsewhere_is_refused() -> None:
     assert refusal(with_random_statistics(Moved(0, 1, features=3)), torch.randn(3, 2, 3)) == MOVED
     assert refusal(with_random_statistics(Moved(1, 0, 2, features=3)), torch.randn(3, 3, 3)) == MOVED
