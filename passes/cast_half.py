@@ -12,6 +12,8 @@ mask of -1e9), and the pointwise and shape ops behind it; their result is clampe
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -56,6 +58,9 @@ def cast_half(
     *,
     dtype: Literal["bfloat16", "float16"] = "bfloat16",
     level: Literal["O1", "O2", "O3"] = "O2",
+    keep_float: tuple[str, ...] = (),
+    overrides: Mapping[str, Literal["O1", "O2", "O3", "float"]] = MappingProxyType({}),
+    on_slower: Literal["warn", "keep", "revert"] = "warn",
 ) -> Block:
     half = DTYPES[dtype]
     draft = Draft.of(program)

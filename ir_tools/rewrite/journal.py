@@ -6,7 +6,7 @@ same from run to run; a pass run with some ids in `skip` leaves those places alo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,15 +32,19 @@ class Refusal:
 
 @dataclass
 class Journal:
-    """Collects rewrites and refusals of one run of one pass; `skip` holds the site ids to leave alone.
+    """Collects rewrites and refusals of one run of one pass.
 
-    `choices`: what the pass chose by measurement, if it does so.
+    What the pass is told beside its options: `skip`, the site ids to leave alone; `ranges`, the magnitudes that values had on
+    example or calibration data, by the name of the node (none where nothing was observed).
+    What it tells: `choices`, what it chose by measurement; `casts`, what its casts move; None of a pass that has neither.
     """
 
     skip: frozenset[str] = frozenset()
+    ranges: Mapping[str, Any] = field(default_factory=dict)
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     choices: Any = None
+    casts: Any = None
 
     @classmethod
     def skipping(cls, sites: Iterable[str]) -> Journal:

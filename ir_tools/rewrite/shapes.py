@@ -99,19 +99,45 @@ class Pass:
         """The pass with options set. Raises `OptionError` naming the option and what it may be."""
         parameters = _option_parameters(self.function)
         hints = typing.get_type_hints(self.function)
+        read = {}
         for name, value in options.items():
             if name not in parameters:
                 have = ", ".join(parameters) or "none"
                 raise OptionError(f"the pass {self.name} has no option {name!r}; it has: {have}")
-            choices = typing.get_args(hints.get(name)) if typing.get_origin(hints.get(name)) is Literal else ()
-            if choices and value not in choices:
-                raise OptionError(
-                    f"{self.name}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
-                )
-        return replace(self, given={**self.given, **options})
+            read[name] = _read_option(f"{self.name}: {name}", value, hints.get(name))
+        return replace(self, given={**self.given, **read})
 
     def __str__(self) -> str:
-        return ":".join([self.name, *(f"{k}={v}" for k, v in self.given.items())])
+        """The pass as text that names it in a pipeline: `cast_half:level=O1:keep_float=encoder+softmax`."""
+        return ":".join([self.name, *(f"{k}={spelled_option(v)}" for k, v in self.given.items())])
+
+
+def _read_option(what: str, value: Any, hint: Any) -> Any:
+    """An option's value as its annotation wants it; one of several values, or of a mapping, may be given as text.
+
+    `Literal`: one of these. `tuple[str, ...]`: a list, or "a+b". `Mapping[str, Literal]`: a dict, or "a=O1+b=float".
+    """
+    kind, choices = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal and value not in choices:
+        raise OptionError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if kind is tuple:
+        parts = value.split("+") if isinstance(value, str) else value
+        if not isinstance(parts, Iterable) or not all(isinstance(part, str) and part for part in parts):
+            raise OptionError(f"{what} must be a list of names, or names joined by '+', got {value!r}")
+        return tuple(parts)
+    if kind is Mapping:
+        parts = dict(part.partition("=")[::2] for part in value.split("+")) if isinstance(value, str) else value
+        if not isinstance(parts, Mapping) or not all(isinstance(part, str) and part for part in parts):
+            raise OptionError(f"{what} must be a dict from names, or text like 'name=value+name=value', got {value!r}")
+        return {part: _read_option(f"{what}[{part!r}]", given, choices[1]) for part, given in parts.items()}
+    return value
+
+
+def spelled_option(value: Any) -> str:
+    """An option's value as `with_options` reads it from text."""
+    if isinstance(value, Mapping):
+        return "+".join(f"{k}={v}" for k, v in value.items())
+    return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _option_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
