@@ -39,3 +39,4 @@ NO_KERNEL: dict[torch.dtype, frozenset[str]] = {
     torch.bfloat16: frozenset("avg_pool3d cdist".split()),
     torch.float16: frozenset("avg_pool3d cdist".split()),
 }
+PERIODIC = frozenset("sin cos tan floor ceil round trunc frac remainder fmod".split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,23 +10,28 @@ import torch
 from torch import fx
 
 from ir_tools.ir import Draft, facts
-from ir_tools.ir.dialect import aten, bound_arguments, map_argument, nodes_in
-from ir_tools.ir.program import public_name
+from ir_tools.ir.dialect import aten, bound_arguments, getitem, map_argument, nodes_in, short_name
+from ir_tools.ir.program import Block, public_name
+from ir_tools.ir.regions import is_region
+from ir_tools.rewrite.journal import Traffic
 
-FLOATS = (torch.float32, torch.float64)
+FILLED = frozenset("zeros ones full scalar_tensor".split())
+"""Ops that fill a tensor with one number: told another dtype, they give the cast of what they gave, if it holds the number."""
 
 
 class Caster:
     """Casts within one draft.
 
     A value that was cast from a wanted dtype is read from its source instead of cast back. Values in `wide` may lie beyond
-    the range of a narrower dtype: they are clamped to it before they are cast, so that finite values stay finite.
+    the range of a narrower dtype: they are clamped to it before they are cast, so that finite values stay finite. Constants
+    whose numbers had to be clamped are in `clamped`, by name.
     """
 
     def __init__(self, draft: Draft, made_by: str):
         self.draft = draft
         self.made_by = made_by
         self.wide: set[fx.Node] = set()
+        self.clamped: set[str] = set()
         self._made: set[fx.Node] = set()
         self._versions: dict[fx.Node, dict[torch.dtype, fx.Node]] = {}
 
@@ -70,9 +76,17 @@ class Caster:
                 self.draft.redirect_in(output, value, self.cast(value, dtype))
 
     def _new_cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
-        constant = self.draft.program.constant(node)
+        name, constant = str(node.target), self.draft.program.constant(node)
         if constant is not None:
-            return self.draft.constant(f"{public_name(str(node.target))}@{self.made_by}", rounded(constant, dtype))
+            half = rounded(constant, dtype)
+            if bool((half.to(constant.dtype) != constant.to(dtype).to(constant.dtype)).logical_and(constant.isfinite()).any()):
+                self.clamped.add(public_name(name))
+            return self.draft.constant(f"{public_name(name)}@{self.made_by}", half)
+        if is_filled(node) and node not in self.wide:
+            with self.draft.before(node, self.made_by):
+                new = self.draft.again(node, node.args, {**node.kwargs, "dtype": dtype})
+            self._made.add(new)
+            return new
         # Right behind the value, so that every later reader may use it.
         if node in self.wide and dtype.is_floating_point:
             limits = torch.finfo(dtype)
@@ -97,6 +111,55 @@ def rounded(constant: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(constant.isfinite(), clamped, constant).to(dtype)
 
 
-def is_float(node: fx.Node) -> bool:
-    """A float32 or float64 tensor (half and integer values are left as the user made them)."""
-    return facts.dtype(node) in FLOATS
+# -- questions about casts ----------------------------------------------------------------------------------------------
+
+
+def is_filled(node: fx.Node) -> bool:
+    """A new tensor that holds one number throughout, of a stated dtype."""
+    return short_name(node.target) in FILLED and not node.all_input_nodes and "dtype" in node.kwargs
+
+
+def parts(node: fx.Node) -> list[torch.Tensor]:
+    """The facts of the tensors that an op gives in a tuple or list; none for a region, whose results have their own rules."""
+    value = facts.fact(node)
+    several = isinstance(value, (tuple, list)) and not is_region(node)
+    return [v for v in value if isinstance(v, torch.Tensor)] if several else []
+
+
+def whole(part: fx.Node) -> fx.Node | None:
+    """The op of whose several results `part` is one, None for anything else."""
+    container = bound_arguments(part)["container"] if part.target is getitem else None
+    return container if container is not None and parts(container) else None
+
+
+def readers(value: fx.Node) -> list[fx.Node]:
+    """Who reads the numbers of a value (not its sizes alone); for one that is several tensors, who reads its parts."""
+    found = [r for user in value.users for r in (readers(user) if whole(user) is value else [user])]
+    return [r for r in dict.fromkeys(found) if r.op == "output" or is_region(r) or parts(r) or facts.dtype(r) is not None]
+
+
+def is_read_whole(node: fx.Node) -> bool:
+    """Several tensors that somebody reads as one list."""
+    return bool(parts(node)) and any(whole(user) is not node for user in node.users)
+
+
+def state_nodes(block: Block) -> list[fx.Node]:
+    """The values that a Block reads from its state."""
+    return [node for node in block.graph.find_nodes(op="get_attr") if node.target in block.state]
+
+
+def traffic(block: Block) -> Traffic:
+    """The casts between floating dtypes that a Block makes in one run, those of the model itself among them."""
+    found = Traffic()
+    for node in block.calls:
+        if short_name(node.target) == "to":
+            source, to = facts.dtype(bound_arguments(node)["self"]), facts.dtype(node)
+            if source is not None and to is not None and source is not to and source.is_floating_point and to.is_floating_point:
+                found += Traffic(1, bytes_of_cast(node, source, to))
+    return found
+
+
+def bytes_of_cast(value: fx.Node, source: torch.dtype, to: torch.dtype) -> int:
+    """Bytes that casting a value reads and writes, at the sizes of the example; 0 where they are unknown."""
+    sizes = facts.example_shape(value)
+    return 0 if sizes is None else math.prod(sizes) * (source.itemsize + to.itemsize)

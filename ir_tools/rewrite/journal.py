@@ -30,6 +30,30 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """So many casts, and the bytes that they read and write in one run."""
+
+    count: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.count + other.count, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Casts:
+    """Casts between floating dtypes: in the graph that a pass was given, in the graph that it gave, and what it would have
+    been had each op cast its own operands, as autocast does."""
+
+    before: Traffic = Traffic()
+    one_by_one: Traffic = Traffic()
+    after: Traffic = Traffic()
+
+    def __add__(self, other: Casts) -> Casts:
+        return Casts(self.before + other.before, self.one_by_one + other.one_by_one, self.after + other.after)
+
+
 @dataclass
 class Journal:
     """Collects rewrites and refusals of one run of one pass.
@@ -44,7 +68,7 @@ class Journal:
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     choices: Any = None
-    casts: Any = None
+    casts: Casts | None = None
 
     @classmethod
     def skipping(cls, sites: Iterable[str]) -> Journal:

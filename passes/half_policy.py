@@ -1,0 +1,276 @@
+"""What each op says to half precision before casts are placed.
+
+    HALF           in half                                       matrix ops; at O3 whatever the table knows
+    FLOAT          in float, with a reason                       fragile ops, and what would break
+    EITHER         wherever casts are fewer                      ops that are as precise as their operands, behind half ones
+    WITH_READERS   in half only where all its readers are        what only moves float values: rounded before or behind it
+    BETWEEN        the same, and its operands too                fragile ops whose half kernel computes in float inside
+    WITH_OPERANDS  what its operands are                         searches: nothing is rounded for them
+    AS_IT_COMES    takes what it gets                            explicit casts, comparisons, ops without float operands
+
+A value is half *by nature* when a half op made it, and it went through nothing since that is fragile or met a float (O1), or
+through something that had a half operand (O2). What is float by nature is rounded for matrix ops alone at O1. In WITH_READERS
+and BETWEEN an op in half gives what it would give in float, rounded: for its readers nothing changes but the number of casts.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ir_tools.ir import Block
+from ir_tools.ir.dialect import bound_arguments, nodes_in, numbers_in, short_name
+from ir_tools.ir.facts import dtype as dtype_of
+from ir_tools.ir.facts import is_unknown
+from ir_tools.ir.origin import origin
+from ir_tools.ir.regions import is_region
+from ir_tools.ir.view import upstream
+from ir_tools.rewrite import Journal
+from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
+from ir_tools.rewrite.nearest import places_of
+from passes.half_ops import DECIDES, FOLLOWS, FRAGILE, INSIDE, MATRIX, MOVES, NO_KERNEL, PERIODIC
+from passes.half_ranges import is_lost, is_near_the_end
+
+FOLLOWS_FLOAT = "an operand is float, and at O1 the op follows its operands"
+IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half precision"
+IS_WIDE = "a number in it lies beyond the range of half precision; its result is clamped where it is cast"
+READS_WIDE = "an operand may lie beyond the range of half precision"
+IS_TINY = "a number in it is smaller than the smallest normal number of half precision"
+READS_TINY = "an operand is kept from zero by a number smaller than half precision knows"
+OVERFLOWS = "on the example data its result comes near the end of the range of half precision, or beyond"
+LOSES = "on the example data its result is so small that half precision loses it"
+READS_UNFIT = "on the example data an operand does not fit into half precision"
+IS_A_PHASE = "a sine, a cosine or a rounding is taken of it, where half precision has no digits behind the point"
+DECIDED = "it compares floats, or floats with a number that half precision would round"
+LACKS_A_KERNEL = "torch has no kernel for it in half precision on the CPU"
+KEEPS_FLOAT = "the model switches autocast off around it"
+IS_KEPT = "the options keep it in float"
+IS_WRITTEN = "its operands or result are written in place"
+HAS_FLOAT64 = "an operand or the result is float64"
+IS_UNKNOWN = "unknown, give example_inputs: the dtype of a value that comes out of a list or dict"
+MADE_IN_FLOAT = "it makes floats of what is none"
+IS_CONTROL_FLOW = "branches and loops hand over floats"
+IS_SKIPPED = "this site is skipped"
+IS_READ_WHOLE = "unknown, give example_inputs: somebody reads its results as one list"
+CLAMPED = "a constant of it has numbers beyond the range of half precision; they are clamped to it"
+
+EXPECTED = frozenset(
+    (FOLLOWS_FLOAT, IS_FRAGILE, READS_WIDE, READS_TINY, IS_A_PHASE, DECIDED, KEEPS_FLOAT, MADE_IN_FLOAT,
+     IS_CONTROL_FLOW, IS_SKIPPED)
+)  # fmt: skip
+"""Reasons that go without saying: the report does not list them."""
+
+MASKS = {"scaled_dot_product_attention": "attn_mask"}
+"""Operands that a softmax reads: clamped to the range of half precision, they mask as they did."""
+
+DIVIDES = {"div": "other", **dict.fromkeys("reciprocal rsqrt log log2 log10 pow".split(), "self")}
+"""Ops and the operand in which a zero makes an infinity."""
+
+@dataclass(frozen=True)
+class Stance:
+    """`side` is one of those above."""
+
+    side: str
+    reason: str = ""
+
+
+HALF, EITHER, WITH_READERS, BETWEEN = map(Stance, ("half", "either", "with readers", "between"))
+WITH_OPERANDS, AS_IT_COMES = map(Stance, ("with operands", "as it comes"))
+
+
+def in_float(reason: str) -> Stance:
+    return Stance("float", reason)
+
+
+@dataclass
+class Policy:
+    """The stance of every op of a Block.
+
+    `natural`: values that are half by nature. `wide` and `tiny`: those beyond half's range, or kept from zero by less than it
+    knows, because of a number written in the model. `unfit`: those that were seen not to fit on example data.
+    """
+
+    block: Block
+    half: torch.dtype
+    level: str
+    overrides: Mapping[str, str]
+    journal: Journal
+    stances: dict[Any, Stance] = field(default_factory=dict)
+    natural: set[Any] = field(default_factory=set)
+    wide: set[Any] = field(default_factory=set)
+    tiny: set[Any] = field(default_factory=set)
+    unfit: set[Any] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.limits = torch.finfo(self.half)
+        self.mutated = self.block.mutated_values
+        self.original = {node: dtype_of(node) for node in self.block.nodes}
+        self.phases = upstream(self.block, is_periodic, passes_a_phase_on(self.block))
+        self.divisors = divisors(self.block)
+        for value in self.block.placeholders:
+            self._does_not_fit(value)
+        for node in self.block.calls:
+            container = whole(node)
+            self.stances[node] = stance = self._stance(node) if container is None else self.stances[container]
+            by_nature = stance is HALF or (stance in (EITHER, WITH_OPERANDS) and self._follows_half(node))
+            if by_nature if container is None else container in self.natural:
+                self.natural.add(node)
+
+    def floats(self, node: Any) -> list[Any]:
+        """The operands that are float32 when the model runs, without those that are there in either dtype."""
+        return [n for n in node.all_input_nodes if self.original[n] is torch.float32 and not self.is_free(n)]
+
+    def is_free(self, value: Any) -> bool:
+        """There in either dtype without a cast at run time: constants, and new tensors that hold one number."""
+        return self.block.constant(value) is not None or (is_filled(value) and value not in self.wide | self.mutated)
+
+    def _follows_half(self, node: Any) -> bool:
+        """Its operands make an op half by nature: all of them at O1, one at O2."""
+        floats = [n in self.natural for n in self.floats(node)]
+        return bool(floats) and all(floats) if self._level(node) == "O1" else any(floats) or not floats
+
+    def _level(self, node: Any) -> str:
+        """The level that the options give to an op: the longest name that stands for it decides."""
+        names = self.overrides.keys() & {short_name(node.target), *places_of(node)} if self.overrides else ()
+        return self.overrides[max(names, key=len)] if names else self.level
+
+    def _stance(self, node: Any) -> Stance:
+        why = self._why_not(node)
+        if why is None:
+            return self._by_table(node)
+        return AS_IT_COMES if why == "" else in_float(why)
+
+    def _why_not(self, node: Any) -> str | None:
+        """Why an op is computed in float whatever the table says of it; "" where there is nothing to compute in half."""
+        if is_region(node):
+            return IS_CONTROL_FLOW
+        read = [self.original[n] for n in node.all_input_nodes]
+        given = [self.original[node], *(part.dtype for part in parts(node))]
+        if node in self.mutated or not self.mutated.isdisjoint(node.all_input_nodes):
+            return IS_WRITTEN if any(d is not None and d.is_floating_point for d in (*read, *given)) else ""
+        if any(is_unknown(n) for n in (node, *node.all_input_nodes)):
+            return IS_UNKNOWN
+        if short_name(node.target) == "to":
+            return ""
+        if torch.float64 in read or torch.float64 in given:
+            return HAS_FLOAT64
+        if torch.float32 not in (*read, *given) or is_told_its_dtype(node):
+            return ""
+        if origin(node).keep_float:
+            return KEEPS_FLOAT
+        if self._level(node) == "float":
+            return IS_KEPT
+        if not self.journal.allows(f"cast_half@{node.name}"):
+            return IS_SKIPPED
+        if is_read_whole(node):
+            return IS_READ_WHOLE
+        return self._why_not_these_numbers(node, read)
+
+    def _why_not_these_numbers(self, node: Any, read: list[torch.dtype | None]) -> str | None:
+        name, floats = short_name(node.target), self.floats(node)
+        numbers = [abs(number) for number in self._numbers(node) if 0 < abs(number) < math.inf]
+        if self.original[node] is torch.float32 and any(number >= self.limits.max for number in numbers):
+            self.wide.add(node)
+            return IS_WIDE
+        if name not in INSIDE and any(number < self.limits.smallest_normal for number in numbers):
+            self.tiny.add(node)
+            return IS_TINY
+        if is_filled(node):
+            return ""
+        if torch.float32 not in read:
+            return MADE_IN_FLOAT
+        if name in MOVES | FOLLOWS and not self.wide.isdisjoint(floats) and self.unfit.isdisjoint(floats):
+            self.wide.add(node)
+            return READS_WIDE
+        if why := self._does_not_fit(node):
+            return why
+        mask = bound_arguments(node).get(MASKS.get(name, ""))
+        if any(n in self.unfit and n is not mask for n in floats):
+            return READS_UNFIT
+        if name not in MATRIX and not self.tiny.isdisjoint(node.all_input_nodes):
+            if len(floats) <= 1:
+                self.tiny.add(node)
+            return READS_TINY
+        return IS_A_PHASE if node in self.phases else None
+
+    def _numbers(self, node: Any) -> list[float]:
+        """The numbers that an op computes with: literals, and constants that are one number."""
+        constants = [self.block.constant(n) for n in node.all_input_nodes if self.original[n] is torch.float32]
+        return [*numbers_in(node), *(float(c) for c in constants if c is not None and c.numel() == 1)]
+
+    def _does_not_fit(self, node: Any) -> str | None:
+        """Why the values that a node took on example data need float, None when they do not."""
+        seen = self.journal.ranges.get(node.name) if self.original[node] is torch.float32 else None
+        if seen is None or node in self.wide:
+            return None
+        why = OVERFLOWS if is_near_the_end(seen, self.half) else None
+        if why is None and is_lost(seen, self.half, is_divisor=node in self.divisors):
+            why = LOSES
+        if why is not None:
+            self.unfit.add(node)
+            if why is OVERFLOWS:
+                self.wide.add(node)  # a mask among the inputs, which is clamped where attention reads it
+        return why
+
+    def _by_table(self, node: Any) -> Stance:
+        name, level, floats = short_name(node.target), self._level(node), self.floats(node)
+        all_half = all(n in self.natural for n in floats)
+        if name in NO_KERNEL[self.half]:
+            return in_float(LACKS_A_KERNEL)
+        if name in MATRIX:
+            return HALF
+        if name in DECIDES:
+            if not all_half or any(rounds(number, self.half) for number in self._numbers(node)):
+                return in_float(DECIDED)
+            return WITH_OPERANDS if self.original[node] is torch.float32 or parts(node) else AS_IT_COMES
+        if name in PERIODIC:
+            return in_float(IS_A_PHASE)
+        if name not in MOVES | FOLLOWS | INSIDE | FRAGILE:
+            return in_float(f"{name} is in no table of cast_half")
+        if level == "O3":
+            return HALF
+        if name in FRAGILE or (name in INSIDE and not (floats and all_half)):
+            return in_float(IS_FRAGILE)
+        if name in INSIDE:
+            return BETWEEN
+        if level == "O2" or self._follows_half(node):
+            return EITHER
+        return WITH_READERS if name in MOVES else in_float(FOLLOWS_FLOAT)
+
+
+def is_told_its_dtype(node: Any) -> bool:
+    """The op casts its operands to a dtype that the model states (a softmax in float32)."""
+    return isinstance(bound_arguments(node).get("dtype"), torch.dtype) and not is_filled(node)
+
+
+def rounds(number: float, half: torch.dtype) -> bool:
+    return float(torch.tensor(number, dtype=half)) != number
+
+
+def is_periodic(node: Any) -> bool:
+    return short_name(node.target) in PERIODIC
+
+
+def divisors(block: Block) -> set[Any]:
+    """Values in which a zero makes an infinity: what is divided by, or taken the logarithm of; as it was moved there, too."""
+    found: set[Any] = set()
+    for node in reversed(block.calls):
+        name = short_name(node.target)
+        if name in DIVIDES:
+            found.update(nodes_in(bound_arguments(node).get(DIVIDES[name])))
+        elif name in MOVES and node in found:
+            found.update(node.all_input_nodes)
+    return found
+
+
+def passes_a_phase_on(block: Block) -> Any:
+    """Ops between a position and the sine of it: pointwise and shape ops, and a product that no other product feeds."""
+    after_product: set[Any] = set()
+    for node in block.calls:
+        if any(n in after_product or short_name(n.target) in MATRIX for n in nodes_in(node.args)):
+            after_product.add(node)
+    return lambda node: short_name(node.target) in FOLLOWS | MOVES or (
+        short_name(node.target) in MATRIX and node not in after_product
+    )
