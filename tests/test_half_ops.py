@@ -30,7 +30,10 @@ ONE_ROUNDING = 1.5
 """In ulp. Half an ulp is one rounding; the rest is for kernels that round a number of the result's size before it."""
 POINTWISE = 1.5
 """In ulp of the largest number: what a few roundings of its operands' size leave of a pointwise op or a product."""
-PRODUCT = 2.0
+PRODUCT = 1.0
+"""In ulp of the largest result: attention has rounded weights."""
+ADDED_IN_HALF = 10.0
+"""The same of transposed convolutions in float16, where oneDNN has no kernel: overlapping products are added in half."""
 
 
 # -- what kernels do ----------------------------------------------------------------------------------------------------
@@ -158,7 +161,8 @@ def test_what_follows_is_as_precise_as_its_operands(name: str, half: torch.dtype
 
 @each("MATRIX")
 def test_products_are_summed_in_float(name: str, half: torch.dtype) -> None:
-    assert worst(name, half)[1] <= PRODUCT
+    added_in_half = name.startswith("conv_transpose") and half == torch.float16
+    assert worst(name, half)[1] <= (ADDED_IN_HALF if added_in_half else PRODUCT)
 
 
 @each("CONSTRUCTORS")
@@ -208,6 +212,13 @@ def test_every_sample_belongs_to_an_entry() -> None:
     assert sorted(SAMPLES.keys() - set(MEASURED)) == []
 
 
+def test_positions_made_in_half_differ_from_rounded_ones() -> None:
+    """Which is why arange and linspace are in STAYS_FLOAT, not in CONSTRUCTORS."""
+    for half in HALVES:
+        assert not torch.equal(torch.arange(0.1, 300, 0.3, dtype=half), torch.arange(0.1, 300, 0.3).to(half))
+        assert not torch.equal(torch.linspace(-1, 3, 700, dtype=half), torch.linspace(-1, 3, 700).to(half))
+
+
 # -- the table and the operators that exist -----------------------------------------------------------------------------
 
 
@@ -220,7 +231,6 @@ def exists(name: str) -> bool:
 
 
 def test_every_name_is_an_operator() -> None:
-    pytest.importorskip("torchvision")
     import_torchvision()
     assert [name for kind in KINDS.values() for name in sorted(kind) if not exists(name)] == []
     assert not exists("normalize")  # a function in Python: torch.nn.functional.normalize
@@ -248,7 +258,6 @@ def test_every_op_of_the_zoo_has_an_entry() -> None:
 @pytest.mark.parametrize("title", ("torchvision:shufflenet_v2_x0_5", "timm:lcnet_050", "transformers:BertModel"))
 def test_every_op_of_a_model_has_an_entry(title: str) -> None:
     """Captured now, so that an op which is new with a release of torch or of the model's package is noticed."""
-    pytest.importorskip(title.split(":")[0])
     ops = ops_of(next(entry for entry in read_list() if entry.title == title))
     assert without_entry(ops) == [] and len(ops) > 5
 
