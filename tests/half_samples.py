@@ -82,7 +82,7 @@ def gates(count: int) -> list[torch.Tensor]:
 
 
 def cell(count: int) -> list[torch.Tensor]:
-    return [normal(3, 8), normal(3, 16), *gates(count)]
+    return [3 * normal(60, 8), normal(60, 16), *gates(count)]
 
 
 def recurrent(count: int) -> Call:
@@ -217,7 +217,10 @@ ALIKE: list[tuple[str, list[Call]]] = [
     ),
     ("mse_loss l1_loss huber_loss smooth_l1_loss", [call(LONG, LONG.flip(1)), call(torch.tensor([300.0, 0, 0]), FEW[0])]),
     ("nll_loss nll_loss_nd", [call(MANY, MANY_CLASSES)]),
-    ("binary_cross_entropy binary_cross_entropy_with_logits", [call(LONG, LONG.flip(1)), *(call(u, v) for u, v in zip(U[:, :2], V[:, :2]))]),
+    (
+        "binary_cross_entropy binary_cross_entropy_with_logits",
+        [call(LONG, LONG.flip(1)), *(call(u, v) for u, v in zip(U[:, :2], V[:, :2]))],
+    ),
     ("kl_div", [call(LONG, LONG.flip(1)), call(U.log(), U)]),
     ("pairwise_distance cosine_similarity dist cdist", [call(ROWS, ROWS.flip(1)), call(LONG, LONG.flip(1)), call(FEW, FEW2)]),
     # -- products -------------------------------------------------------------------------------------------------------
@@ -260,7 +263,7 @@ ALONE: dict[str, list[Call]] = {
     "getitem": [call([X, Y], 1)],
     "quant_stub": [call(X, "site")],
     "embedding": [call(X, PICKS)],
-    "embedding_bag": [call(TALL, integers(4200, 5000), torch.tensor([0, 10]), False, mode) for mode in (0, 1)],
+    "embedding_bag": [call(TALL, integers(4200, 42020), torch.arange(0, 42020, 2101), False, mode) for mode in (0, 1)],
     "unflatten": [call(X, 1, [5, 8])],
     "permute": [call(A, [2, 0, 1])],
     "unsqueeze": [call(X, 1)],
@@ -323,7 +326,7 @@ ALONE: dict[str, list[Call]] = {
         call(LONG[0, :3], 0, integers(3, 4200), LONG[1]),
     ],
     "scatter_reduce": [
-        *(call(TALL[:3], 0, integers(3, 4200, 9), TALL, mode) for mode in ("sum", "mean", "amax")),
+        *(call(TALL[:12], 0, integers(12, 4200, 9), TALL, mode) for mode in ("sum", "mean", "mean", "mean", "amax")),
         call(NEAR_ONE[1, :3], 0, integers(3, 4200), NEAR_ONE[0], "prod"),
     ],
     "put": [call(X, integers(3, 4200), LONG[0], True)],
