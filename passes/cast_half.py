@@ -28,13 +28,14 @@ from typing import Literal
 import torch
 
 from ir_tools.ir import Block, Draft, Program
-from ir_tools.ir.dialect import nodes_in, short_name
+from ir_tools.ir.dialect import argument, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.origin import place
 from ir_tools.rewrite import Journal, OptionError, graph_pass
 from ir_tools.rewrite.cast import Caster, traffic, whole
 from ir_tools.rewrite.journal import Casts
 from ir_tools.rewrite.nearest import places_of
+from passes.half_ops import FLOAT_PARAMETERS
 from passes.half_placement import casts_one_by_one, placed
 from passes.half_policy import AS_IT_COMES, CLAMPED, EXPECTED, Policy
 
@@ -62,8 +63,11 @@ def cast_half(
     caster = Caster(draft, "cast_half")
     original = dict(policy.original)
 
-    def is_float(operand):
-        return dtype_of(operand) is torch.float32
+    def in_its_dtype(node):
+        if node not in in_half:
+            return caster.recompute(node, torch.float32, was_cast)
+        stay = set(nodes_in([argument(node, name) for name in FLOAT_PARAMETERS.get(short_name(node.target), ())]))
+        return caster.recompute(node, half, lambda operand: dtype_of(operand) is torch.float32 and operand not in stay)
 
     def was_cast(operand):
         return dtype_of(operand) is half and original.get(operand) is not half
@@ -72,7 +76,7 @@ def cast_half(
         stance, site = policy.stances[node], site_of(node)
         if stance is not AS_IT_COMES:
             clamped = len(caster.clamped)
-            new = caster.recompute(node, half, is_float) if node in in_half else caster.recompute(node, torch.float32, was_cast)
+            new = in_its_dtype(node)
             original[new] = original[node]
             if node in policy.wide:
                 caster.wide.add(new)

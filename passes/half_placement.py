@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from ir_tools.ir.dialect import nodes_in
+from ir_tools.ir.dialect import nodes_in, short_name
 from ir_tools.rewrite.cast import bytes_of_cast, readers, state_nodes, traffic, whole
 from ir_tools.rewrite.cut import Split
 from ir_tools.rewrite.journal import Traffic
+from passes.half_ops import NO_FLOATS
 from passes.half_policy import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_READERS, Policy
 
 
@@ -30,7 +31,7 @@ def placed(policy: Policy) -> set[Any]:
         if (container := whole(node)) is not None:
             split.together(node, container)
         elif stance in (WITH_READERS, BETWEEN):
-            split.follow(node, readers(node))
+            split.follow(node, readers_of_numbers(node))
         if stance is BETWEEN and container is None:
             split.follow(node, policy.floats(node))
         if stance is WITH_OPERANDS and container is None:
@@ -39,7 +40,7 @@ def placed(policy: Policy) -> set[Any]:
     costs = {value: bytes_of_cast(value, torch.float32, policy.half) for value in castable(policy)}
     one_cast = 1 + sum(costs.values())
     for value, cost in costs.items():
-        split.charge(value, [r for r in readers(value) if takes_float(policy, r)], one_cast + cost)
+        split.charge(value, [r for r in readers_of_numbers(value) if takes_float(policy, r)], one_cast + cost)
     return split.first_side() & policy.stances.keys()
 
 
@@ -47,6 +48,10 @@ def castable(policy: Policy) -> list[Any]:
     """The float32 values that a reader may want in half."""
     values = (*policy.block.placeholders, *state_nodes(policy.block), *policy.stances)
     return [v for v in values if policy.original[v] is torch.float32 and not policy.is_free(v)]
+
+
+def readers_of_numbers(value: Any) -> list[Any]:
+    return [r for r in readers(value) if short_name(r.target) not in NO_FLOATS]
 
 
 def takes_float(policy: Policy, reader: Any) -> bool:

@@ -30,11 +30,25 @@ from ir_tools.ir.view import upstream
 from ir_tools.rewrite import Journal
 from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
 from ir_tools.rewrite.nearest import places_of
-from passes.half_ops import DECIDES, FOLLOWS, FRAGILE, INSIDE, MATRIX, MOVES, NO_KERNEL, PERIODIC
+from passes.half_ops import (
+    CASTS,
+    CONSTRUCTORS,
+    DECIDES,
+    FOLLOWS,
+    FRAGILE,
+    INSIDE,
+    MATRIX,
+    MOVES,
+    NO_FLOATS,
+    NO_KERNEL,
+    PERIODIC,
+    STAYS_FLOAT,
+)
 from passes.half_ranges import is_lost, is_near_the_end
 
 FOLLOWS_FLOAT = "an operand is float, and at O1 the op follows its operands"
 IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half precision"
+IS_A_CAST = "it casts to the dtype of another value"
 IS_WIDE = "a number in it lies beyond the range of half precision; its result is clamped where it is cast"
 READS_WIDE = "an operand may lie beyond the range of half precision"
 IS_TINY = "a number in it is smaller than the smallest normal number of half precision"
@@ -56,8 +70,14 @@ IS_SKIPPED = "this site is skipped"
 IS_READ_WHOLE = "unknown, give example_inputs: somebody reads its results as one list"
 CLAMPED = "a constant of it has numbers beyond the range of half precision; they are clamped to it"
 
+WHY_FLOAT = {
+    **dict.fromkeys(PERIODIC, IS_A_PHASE),
+    **dict.fromkeys(CASTS, IS_A_CAST),
+    **{name: why for why, names in STAYS_FLOAT.items() for name in names},
+}
+
 EXPECTED = frozenset(
-    (FOLLOWS_FLOAT, IS_FRAGILE, READS_WIDE, READS_TINY, IS_A_PHASE, DECIDED, KEEPS_FLOAT, MADE_IN_FLOAT,
+    (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE, READS_TINY, IS_A_PHASE, DECIDED, KEEPS_FLOAT, MADE_IN_FLOAT,
      IS_CONTROL_FLOW, IS_SKIPPED)
 )  # fmt: skip
 """Reasons that go without saying: the report does not list them."""
@@ -152,7 +172,7 @@ class Policy:
             return IS_WRITTEN if any(d is not None and d.is_floating_point for d in (*read, *given)) else ""
         if any(is_unknown(n) for n in (node, *node.all_input_nodes)):
             return IS_UNKNOWN
-        if short_name(node.target) == "to":
+        if short_name(node.target) in NO_FLOATS or (short_name(node.target) in CASTS and is_told_its_dtype(node)):
             return ""
         if torch.float64 in read or torch.float64 in given:
             return HAS_FLOAT64
@@ -225,8 +245,10 @@ class Policy:
             if not all_half or any(rounds(number, self.half) for number in self._numbers(node)):
                 return in_float(DECIDED)
             return WITH_OPERANDS if self.original[node] is torch.float32 or parts(node) else AS_IT_COMES
-        if name in PERIODIC:
-            return in_float(IS_A_PHASE)
+        if name in CONSTRUCTORS:
+            return WITH_OPERANDS
+        if why := WHY_FLOAT.get(name):
+            return in_float(why)
         if name not in MOVES | FOLLOWS | INSIDE | FRAGILE:
             return in_float(f"{name} is in no table of cast_half")
         if level == "O3":

@@ -15,7 +15,7 @@ from ir_tools.ir.program import Block, public_name
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.journal import Traffic
 
-FILLED = frozenset("zeros ones full scalar_tensor".split())
+FILLED = frozenset("zeros ones full eye empty scalar_tensor".split())
 """Ops that fill a tensor with one number: told another dtype, they give the cast of what they gave, if it holds the number."""
 
 
@@ -133,9 +133,9 @@ def whole(part: fx.Node) -> fx.Node | None:
 
 
 def readers(value: fx.Node) -> list[fx.Node]:
-    """Who reads the numbers of a value (not its sizes alone); for one that is several tensors, who reads its parts."""
+    """Who reads a value; for one that is several tensors, who reads its parts."""
     found = [r for user in value.users for r in (readers(user) if whole(user) is value else [user])]
-    return [r for r in dict.fromkeys(found) if r.op == "output" or is_region(r) or parts(r) or facts.dtype(r) is not None]
+    return list(dict.fromkeys(found))
 
 
 def is_read_whole(node: fx.Node) -> bool:

@@ -377,9 +377,15 @@ def test_state_stays_float() -> None:
 
 
 def test_ops_in_no_table_stay_float_and_are_listed() -> None:
-    after, journal = check_cast(Model(lambda m, x: torch.fft.fft(m.l(x)).abs(), l=nn.Linear(4, 4)), X)
-    assert [r.reason for r in journal.refusals] == ["fft_fft is in no table of cast_half"]
-    assert ops(after) == ["to", "linear", "to", "fft_fft", "abs"]
+    after, journal = check_cast(Model(lambda m, x: torch.special.bessel_j0(m.l(x)), l=nn.Linear(4, 4)), X)
+    assert [r.reason for r in journal.refusals] == ["special_bessel_j0 is in no table of cast_half"]
+    assert ops(after) == ["to", "linear", "to", "special_bessel_j0"]
+
+
+def test_complex_numbers_stay() -> None:
+    after, journal = check_cast(Model(lambda m, x: m.l(torch.fft.fft(m.l(x)).abs()), l=nn.Linear(4, 4)), X)
+    assert [r.reason for r in journal.refusals] == ["it takes complex numbers, which have no half precision"]
+    assert ops(after) == ["to", "linear", "to", "fft_fft", "abs", "to", "linear", "to"]
 
 
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
