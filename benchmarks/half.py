@@ -21,7 +21,7 @@ server does, so that eager autocast casts its weights in each. Every round calls
 
 SQNR is 10 log10(signal / noise) against eager float32, in float64, both summed over four inputs; the worst output counts.
 Casts are those between floating dtypes that are done in each call, as the graph is written: for the trace, in its graph before
-freezing, with those of weights, and in brackets those of activations alone, which freezing leaves.
+freezing, with those of weights, and in brackets those of values that follow from an input, which freezing leaves.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Result:
 
     def times_faster(self, mode: str, than: str) -> float | None:
         """The ratio of the median times, None where one is missing."""
-        times = [self.rows[name].seconds if name in self.rows else None for name in (than, mode)]
-        return times[0] / times[1] if times[0] and times[1] else None
+        theirs, ours = (self.rows[name].seconds if name in self.rows else None for name in (than, mode))
+        return theirs / ours if theirs and ours else None
 
 
 # -- torch's own ways -----------------------------------------------------------------------------------------------------
@@ -154,30 +154,35 @@ def trace(case: Case, model: nn.Module, half: torch.dtype) -> Mode:
 
 
 def casts_of_trace(traced: torch.jit.ScriptModule) -> tuple[int, int]:
-    """Casts between floating dtypes in each call of a trace that is not frozen; and those whose operand is no weight."""
+    """Casts between floating dtypes in each call of a trace that is not frozen; and those of values that follow from an input.
 
-    def is_of_module(value: Any) -> bool:
-        return value.node().kind() in ("prim::GetAttr", "prim::Param") and tensor_dtype(value) is None
+    The other ones are of weights, or of what is computed from weights alone (the standardised weights of BiT).
+    """
 
     def of_module(value: Any) -> Any:
         node = value.node()
         return getattr(of_module(node.input()), node.s("name")) if node.kind() == "prim::GetAttr" else traced
 
+    _, *inputs = traced.inlined_graph.inputs()  # the first one is the module
+    activations = {value.debugName() for value in inputs}
     casts = of_activations = 0
     for node in traced.inlined_graph.nodes():
+        follows = any(value.debugName() in activations for value in node.inputs())
+        if follows:
+            activations.update(value.debugName() for value in node.outputs())
         if node.kind() not in CASTS:
             continue
         operand = next(node.inputs())
-        weight = is_of_module(operand)
-        before, after = of_module(operand).dtype if weight else tensor_dtype(operand), tensor_dtype(node.output())
-        if before.is_floating_point and after.is_floating_point and before is not after:
+        before = of_module(operand).dtype if operand.node().kind() == "prim::GetAttr" else tensor_dtype(operand)
+        after = tensor_dtype(node.output())
+        if before and after and before.is_floating_point and after.is_floating_point and before is not after:
             casts += 1
-            of_activations += not weight
+            of_activations += follows
     return casts, of_activations
 
 
 def tensor_dtype(value: Any) -> torch.dtype | None:
-    """The dtype of a value in a trace's graph; None for what the trace did not see as a tensor, such as a weight."""
+    """The dtype of a value in a trace's graph; None where the trace knows none, as for a weight that is read."""
     return value.type().dtype() if isinstance(value.type(), torch.TensorType) else None
 
 
