@@ -44,6 +44,7 @@ bench: $(READY) ## measure inference speed and compile time
 	$(BIN)/python -m benchmarks.compile_time
 	$(BIN)/python -m benchmarks.saved_file
 	$(BIN)/python -m benchmarks.fusion
+	$(BIN)/python -m benchmarks.half
 
 zoo: $(READY) ## some 150 architectures through optimize, one after another (resumes); the table goes to zoo/zoo.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --out zoo

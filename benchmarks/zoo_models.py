@@ -16,6 +16,18 @@ from ir_tools.torchvision_ops import import_torchvision
 from passes.sources import SEED, example_input, randomize_batch_norms
 
 LIST = Path(__file__).with_name("zoo.txt")
+SAMPLE = (
+    "torchvision:mobilenet_v3_small",
+    "torchvision:squeezenet1_1",
+    "timm:lcnet_050",
+    "timm:repvgg_a0",
+    "timm:vit_tiny_patch16_224",
+    "transformers:BertModel",
+    "transformers:LlamaForCausalLM",
+    "transformers:T5ForConditionalGeneration",
+    "transformers:ViTModel",
+)
+"""Titles of the entries that every run of the tests tries."""
 
 _INPUT = re.compile(r"scalar|\d+(x\d+)*(:\w+)*")
 _MASK = ":mask"
@@ -43,9 +55,9 @@ class Entry:
             randomize_zeros(model)
         return model
 
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments of one call."""
-        generator = torch.Generator().manual_seed(SEED)
+    def arguments(self, seed: int = SEED) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of one call, the same ones for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for text in self.inputs:

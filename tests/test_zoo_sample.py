@@ -11,21 +11,10 @@ from rich.console import Console
 
 from benchmarks import zoo
 from benchmarks.zoo import Results, markdown, run, run_one, summary
-from benchmarks.zoo_models import LIST, Entry, padding_mask, read_list
+from benchmarks.zoo_models import LIST, SAMPLE, Entry, padding_mask, read_list
 from benchmarks.zoo_one import FULL_SQNR_DB, Row, try_model
 
 ENTRIES = {entry.title: entry for entry in read_list()}
-SAMPLE = (
-    "torchvision:mobilenet_v3_small",
-    "torchvision:squeezenet1_1",
-    "timm:lcnet_050",
-    "timm:repvgg_a0",
-    "timm:vit_tiny_patch16_224",
-    "transformers:BertModel",
-    "transformers:LlamaForCausalLM",
-    "transformers:T5ForConditionalGeneration",
-    "transformers:ViTModel",
-)
 
 
 @pytest.mark.parametrize("title", SAMPLE)
