@@ -30,12 +30,36 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """Casts of run-time values: how many, and how many bytes they read and write per call."""
+
+    count: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.count + other.count, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Casts:
+    """What casts move: in the graph that the pass was given, had each op been cast by itself, and in the result."""
+
+    before: Traffic = Traffic()
+    one_by_one: Traffic = Traffic()
+    after: Traffic = Traffic()
+
+    def __add__(self, other: Casts) -> Casts:
+        """Both together: a graph and the bodies in it."""
+        return Casts(self.before + other.before, self.one_by_one + other.one_by_one, self.after + other.after)
+
+
 @dataclass
 class Journal:
     """Collects rewrites and refusals of one run of one pass.
 
     What the pass is told beside its options: `skip`, the site ids to leave alone; `ranges`, the magnitudes that values had on
-    example or calibration data, by the name of the node (none where nothing was observed).
+    example or calibration data, by the name of the node (each a `Range` of `verify/ranges.py`; none where none was observed).
     What it tells: `choices`, what it chose by measurement; `casts`, what its casts move; None of a pass that has neither.
     """
 
@@ -44,7 +68,7 @@ class Journal:
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     choices: Any = None
-    casts: Any = None
+    casts: Casts | None = None
 
     @classmethod
     def skipping(cls, sites: Iterable[str]) -> Journal:

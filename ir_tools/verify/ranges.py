@@ -136,7 +136,7 @@ class Observation:
         self.ranges: dict[str, Range] = {}
 
     def call(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
-        """Run the Program on copies of `tensors` and count; gives the outputs. Constants are counted on the first call alone."""
+        """Run the Program on copies of `tensors`, count, and give the outputs. Constants count on the first call alone."""
         outputs: list[Any] = []
         for node, value in self.program.trace_values(*(t.clone() for t in tensors)):
             if node.op == "output":
