@@ -112,7 +112,7 @@ class Speed:
 def decide(pass_: Pass, dtype: str, reference: str, without: Contestant, with_pass: Contestant) -> Speed:
     """Time both models and say what to do."""
     contestants = {"without": without, "with": with_pass}
-    times = measure(contestants)
+    times = measure(contestants, WARM_UP)
     slower = is_slower(times) and is_slower(times := measure(contestants))  # others may have kept the machine busy
     medians = {name: statistics.median(values) for name, values in times.items()}
     wins = medians["without"] > SLOWER * medians["with"]
@@ -134,10 +134,10 @@ def is_slower(times: Mapping[str, Sequence[float]]) -> bool:
     return all(of(times["with"]) > SLOWER * of(times["without"]) for of in (statistics.median, min))
 
 
-def measure(contestants: Mapping[str, Contestant]) -> dict[str, list[float]]:
+def measure(contestants: Mapping[str, Contestant], warm_up: int = 0) -> dict[str, list[float]]:
     """Seconds of calls of each model, in interleaved rounds: about a second, of fast models less, of slow ones one round.
 
-    State, written inputs and random generators are as before when it is over.
+    Up to `warm_up` rounds go before those that count. State, written inputs and random generators are as before afterwards.
     """
 
     def rounds(seconds: float, most: int) -> dict[str, list[float]]:
@@ -147,7 +147,8 @@ def measure(contestants: Mapping[str, Contestant]) -> dict[str, list[float]]:
 
     with seeded():
         try:
-            rounds(WARM_UP_SECONDS, WARM_UP)
+            if warm_up:
+                rounds(WARM_UP_SECONDS, warm_up)
             return rounds(SECONDS, MOST_ROUNDS)
         finally:
             for contestant in contestants.values():
