@@ -5,6 +5,7 @@ Times are injected; only the tests of what timing leaves behind time anything, a
 
 from __future__ import annotations
 
+import doctest
 import json
 import random
 import warnings
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import aten, short_name
 from ir_tools.rewrite import Journal
-from passes import OptimizedModel, SlowerWarning, graph_pass, load, optimize, speed
+from passes import OptimizedModel, SlowerWarning, graph_pass, load, optimize, report, speed
 from passes.catalogue import CATALOGUE
 from passes.speed import Contestant, Speed, asks_for_verdict, is_slower
 from passes.timing import interleaved_seconds
@@ -91,8 +92,8 @@ def test_no_verdict_where_the_pass_changed_nothing(monkeypatch) -> None:
 
 def test_no_verdict_in_a_dry_run(monkeypatch) -> None:
     seen = inject(monkeypatch, SLOWER)
-    report = optimize(net(), "cast_half", example_inputs=X, dry_run=True)
-    assert report.steps[0].changed and report.speed is None and not seen
+    plan = optimize(net(), "cast_half", example_inputs=X, dry_run=True)
+    assert plan.steps[0].changed and plan.speed is None and not seen
 
 
 # -- the policies -------------------------------------------------------------------------------------------------------
@@ -141,21 +142,21 @@ def test_revert_gives_the_model_without_the_pass(monkeypatch, tmp_path, verify, 
     assert [short_name(n.target) for n in fast.program.calls] == [short_name(n.target) for n in plain.program.calls] or (
         engine == "onednn_ops"  # which form of a kernel is faster was measured twice
     )
-    report = fast.report
-    names = [step.name for step in report.steps]
+    told = fast.report
+    names = [step.name for step in told.steps]
     assert names == [*names[: names.index("cast_half") + 1], "remove_dead_code", f"lower_{engine.removesuffix('_ops')}"]
-    (step,) = [step for step in report.steps if step.name == "cast_half"]
+    (step,) = [step for step in told.steps if step.name == "cast_half"]
     assert step.rewrites and not step.changed and "SLOWER than float32" in step.reverted
-    assert report.speed.decision == "reverted" and "to" not in report.ops_left
+    assert told.speed.decision == "reverted" and "to" not in told.ops_left
     assert "cast_half" not in fast.manifest["passes"] and "fuse_conv_relu" in fast.manifest["passes"]
     assert fast.manifest["speed"]["decision"] == "reverted" and fast.manifest["golden_sqnr_db"] == 60
     if verify == "off":
-        assert report.sqnr_db is None and not report.verified
+        assert told.sqnr_db is None and not told.verified
     else:
-        assert report.sqnr_db > 100 and fast.manifest["sqnr_db"] in (report.sqnr_db, "inf")
+        assert told.sqnr_db > 100 and fast.manifest["sqnr_db"] in (told.sqnr_db, "inf")
     fast.save(tmp_path / "model.pt")
     torch.testing.assert_close(load(tmp_path / "model.pt")(X), fast(X))
-    text = str(report)
+    text = str(told)
     assert "  reverted\n" in text and "float32 is given (on_slower='revert')" in " ".join(text.split())
 
 
@@ -324,6 +325,12 @@ def test_the_line_says_how_many_times_as_fast() -> None:
     assert str(HALF) == "bfloat16: 5.1 → 2.7 ms, 1.89x as fast as float32 on this machine"
     even = Speed("cast_half", "float16", "float32", "even", 0.0051, 0.0052, 40)
     assert str(even) == "float16: 5.1 → 5.2 ms, 0.98x as fast as float32 on this machine; no more than noise"
+
+
+@pytest.mark.parametrize("module", [speed, report], ids=lambda module: module.__name__)
+def test_the_examples_in_docstrings_run(module) -> None:
+    tested = doctest.testmod(module)
+    assert tested.attempted and not tested.failed
 
 
 def test_the_verdict_is_plain_data(monkeypatch) -> None:
