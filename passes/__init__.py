@@ -32,13 +32,13 @@ from passes.errors import (
 from passes.optimized import LoadedModel, OptimizedModel, load
 from passes.pipeline import DEFAULT
 from passes.report import Report, StepReport
+from passes.speed import SlowerWarning, Speed
 
 __all__ = [
     "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "DynamicShapesError", "EmitError", "InputError", "LoadedModel",
     "ModelFileError", "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass", "PassOrderError",
-    "PassesError",
-    "Report", "Rule", "SignatureError", "StepReport", "UnknownPassError", "Value", "check_pass", "graph_pass", "load",
-    "optimize", "rule_pass", "table_pass",
+    "PassesError", "Report", "Rule", "SignatureError", "SlowerWarning", "Speed", "StepReport", "UnknownPassError", "Value",
+    "check_pass", "graph_pass", "load", "optimize", "rule_pass", "table_pass",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

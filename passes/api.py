@@ -6,8 +6,10 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,38 @@ from torch import nn
 from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for
 from ir_tools.emit.to_torchscript import emit
+from ir_tools.errors import first_line
 from ir_tools.frontends.capture import FRONTENDS, capture
 from ir_tools.frontends.portability import follow_inputs
 from ir_tools.frontends.source import Source, one_at_a_time, prepare
-from ir_tools.ir import Program, check_wellformed
+from ir_tools.ir import Program, Signature, check_wellformed
 from ir_tools.ir.dialect import op_name, short_name
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.nearest import places_of
 from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB
 from passes.catalogue import CATALOGUE, find_passes
 from passes.choices import Choices
-from passes.errors import CaptureError, InputError, ModelInTrainingError, OptionError
-from passes.hooks import Hook, Numerics, announced, chosen, dump, dumped, explained, narrowest_float, timed, wellformed
+from passes.errors import CaptureError, InputError, ModelInTrainingError, OptionError, SignatureError
+from passes.hooks import (
+    Fork,
+    Hook,
+    Numerics,
+    announced,
+    asks_for_ranges,
+    chosen,
+    dump,
+    dumped,
+    explained,
+    forked,
+    narrowest_float,
+    observed,
+    timed,
+    wellformed,
+)
 from passes.optimized import OptimizedModel, build_manifest, call_flat
 from passes.pipeline import DEFAULT, LOWERINGS, check_order, run_pipeline
-from passes.report import Report
+from passes.report import Report, StepReport
+from passes.speed import Contestant, SlowerWarning, Speed, asks_for_verdict, decide
 
 ENGINES = ("auto", "aten", "onednn_ops")
 VERIFY = ("each", "ends", "off")
@@ -69,6 +88,8 @@ def optimize(
         example_kwargs: keyword arguments that go with them.
         frontend: "auto" (export, trace, script, fx, in this order), or one of these.
         engine: "auto", "aten" (files that move between devices) or "onednn_ops" (packed oneDNN kernels, CPU only).
+        calibration_data: calls on which passes that lower precision observe how large values get: an iterable of tensors and
+            tuples of arguments, as in `example_inputs`, read once. None: they observe the example inputs.
         tolerance: the smallest SQNR allowed, in dB; None takes it from a table by pass and dtype.
         verify: "each" pass, only the "ends", or "off".
         dump_dir: a directory for numbered drawings of the graph after each step.
@@ -78,6 +99,11 @@ def optimize(
             measured only where it has no answer. The same file gives the same graph.
         explain_at: a module path, or the name of an op: the report then says how near each rule of each pass came there
             ("matched conv2d, but its reader is mul, not batch_norm").
+
+    Where a pass with the option `on_slower` (`cast_half`) changed something, the model is also lowered and emitted without that
+    pass, both are timed in turn for about two seconds at most (one round each of models that are slow), and `report.speed` has
+    the verdict. Where the pass makes the model slower here, `on_slower` decides: "warn" raises a `SlowerWarning`, "keep" does
+    not, "revert" gives the model without the pass. That costs a second emission and, while it lasts, a second set of weights.
 
     Returns:
         An `OptimizedModel` (called like `model`), or a `Report` when `dry_run`.
@@ -96,16 +122,19 @@ def optimize(
     tell = progress or (lambda line: None)
     _refuse_autocast()
     pipeline = plan(passes, engine)
-    _check_options(frontend, verify, on_failure, calibration_data, tolerance)
+    _check_options(frontend, verify, on_failure, tolerance)
     if choices is not None:
         Choices.load(choices)  # a bad file is an error before any work is done
     module = _open_model(model)
     _check_mode(module)
     calls = _example_calls(example_inputs, example_kwargs)
+    calibration = None if calibration_data is None else _calibration_items(calibration_data)
     directory = _dump_directory(dump_dir)
 
     tell("running the model on the example inputs")
     source = prepare(module, calls, dynamic_shapes)
+    if calibration is not None:
+        _calibration_tensors(calibration, example_kwargs, source.signature)  # an error now, and not after a long capture
     numerics = Numerics(source.examples, tolerance)
     report = Report(inputs=[str(i) for i in source.signature.inputs], verified=verify != "off", dry_run=dry_run)
 
@@ -115,6 +144,7 @@ def optimize(
         captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
     program = captured.program
     _refuse_lowered(program)
+    observe_on = None if calibration is None else _calibration_tensors(calibration, example_kwargs, program.signature)
     report.capture_seconds = time.perf_counter() - clock
     report.frontend, report.frontend_reason = captured.frontend, captured.reason
     report.frontend_refusals, report.captured_nodes = captured.refusals, len(program)
@@ -130,39 +160,132 @@ def optimize(
         report.notes.append(f"choices={os.fspath(choices)!r} was not used: only lower_onednn chooses by measurement")
     elif choices is not None:
         pipeline = [p.with_options(choices=os.fspath(choices)) if "choices" in p.options else p for p in pipeline]
-    report.engine = LOWERINGS[_lowering(pipeline)]
-    hooks: list[Hook] = [announced(progress), explained(explain_at), dumped(directory, dumps, report.notes)]
-    hooks += [numerics.hook] if verify == "each" else []
-    hooks += [wellformed, chosen(report), timed]
-    if directory is not None:
-        dump(program, directory, 0, "captured", None, dumps, report.notes)
-    program, report.steps = run_pipeline(program, pipeline, hooks)
-    if report.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
-        program, stays = follow_inputs(program, source)
-        check_wellformed(program)
-        report.notes += stays
+    if observe_on is not None and not any(map(asks_for_ranges, pipeline)):
+        report.notes.append("calibration_data was not used: only passes that lower precision observe ranges")
     if explain_at is not None and not any(explain_at in places_of(node) for node in captured.program.all_calls):
         report.notes.append(f"explain_at={explain_at!r}: no op of the captured graph comes from there")
-    report.ops_left = _count_ops(program)
-    numerics.declare(pipeline)
+    report.engine = LOWERINGS[_lowering(pipeline)]
+    course = _Course(source, report.engine, verify, explain_at, observe_on)
+    forks: list[Fork] = []
+    outer = [announced(progress), dumped(directory, dumps, report.notes), forked(forks, numerics)]
+    if directory is not None:
+        dump(program, directory, 0, "captured", None, dumps, report.notes)
+    way = course.take(program, pipeline, numerics, outer)
     if dry_run:
+        way.tell(report)
         report.seconds = time.perf_counter() - start
         return report
 
     tell("emitting TorchScript")
     clock = time.perf_counter()
-    scripted = package.round_trip(emit(program))
-    arguments = [arguments_for(source.signature, example.tensors) for example in source.examples]
-    with torch.no_grad():
-        if verify != "off":
-            comparison = numerics.check_emitted(program, lambda i: call_flat(scripted, arguments[i]))
-            report.sqnr_db, report.max_abs_error = comparison.sqnr_db, comparison.max_abs_error
-        golden = call_flat(scripted, arguments[0])
+    course.emit(way)
     report.emit_seconds = time.perf_counter() - clock
+    if forks:
+        report.speed, way = _faster(course, way, forks[0], pipeline, tell)
+        if report.speed.decision == "reverted" and directory is not None:
+            last = f"without_{report.speed.pass_name}"
+            dump(way.program, directory, len(pipeline) + 1, last, forks[0].program, dumps, report.notes)
+    way.tell(report)
     report.seconds = time.perf_counter() - start
-    manifest = build_manifest(program, report, SMALLEST_GOLDEN_SQNR_DB[narrowest_float(program)])
-    independent = _independent(program, captured.program)
-    return OptimizedModel(scripted, independent, report, dumps, manifest, (arguments[0], golden))
+    if report.speed is not None and report.speed.decision == "warned":
+        warnings.warn(report.speed.advice, SlowerWarning, stacklevel=2)
+    manifest = build_manifest(way.program, report, SMALLEST_GOLDEN_SQNR_DB[narrowest_float(way.program)])
+    independent = _independent(way.program, captured.program)
+    return OptimizedModel(way.scripted, independent, report, dumps, manifest, (course.arguments[0], way.golden))
+
+
+@dataclass
+class _Way:
+    """One way through the passes: the Program they left, its steps, and what was emitted from it.
+
+    `told` holds what this way has to say in the report: choices, notes, ops left, SQNR.
+    """
+
+    program: Program
+    numerics: Numerics
+    steps: list[StepReport]
+    told: Report = field(default_factory=Report)
+    scripted: Any = None
+    golden: list[torch.Tensor] = field(default_factory=list)
+
+    def tell(self, report: Report) -> None:
+        """Put it into the report of the whole run."""
+        report.steps, report.choices, report.ops_left = self.steps, self.told.choices, self.told.ops_left
+        report.sqnr_db, report.max_abs_error = self.told.sqnr_db, self.told.max_abs_error
+        report.notes += self.told.notes
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What all ways through the passes have in common."""
+
+    source: Source
+    engine: str
+    verify: str
+    explain_at: str | None
+    observe_on: Sequence[Sequence[torch.Tensor]] | None
+
+    @property
+    def arguments(self) -> list[list[Any]]:
+        """Those of the emitted module, per example."""
+        return [arguments_for(self.source.signature, example.tensors) for example in self.source.examples]
+
+    def take(self, program: Program, pipeline: Sequence[Pass], numerics: Numerics, outer: Sequence[Hook]) -> _Way:
+        """Run the passes under the hooks `outer` and the usual ones."""
+        told = Report()
+        hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on)]
+        hooks += [numerics.hook] if self.verify == "each" else []
+        program, steps = run_pipeline(program, pipeline, [*hooks, wellformed, chosen(told), timed])
+        if self.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
+            program, stays = follow_inputs(program, self.source)
+            check_wellformed(program)
+            told.notes += stays
+        told.ops_left = _count_ops(program)
+        numerics.declare(pipeline)
+        return _Way(program, numerics, steps, told)
+
+    def emit(self, way: _Way) -> None:
+        """Emit the Program, and verify what came out."""
+        scripted = package.round_trip(emit(way.program))
+        arguments = self.arguments
+        with torch.no_grad():
+            if self.verify != "off":
+                comparison = way.numerics.check_emitted(way.program, lambda i: call_flat(scripted, arguments[i]))
+                way.told.sqnr_db, way.told.max_abs_error = comparison.sqnr_db, comparison.max_abs_error
+            way.golden = call_flat(scripted, arguments[0])
+        way.scripted = scripted
+
+
+def _faster(
+    course: _Course, way: _Way, fork: Fork, pipeline: Sequence[Pass], tell: Callable[[str], None]
+) -> tuple[Speed, _Way]:
+    """The verdict on the pass at which the pipeline forked, and the way to give: `way`, or the one without that pass."""
+    clock = time.perf_counter()
+    pass_ = fork.step.pass_
+    dtype, reference = _dtype_name(way.program), _dtype_name(fork.program)
+    aside = announced(lambda line: tell(f"without {pass_.name}: {line}"))
+    at = fork.step.index
+    first, rest = ([p for p in part if not asks_for_verdict(p)] for part in (pipeline[:at], pipeline[at:]))
+    fork.numerics.declare(first)  # with verify="ends" nothing was declared on the way
+    try:
+        other = course.take(fork.program, rest, fork.numerics, [aside])
+        tell(f"emitting TorchScript without {pass_.name}")
+        course.emit(other)
+        tell(f"timing the model without {pass_.name} and with it in turn")
+        without, with_pass = (Contestant(w.program, w.scripted, course.arguments[0]) for w in (other, way))
+        speed = decide(pass_, dtype, reference, without, with_pass)
+    except Exception as error:  # the model is there and verified; only what it would be compared with is not
+        speed = Speed(pass_.name, dtype, reference, "unknown", reason=f"{type(error).__name__}: {first_line(error)}")
+    speed = replace(speed, seconds=time.perf_counter() - clock)
+    if speed.decision != "reverted":
+        return speed, way
+    fork.step.report.reverted = str(speed)
+    other.steps = [*way.steps[: fork.step.index], *other.steps]
+    return speed, other
+
+
+def _dtype_name(program: Program) -> str:
+    return str(narrowest_float(program)).removeprefix("torch.")
 
 
 def plan(passes: str | Pass | Iterable[str | Pass], engine: str) -> list[Pass]:
@@ -194,17 +317,13 @@ def _lowering_for(engine: str, source: Source) -> str:
     return next(name for name, stands_for in LOWERINGS.items() if stands_for == engine)
 
 
-def _check_options(
-    frontend: str, verify: str, on_failure: str, calibration_data: Any, tolerance: float | None
-) -> None:
+def _check_options(frontend: str, verify: str, on_failure: str, tolerance: float | None) -> None:
     if frontend not in ("auto", *FRONTENDS):
         raise OptionError(f"frontend must be one of 'auto', {', '.join(map(repr, FRONTENDS))}, got {frontend!r}")
     if verify not in VERIFY:
         raise OptionError(f"verify must be one of {', '.join(map(repr, VERIFY))}, got {verify!r}")
     if on_failure != "raise":
         raise OptionError(f"on_failure must be 'raise' (rolling back is not built yet), got {on_failure!r}")
-    if calibration_data is not None:
-        raise OptionError("calibration_data is not used by any pass yet; leave it out")
     number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and abs(tolerance) < math.inf
     if tolerance is not None and not number:
         raise OptionError(f"tolerance is the smallest SQNR allowed, a finite number of dB, got {tolerance!r}")
@@ -269,13 +388,44 @@ def _example_calls(example_inputs: Any, example_kwargs: dict[str, Any] | None) -
     return [(() if example_inputs is None else _arguments(example_inputs), kwargs)]
 
 
-def _arguments(item: Any) -> tuple:
+EXAMPLES_EXPECTED = "example_inputs must be a tensor, a tuple of arguments or a list of such tuples"
+
+
+def _arguments(item: Any, expected: str = EXAMPLES_EXPECTED) -> tuple:
     if isinstance(item, tuple):
         return item
     if isinstance(item, (torch.Tensor, dict)):
         return (item,)
-    given = type(item).__name__
-    raise InputError(f"example_inputs must be a tensor, a tuple of arguments or a list of such tuples, got {given}")
+    raise InputError(f"{expected}, got {type(item).__name__}")
+
+
+def _calibration_items(calibration_data: Any) -> list[tuple]:
+    """The arguments of each call, read once. A tensor, tuple, dict or text would be iterated too, and is no list of calls."""
+    if not isinstance(calibration_data, Iterable) or isinstance(calibration_data, (torch.Tensor, tuple, Mapping, str, bytes)):
+        raise InputError(
+            "calibration_data must be a list, or another iterable, of calls (tensors, or tuples of arguments), "
+            f"got {type(calibration_data).__name__}"
+        )
+    expected = "calibration_data[{}] must be a tensor or a tuple of arguments"
+    items = [_arguments(item, expected.format(i)) for i, item in enumerate(calibration_data)]
+    if not items:
+        raise InputError("calibration_data is empty; give at least one call, or leave it out to use the example inputs")
+    return items
+
+
+def _calibration_tensors(
+    items: Sequence[tuple], example_kwargs: dict[str, Any] | None, signature: Signature
+) -> list[list[torch.Tensor]]:
+    """The flat tensors of each call. Raises `InputError` for one that does not fit what the example inputs fixed."""
+    calls = []
+    for i, arguments in enumerate(items):
+        try:
+            tensors = signature.flatten(arguments, dict(example_kwargs or {}))
+            signature.check(tensors)
+        except SignatureError as error:
+            raise InputError(f"calibration_data[{i}] does not fit the example inputs: {error}") from None
+        calls.append([t.detach() for t in tensors])
+    return calls
 
 
 def _dump_directory(dump_dir: str | os.PathLike[str] | None) -> Path | None:

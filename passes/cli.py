@@ -24,7 +24,8 @@ from ir_tools.visualize.to_dot import write_whole
 from passes.errors import InputError, ModelFileError, OptionError, PassesError
 from passes.optimized import OptimizedModel
 from passes.report import Report
-from passes.sources import FORMS, example_inputs, load_source
+from passes.sources import FORMS, calibration_calls, example_inputs, load_source
+from passes.speed import SlowerWarning
 from passes.timing import compare_latency
 
 FAILED = 2
@@ -37,6 +38,10 @@ INPUTS_HELP = (
 CHOICES_HELP = (
     "A file of measured choices, which ops oneDNN's kernels fuse: it is replayed if it exists, which gives the same graph "
     "again, and written otherwise."
+)
+CALIBRATION_HELP = (
+    "Calls on which passes that lower precision observe how large values get, in place of the random --input: a file that "
+    "torch.save wrote of a list, each call a tensor or a tuple of arguments. Nothing else is unpickled."
 )
 SOURCE_HELP = f"The model: {FORMS}."
 
@@ -74,6 +79,7 @@ PassNames = Annotated[
     ),
 ]
 Frontend = Annotated[str, typer.Option(help="How to capture: auto, export, trace, script or fx.")]
+Calibration = Annotated[Path | None, typer.Option(help=CALIBRATION_HELP, metavar="FILE")]
 Engine = Annotated[str, typer.Option(help="What to emit: auto, aten or onednn_ops.")]
 
 
@@ -90,6 +96,7 @@ def optimize(
     verify: Annotated[str, typer.Option(help="Compare numbers with the eager model: each, ends or off.")] = "each",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
     choices: Annotated[Path | None, typer.Option(help=CHOICES_HELP)] = None,
+    calibration: Calibration = None,
     bench: Annotated[bool, typer.Option(help="Time the eager and the optimised model side by side.")] = True,
 ) -> None:
     """Optimise a model, report what was done, and write the result."""
@@ -97,9 +104,11 @@ def optimize(
 
     if out is not None:
         check_writable(out)
+    calls = calibration_calls(calibration) if calibration is not None else None
     console = Console()
     model, inputs = _read(source, input, console)
     options = _options(passes, frontend=frontend, engine=engine, tolerance=tolerance, verify=verify, dump_dir=dump_dir)
+    options["calibration_data"] = calls
     replays = choices is not None and choices.exists()
     if choices is not None and not replays:
         check_writable(choices)
@@ -127,15 +136,17 @@ def explain(
     input: Inputs = None,
     passes: PassNames = None,
     at: Annotated[str | None, typer.Option(help="A module path or op: say how near each rule came there.")] = None,
+    calibration: Calibration = None,
     frontend: Frontend = "auto",
     engine: Engine = "auto",
 ) -> None:
     """Say which passes would fire on a model, which would not, and why; emit nothing."""
     from passes import optimize as run
 
+    calls = calibration_calls(calibration) if calibration is not None else None
     console = Console()
     model, inputs = _read(source, input, console)
-    options = _options(passes, frontend=frontend, engine=engine)
+    options = _options(passes, frontend=frontend, engine=engine, calibration_data=calls)
     with progress_line() as progress:
         report = run(model, example_inputs=inputs, progress=progress, dry_run=True, explain_at=at, **options)
     _explain(report, console)
@@ -214,6 +225,7 @@ def verify(file: Annotated[Path, typer.Argument(help="A file that `optimize` wro
 def main() -> None:
     """Entry point of the command `torch-passes`."""
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", category=SlowerWarning)  # the printed report says it
     app(prog_name="torch-passes")
 
 

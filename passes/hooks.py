@@ -7,15 +7,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ir_tools.errors import first_line
 from ir_tools.frontends.source import Example, seeded
 from ir_tools.ir import Program, check_wellformed, facts
 from ir_tools.ir.dialect import nodes_in, short_name
@@ -23,9 +26,11 @@ from ir_tools.rewrite import Journal, Pass
 from ir_tools.rewrite.nearest import near_misses
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.verify.numerics import PERFECT, Comparison, compare, smallest_sqnr
+from ir_tools.verify.ranges import Observation
 from ir_tools.visualize.to_dot import write_dump
-from passes.errors import NumericsError
+from passes.errors import InputError, NumericsError
 from passes.report import Report, StepReport
+from passes.speed import asks_for_verdict
 
 Run = Callable[["Step", Program], Program]
 Hook = Callable[[Run], Run]
@@ -62,6 +67,7 @@ def timed(run: Run) -> Run:
         step.report.nodes_after = len(after)
         step.report.rewrites = step.journal.rewrites
         step.report.refusals = step.journal.refusals
+        step.report.casts = step.journal.casts
         return after
 
     return timed_run
@@ -79,6 +85,80 @@ def chosen(report: Report) -> Hook:
             return after
 
         return chosen_run
+
+    return hook
+
+
+def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.Tensor]] | None) -> Hook:
+    """The magnitudes of all values, for a pass that lowers precision: on the calibration calls, or else on the examples.
+
+    Raises `InputError` for a calibration call that fails, or gives NaN where the model gives none on the examples.
+    """
+    calls = [example.tensors for example in examples] if calibration is None else calibration
+    what = "of the example inputs" if calibration is None else "of calibration_data"
+    may_give_nan = calibration is None or any(_holds_nan(output) for example in examples for output in example.outputs)
+
+    def hook(run: Run) -> Run:
+        def observed_run(step: Step, program: Program) -> Program:
+            if asks_for_ranges(step.pass_):
+                observation = Observation(program)
+                for i, tensors in enumerate(calls):
+                    try:
+                        with seeded():
+                            outputs = observation.call(tensors)
+                    except Exception as error:
+                        if calibration is None:
+                            raise
+                        raise InputError(
+                            f"the model fails on calibration_data[{i}]: {type(error).__name__}: {first_line(error)}"
+                        ) from error
+                    if not may_give_nan and any(_holds_nan(output) for output in outputs):
+                        raise InputError(
+                            f"the model gives NaN on calibration_data[{i}], and ranges seen there would mislead: "
+                            "leave this call out, or correct it"
+                        )
+                step.journal.ranges = observation.ranges
+                step.report.ranges = f"{len(calls)} {'call' if len(calls) == 1 else 'calls'} {what}"
+            return run(step, program)
+
+        return observed_run
+
+    return hook
+
+
+def asks_for_ranges(pass_: Pass) -> bool:
+    return pass_.declares == "lower_precision"
+
+
+def _holds_nan(output: torch.Tensor) -> bool:
+    return bool(output.isnan().any())
+
+
+@dataclass
+class Fork:
+    """Where the first pass that asks for a verdict on its speed changed something: what the model without it starts from.
+
+    `program` is what the pass was given, `numerics` what was known about the numbers then.
+    """
+
+    step: Step
+    program: Program
+    numerics: Numerics
+
+
+def forked(forks: list[Fork], numerics: Numerics) -> Hook:
+    """Put the `Fork` of the pipeline into `forks`, if there is one."""
+
+    def hook(run: Run) -> Run:
+        def forked_run(step: Step, program: Program) -> Program:
+            asks = not forks and asks_for_verdict(step.pass_)
+            before = copy.copy(numerics)
+            after = run(step, program)
+            if asks and after is not program:
+                forks.append(Fork(step, program, before))
+            return after
+
+        return forked_run
 
     return hook
 

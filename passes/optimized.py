@@ -190,8 +190,9 @@ def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> d
         "torch_passes": version(),
         "frontend": report.frontend,
         "engine": report.engine,
-        "passes": [step.name for step in report.steps],
+        "passes": [step.name for step in report.steps if not step.reverted],
         "choices": report.choices.to_dict() if report.choices is not None else None,
+        "speed": report.to_dict()["speed"],
         "inputs": [
             {
                 "name": i.name,

@@ -14,9 +14,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ir_tools.rewrite.journal import Refusal, Rewrite
+from ir_tools.rewrite.journal import Casts, Refusal, Rewrite
 from ir_tools.rewrite.nearest import NearMiss
+from ir_tools.rewrite.shapes import spelled_option
 from passes.choices import Choices
+from passes.speed import Speed
 
 REASONS_SHOWN = 12
 MODULES_SHOWN = 3
@@ -24,7 +26,11 @@ MODULES_SHOWN = 3
 
 @dataclass
 class StepReport:
-    """One pass. `sqnr_db` and `max_abs_error` compare the Program after it with the user's eager model."""
+    """One pass. `sqnr_db` and `max_abs_error` compare the Program after it with the user's eager model.
+
+    `ranges`: what the magnitudes of values were observed on, for a pass that asks for them. `casts`: what its casts move.
+    `reverted`: why the result of `optimize` is without this pass, "" where it is with it.
+    """
 
     name: str
     options: dict[str, object] = field(default_factory=dict)
@@ -38,15 +44,26 @@ class StepReport:
     max_abs_error: float | None = None
     sqnr_db: float | None = None
     tolerance: str = ""
+    ranges: str = ""
+    casts: Casts | None = None
+    reverted: str = ""
 
     @property
     def changed(self) -> bool:
+        """The result of `optimize` is another one because of this pass."""
+        return not self.reverted and self.rewrote
+
+    @property
+    def rewrote(self) -> bool:
         return bool(self.rewrites) or self.nodes_before != self.nodes_after
 
 
 @dataclass
 class Report:
-    """The whole run. `choices` are the measured ones of the lowering, None where it measures nothing."""
+    """The whole run. `choices` are the measured ones of the lowering, None where it measures nothing.
+
+    `speed` is the verdict on the first pass that asks for one and changed something, None where there is none.
+    """
 
     frontend: str = ""
     frontend_reason: str = ""
@@ -68,6 +85,7 @@ class Report:
     ops_left: dict[str, int] = field(default_factory=dict)
     dry_run: bool = False
     choices: Choices | None = None
+    speed: Speed | None = None
 
     @property
     def changed(self) -> bool:
@@ -80,7 +98,8 @@ class Report:
         A number that JSON cannot hold (the SQNR of equal tensors is infinite) becomes the string "inf" or "nan".
         """
         choices = self.choices.to_dict() if self.choices is not None else None
-        return {**_plain(asdict(self)), "changed": self.changed, "choices": choices}
+        speed = _plain(self.speed.to_dict()) if self.speed is not None else None
+        return {**_plain(asdict(self)), "changed": self.changed, "choices": choices, "speed": speed}
 
     def __str__(self) -> str:
         """The report as text, 80 columns wide, without colour."""
@@ -130,9 +149,10 @@ class Report:
         for heading in ("rewrites", "refused", "nodes", "max error", "SQNR dB", "seconds"):
             table.add_column(heading, justify="right", no_wrap=True)
         for step in self.steps:
-            nodes = f"{step.nodes_before}→{step.nodes_after}" if step.changed else str(step.nodes_after)
+            nodes = f"{step.nodes_before}→{step.nodes_after}" if step.rewrote else str(step.nodes_after)
+            details = [*(f"{k}={_option(v)}" for k, v in step.options.items()), *(["reverted"] if step.reverted else [])]
             table.add_row(
-                Text(step.name + "".join(f"\n  {k}={_option(v)}" for k, v in step.options.items())),
+                Text("\n  ".join([step.name, *details])),
                 Text(str(len(step.rewrites)), style="bold green" if step.rewrites else "dim"),
                 Text(str(len(step.refusals)), style="yellow" if step.refusals else "dim"),
                 nodes,
@@ -149,6 +169,7 @@ class Report:
         if not self.changed:
             what = "nothing would change" if self.dry_run else "nothing changed"
             yield Text(f"{what}: no pass found anything to rewrite", style="bold yellow")
+        yield from self.cast()
         if self.dry_run:
             yield Text("dry run: nothing was emitted", style="bold")
             return
@@ -157,13 +178,26 @@ class Report:
             yield Text(f"verified{agreement}", style="bold green")
         else:
             yield Text("not verified: no numbers were compared with the eager model", style="bold yellow")
+        if self.speed is not None:
+            known = self.speed.decision != "unknown"
+            yield Text(str(self.speed), style="bold yellow" if self.speed.slower or not known else "bold green")
         if self.seconds:
             emitted = f", of which emission {_seconds(self.emit_seconds)} s" if self.emit_seconds else ""
-            yield Text(f"took {_seconds(self.seconds)} s{emitted}")
+            timed = f", the verdict on speed {_seconds(self.speed.seconds)} s" if emitted and self.speed is not None else ""
+            yield Text(f"took {_seconds(self.seconds)} s{emitted}{timed}")
         if self.ops_left:
             most = sorted(self.ops_left.items(), key=lambda item: (-item[1], item[0]))
             shown = ", ".join(f"{name} ×{count}" for name, count in most[:8])
             yield Text(f"ops: {shown}" + (f", {len(most) - 8} other kinds" if len(most) > 8 else ""))
+
+    def cast(self) -> Iterable[Text]:
+        """What ranges were observed on, and what casts move: a line each for every pass that has them."""
+        for step in self.steps:
+            if step.ranges:
+                yield Text(f"{step.name}: ranges observed on {step.ranges}")
+            if step.casts is not None:
+                undone = " (reverted)" if step.reverted else ""
+                yield Text(f"{step.name}: {_casts(step.casts)}{undone}")
 
     def refused(self, limit: int = REASONS_SHOWN) -> Iterable[Text | Padding]:
         """Refusals grouped by pass and reason, the most frequent first."""
@@ -211,7 +245,7 @@ class Report:
 
     def idle(self) -> Iterable[Text | Padding]:
         """Passes that found no place to act at all, not even one to refuse. Shown by the CLI's `explain`."""
-        names = [step.name for step in self.steps if not step.changed and not step.refusals]
+        names = [step.name for step in self.steps if not step.rewrote and not step.refusals]
         if names:
             yield Text("\nfound nothing to do", style="bold")
             yield Padding(Text(", ".join(names)), (0, 0, 0, 2), expand=False)
@@ -256,8 +290,33 @@ def _seconds(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
+def _casts(casts: Casts) -> str:
+    """`casts: 4 that move 1.2 MB per call; op by op it would be 107 and 93 MB; 0 before`."""
+    after, one_by_one, before = casts.after, casts.one_by_one, casts.before
+    return (
+        f"casts: {after.count} that move {_bytes(after.bytes)} per call; "
+        f"op by op it would be {one_by_one.count} and {_bytes(one_by_one.bytes)}; {before.count} before"
+    )
+
+
+def _bytes(count: int) -> str:
+    """Decimal units: `950 B`, `1.2 MB`, `93 MB`.
+
+    >>> [_bytes(n) for n in (0, 950, 1234, 93_400_000, 999_999)]
+    ['0 B', '950 B', '1.2 kB', '93 MB', '1.0 MB']
+    """
+    if count < 1000:
+        return f"{count} B"
+    size = float(count)
+    units = iter(("kB", "MB", "GB", "TB", "PB", "EB"))
+    unit = "B"
+    while size >= 999.5:
+        size, unit = size / 1000, next(units)
+    return f"{size:.1f} {unit}" if size < 9.95 else f"{size:.0f} {unit}"
+
+
 def _option(value: object) -> str:
-    return str(value).removeprefix("torch.")
+    return spelled_option(value).removeprefix("torch.")
 
 
 def _first_line(text: str) -> str:

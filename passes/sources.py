@@ -11,6 +11,8 @@ An input is a shape, with a dtype and, for integers, a bound where wanted:
     8x128:bfloat16                  of this dtype
     1x128:int64                     random integers from 0 to 99
     1x128:int64:30522               random integers from 0 to 30521
+
+Calibration calls are real data, and come from a file: `torch.save([(ids, mask), (ids, mask)], "calls.pt")`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -234,3 +237,26 @@ def example_inputs(texts: Iterable[str], seed: int = SEED) -> tuple[torch.Tensor
     """One tensor per text, the same ones on every run."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(example_input(text, generator) for text in texts)
+
+
+CALIBRATION_EXPECTED = "expected what torch.save writes of a list of calls, each a tensor or a tuple of arguments"
+
+
+def calibration_calls(path: Path) -> list[Any]:
+    """The calls that a file holds, each a tensor or a tuple of arguments. Nothing but tensors and containers is unpickled.
+
+    Raises `InputError` when there is no such file, or it holds something else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files that are TorchScript: the error says it
+            calls = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise InputError(f"the calibration file {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # torch.load raises many kinds for a file that it did not write, or may not unpickle
+        raise InputError(
+            f"the calibration file {path} holds something else than tensors, or is damaged; {CALIBRATION_EXPECTED}"
+        ) from error
+    if not isinstance(calls, list):
+        raise InputError(f"the calibration file {path} holds a {type(calls).__name__}; {CALIBRATION_EXPECTED}")
+    return calls

@@ -63,18 +63,24 @@ def interleaved_seconds(
     least_rounds: int = 5,
     most_rounds: int = 200,
     warm_up: int = WARM_UP,
+    ready: Callable[[str], Any] = lambda name: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, by name, in rounds that make every call once; every other round in reverse order."""
+    """Seconds of each call, by name, in rounds that make every call once; every other round in reverse order.
+
+    `ready` is called with the name before each call, and is not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
-        for call in calls.values():
+        for name, call in calls.items():
             for _ in range(warm_up):
+                ready(name)
                 call()
         end = time.perf_counter() + seconds
         rounds = 0
         while rounds < least_rounds or (time.perf_counter() < end and rounds < most_rounds):
             names = list(calls) if rounds % 2 == 0 else list(calls)[::-1]  # none always finds another's data in the caches
             for name in names:
+                ready(name)
                 start = time.perf_counter()
                 calls[name]()
                 times[name].append(time.perf_counter() - start)

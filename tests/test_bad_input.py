@@ -113,7 +113,6 @@ def test_the_order_offered_is_one_that_works():
         ("tolerance", -float("inf"), says("tolerance", "finite", "got -inf")),
         ("tolerance", True, says("tolerance", "got True")),
         ("on_failure", "rollback", says("on_failure must be 'raise'", "got 'rollback'")),
-        ("calibration_data", [row()], says("calibration_data is not used by any pass yet")),
     ],
 )
 def test_options_that_are_not(option, value, message):
@@ -215,6 +214,31 @@ def test_a_model_that_returns_no_tensor():
 def test_example_inputs_that_do_not_fit(given, error, message, verify):
     with pytest.raises(error, match=message):
         optimize(model(), example_inputs=given, verify=verify)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (3, says("calibration_data must be a list, or another iterable, of calls", "got int")),
+        ("x.pt", says("calibration_data must be a list", "got str")),
+        (row(), says("calibration_data must be a list", "got Tensor")),
+        ((row(),), says("calibration_data must be a list", "got tuple")),
+        ({"x": row()}, says("calibration_data must be a list", "got dict")),
+        ([], says("calibration_data is empty; give at least one call")),
+        (iter(()), says("calibration_data is empty")),
+        ([row(), [row()]], says("calibration_data[1] must be a tensor or a tuple of arguments, got list")),
+        ([row(), row(), None], says("calibration_data[2] must be a tensor or a tuple of arguments, got NoneType")),
+        ([row(), ()], says("calibration_data[1] does not fit the example inputs", "missing a required argument: 'x'")),
+        ([(row(), row())], says("calibration_data[0] does not fit the example inputs", "too many positional arguments")),
+        ([row(), (3,)], says("calibration_data[1] does not fit", "input 'x' must be a tensor, got int")),
+        ([row(), row(3, 4)], says("calibration_data[1] does not fit", "must have shape [2, 4]", "got [3, 4]")),
+        ([row().double()], says("calibration_data[0] does not fit", "must have dtype torch.float32, got torch.float64")),
+    ],
+)
+@pytest.mark.parametrize("passes", ["cast_half", "remove_dropout"])
+def test_calibration_data_that_does_not_fit(given, message, passes):
+    with pytest.raises(InputError, match=message):
+        optimize(model(), passes, example_inputs=row(), calibration_data=given, verify="off")
 
 
 def test_examples_that_agree_in_shape_and_not_in_structure():

@@ -1,8 +1,10 @@
 """The command line as its users meet it: what it prints, what it writes, and how it says no."""
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,63 @@ def test_a_torchscript_file_is_optimised(workplace):
 def test_a_file_of_ours_brings_its_own_inputs(workplace):
     succeeds(*OPTIMIZE, "--out", "net.pt", "--no-bench", "--engine", "aten", "--passes", "")
     assert "float32[1, 3, 16, 16]" in succeeds("explain", "net.pt")
+
+
+def test_calibration_calls_come_from_a_file(workplace):
+    torch.save([torch.ones(1, 3, 16, 16), (torch.zeros(1, 3, 16, 16),)], "calls.pt")
+    arguments = ("cli_zoo:Net", *INPUT, "--passes", "cast_half:on_slower=keep", "--calibration", "calls.pt")
+    out = succeeds("optimize", *arguments, "--no-bench")
+    assert "cast_half: ranges observed on 2 calls of calibration_data" in out
+    assert re.search(r"bfloat16(: | is SLOWER than float32 on this machine: )[\d.]+ → [\d.]+ ms, [\d.]+x as fast", out)
+    assert "cast_half: ranges observed on 2 calls of calibration_data" in succeeds("explain", *arguments)
+    assert "ranges observed on 1 call of the example inputs" in succeeds("explain", *arguments[:-2])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "the calibration file calls.pt cannot be read: No such file or directory"),
+        (b"", "the calibration file calls.pt holds something else than tensors, or is damaged; expected what torch.save"),
+        (b"1x3x16x16", "holds something else than tensors, or is damaged"),
+        (torch.ones(1, 3, 16, 16), "the calibration file calls.pt holds a Tensor; expected what torch.save writes of a list"),
+        ({"x": torch.ones(1)}, "the calibration file calls.pt holds a dict; expected"),
+        ([Path("x")], "holds something else than tensors, or is damaged"),
+        ([torch.nn.Linear(1, 1)], "holds something else than tensors, or is damaged"),
+        ([], "calibration_data is empty"),
+        ([torch.ones(1, 3, 16, 16), [torch.ones(1)]], "calibration_data[1] must be a tensor or a tuple of arguments, got list"),
+        ([torch.ones(1, 3, 8, 8)], "calibration_data[0] does not fit the example inputs: input 'x' must have shape"),
+    ],
+    ids=["missing", "empty file", "text", "a tensor", "a dict", "objects", "a module", "empty", "lists", "shape"],
+)
+@pytest.mark.parametrize("command", ["optimize", "explain"])
+def test_calibration_files_that_are_not(workplace, command, content, message):
+    if isinstance(content, bytes):
+        Path("calls.pt").write_bytes(content)
+    elif content is not None:
+        torch.save(content, "calls.pt")
+    result = run(command, "cli_zoo:Net", *INPUT, "--passes", "cast_half", "--calibration", "calls.pt")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") and message in result.stderr
+
+
+def test_a_directory_is_no_calibration_file(workplace):
+    assert "the calibration file . cannot be read: Is a directory" in run(*OPTIMIZE, "--calibration", ".").stderr
+
+
+def test_the_command_line_prints_the_verdict_on_speed_once(workplace, monkeypatch):
+    """In the report, and not as a Python warning besides."""
+    from passes import cli, speed
+
+    monkeypatch.setattr(speed, "measure", lambda contestants, warm_up=0: {"without": [0.001], "with": [0.002]})
+    out = succeeds(*OPTIMIZE, "--no-bench", "--passes", "cast_half")
+    assert out.count("bfloat16 is SLOWER than float32 on this machine: 1 → 2 ms, 0.50x as fast") == 1
+    out = succeeds(*OPTIMIZE, "--no-bench", "--passes", "cast_half:on_slower=revert")
+    assert "float32 is given (on_slower='revert')" in out and "reverted" in out
+    monkeypatch.setattr(cli, "app", lambda prog_name: warnings.warn("slower", speed.SlowerWarning, stacklevel=1))
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        cli.main()
+    assert not heard
 
 
 # -- explain, dry run -------------------------------------------------------------------------------------------------

@@ -8,8 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from ir_tools.rewrite.journal import Refusal, Rewrite
+from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.rewrite.journal import Casts, Refusal, Rewrite, Traffic
+from passes import optimize
 from passes.report import Report, StepReport, places
+from passes.speed import Speed
 
 
 def rewrites(count: int) -> list[Rewrite]:
@@ -189,3 +192,108 @@ def test_rewrites_are_grouped_by_pass_and_rule():
     text = pipe.file.getvalue()
     assert "fuse_conv_bn: batch_norm(layer(x)) -> layer(x) ×53" in text
     assert "layer1.0.bn1, layer1.1.bn1, layer1.2.bn1, … 50 more" in text
+
+
+# -- casts and ranges ---------------------------------------------------------------------------------------------------
+
+MOVED = Casts(Traffic(), Traffic(107, 93_400_000), Traffic(4, 1_234_567))
+
+
+def unwrapped(report: Report) -> str:
+    return " ".join(str(report).split())
+
+
+def test_casts_are_a_line_that_says_what_they_move():
+    report = full()
+    report.steps[2].casts = MOVED
+    report.steps[2].ranges = "64 calls of calibration_data"
+    text = unwrapped(report)
+    line = "cast_half: casts: 4 that move 1.2 MB per call; op by op it would be 107 and 93 MB; 0 before"
+    assert line in text and "reverted" not in text
+    assert "cast_half: ranges observed on 64 calls of calibration_data" in text
+    assert "casts:" not in str(full()) and "ranges" not in str(full())
+    report.dry_run = True
+    assert line in unwrapped(report)
+    assert max(map(len, str(report).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "count, text",
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (9_949, "9.9 kB"), (9_950, "10 kB"), (999_499, "999 kB"),
+     (999_500, "1.0 MB"), (5 * 10**9, "5.0 GB")],
+)  # fmt: skip
+def test_bytes_are_told_in_decimal_units(count, text):
+    report = Report(steps=[StepReport("cast", casts=Casts(after=Traffic(1, count)))])
+    assert f"1 that move {text} per call" in unwrapped(report)
+
+
+def test_casts_add_up():
+    assert Traffic(1, 10) + Traffic(2, 5) == Traffic(3, 15)
+    assert MOVED + Casts(Traffic(1, 1), Traffic(2, 2), Traffic(3, 3)) == Casts(
+        Traffic(1, 1), Traffic(109, 93_400_002), Traffic(7, 1_234_570)
+    )
+    assert Casts() + MOVED == MOVED
+
+
+def test_what_a_pass_says_of_its_casts_is_in_the_report():
+    @graph_pass(declares="exact")
+    def counts_casts(program, journal: Journal):
+        journal.casts = (journal.casts or Casts()) + MOVED
+        return program
+
+    report = optimize(torch.nn.ReLU().eval(), [counts_casts, "remove_dropout"], example_inputs=torch.ones(2)).report
+    assert [step.casts for step in report.steps[:2]] == [MOVED, None]
+    assert "counts_casts: casts: 4 that move 1.2 MB per call" in unwrapped(report)
+    first, second = json.loads(json.dumps(report.to_dict()))["steps"][:2]
+    assert first["casts"]["one_by_one"] == {"count": 107, "bytes": 93_400_000} and second["casts"] is None
+
+
+# -- the verdict on speed -----------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_on_speed_stands_behind_that_on_the_numbers():
+    report = full()
+    report.speed = Speed("cast_half", "bfloat16", "float32", "faster", 0.0051, 0.0027, 40, seconds=1.5)
+    lines = str(report).splitlines()
+    at = lines.index("bfloat16: 5.1 → 2.7 ms, 1.89x as fast as float32 on this machine")
+    assert lines[at - 1].startswith("verified") and lines[at + 1].startswith("took 6.60 s")
+    assert lines[at + 1].endswith("the verdict on speed 1.50 s")
+    assert report.to_dict()["speed"]["ratio"] == pytest.approx(1.889, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "decision, words",
+    [("warned", "it is given all the same"), ("kept", "it is kept (on_slower='keep')"),
+     ("reverted", "float32 is given (on_slower='revert')")],
+)  # fmt: skip
+def test_a_slower_model_is_told_loudly(decision, words):
+    report = full()
+    report.speed = Speed("cast_half", "float16", "float32", decision, 0.0051, 0.0102, 40)
+    line = f"float16 is SLOWER than float32 on this machine: 5.1 → 10.2 ms, 0.50x as fast; {words}"
+    assert line in unwrapped(report) and report.to_dict()["speed"]["slower"] is True
+
+
+def test_no_verdict_says_why():
+    report = full()
+    report.speed = Speed("cast_half", "float16", "float32", "unknown", reason="EmitError: no second time")
+    assert "float16 was not timed against float32: EmitError: no second time" in unwrapped(report)
+    assert report.to_dict()["speed"]["ratio"] is None
+
+
+def test_a_step_that_was_reverted_says_so_and_counts_as_no_change():
+    step = StepReport("cast_half", {"level": "O2"}, nodes_before=3, nodes_after=5, rewrites=rewrites(2), casts=MOVED)
+    step.reverted = "float16 is SLOWER than float32"
+    report = Report(steps=[step])
+    text = str(report)
+    assert row(text, "cast_half ") == ["cast_half", "2", "0", "3→5", "-", "-", "0.00"]
+    assert "  level=O2\n  reverted" in "\n".join(line.rstrip() for line in text.splitlines())
+    assert "0 before (reverted)" in unwrapped(report)
+    assert not step.changed and not report.changed and "nothing changed" in text
+    assert "cast_half" not in str(list(report.idle()))
+    assert report.to_dict()["steps"][0]["reverted"] == "float16 is SLOWER than float32"
+
+
+def test_options_of_several_values_are_printed_as_they_are_written():
+    step = StepReport("cast_half", {"keep_float": ("encoder", "softmax"), "overrides": {"head": "O1"}})
+    text = "".join(str(Report(steps=[step])).split())  # the column is narrow
+    assert "keep_float=encoder+softmax" in text and "overrides=head=O1" in text

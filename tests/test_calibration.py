@@ -1,0 +1,195 @@
+"""Calibration data on its way to passes that lower precision: read once, checked, observed right before the pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ir_tools.ir import Block
+from ir_tools.rewrite import Journal, Pass
+from ir_tools.verify.ranges import Range, range_of
+from passes import InputError, graph_pass, optimize
+
+X = torch.ones(2, 4)
+
+
+def looker(declares: str = "lower_precision") -> tuple[Pass, list[dict[str, Range]]]:
+    """A pass that changes nothing and records the ranges that it is told."""
+    told: list[dict[str, Range]] = []
+
+    @graph_pass(declares=declares)  # type: ignore[arg-type]
+    def looks(program: Block, journal: Journal, *, mode: Literal["a", "b"] = "a") -> Block:
+        told.append(dict(journal.ranges))
+        return program
+
+    return looks, told
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, scale: float = 1.0, shift: Tensor | None = None) -> Tensor:
+        y = self.linear(x).relu() * scale
+        return y if shift is None else y + shift
+
+
+def net() -> nn.Module:
+    return Net().eval()
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": "off"}, {"dry_run": True}, {"verify": "ends", "engine": "aten"}])
+def test_a_pass_that_lowers_precision_is_told_ranges_of_the_calibration_calls(options) -> None:
+    looks, told = looker()
+    result = optimize(net(), [looks], example_inputs=X, calibration_data=[X * 10, (X * 1000,)], **options)
+    (ranges,) = told
+    assert ranges["x"] == range_of(X * 10) + range_of(X * 1000)
+    assert any(name.startswith("linear") for name in ranges) and len(ranges) >= 4
+    report = result if options.get("dry_run") else result.report
+    assert report.steps[0].ranges == "2 calls of calibration_data"
+    assert "looks: ranges observed on 2 calls of calibration_data" in str(report)
+
+
+def test_without_calibration_data_the_example_inputs_are_observed() -> None:
+    looks, told = looker()
+    report = optimize(net(), [looks], example_inputs=[(X,), (X * 8,), (X * 64,)]).report
+    assert told[0]["x"] == range_of(torch.cat([X, X * 8, X * 64]))
+    assert report.steps[0].ranges == "3 calls of the example inputs"
+    assert optimize(net(), [looks], example_inputs=X).report.steps[0].ranges == "1 call of the example inputs"
+
+
+@pytest.mark.parametrize("declares", ["exact", "reassociates", "stabilises", "quantizes"])
+def test_other_passes_are_told_none_and_the_report_says_that_the_data_was_not_used(declares) -> None:
+    looks, told = looker(declares)
+    report = optimize(net(), [looks], example_inputs=X, calibration_data=[X]).report
+    assert told == [{}] and report.steps[0].ranges == ""
+    assert "calibration_data was not used" in str(report)
+    report = optimize(net(), [looker()[0]], example_inputs=X, calibration_data=[X]).report
+    assert "calibration_data was not used" not in str(report)
+
+
+def test_what_is_observed_is_the_graph_that_the_pass_is_given() -> None:
+    looks, told = looker()
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.ReLU(), nn.Dropout(), nn.Linear(4, 2)).eval()
+    optimize(model, [looks, "remove_dropout", looks.with_options(mode="b")], example_inputs=X, calibration_data=[X])
+    before, after = told
+    assert set(after) < set(before) and not any("dropout" in name for name in after)
+
+
+def test_any_iterable_is_read_once() -> None:
+    looks, told = looker()
+    optimize(net(), [looks, looks], example_inputs=X, calibration_data=(X * i for i in range(1, 4)))
+    assert told[0]["x"] == told[1]["x"] == range_of(torch.cat([X, X * 2, X * 3]))
+
+
+def test_keyword_arguments_of_the_example_go_with_each_call() -> None:
+    looks, told = looker()
+    shift = torch.full((2, 3), 5.0)
+    optimize(
+        net(), [looks], example_inputs=X, example_kwargs={"scale": 2.0, "shift": shift}, calibration_data=[X, X * 2],
+    )  # fmt: skip
+    assert told[0]["shift"] == range_of(shift) + range_of(shift)
+
+
+def test_sizes_may_differ_where_they_are_dynamic() -> None:
+    looks, told = looker()
+    shapes = {"x": {0: Dim("batch", min=1, max=16)}}
+    calls = [torch.ones(3, 4), torch.ones(5, 4)]
+    optimize(net(), [looks], example_inputs=X, dynamic_shapes=shapes, calibration_data=calls)
+    assert told[0]["x"] == Range({1: 32}, 1.0, 1.0)
+    with pytest.raises(InputError, match=r"calibration_data\[1\] does not fit the example inputs: .*must be from 1 to 16"):
+        optimize(net(), [looks], example_inputs=X, dynamic_shapes=shapes, calibration_data=[X, torch.ones(17, 4)])
+
+
+class EvenOnly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0] // 2, 2, 4).relu()
+
+
+def test_what_capture_found_that_sizes_must_meet_is_checked_too() -> None:
+    looks, _ = looker()
+    options = {"example_inputs": torch.ones(4, 4), "dynamic_shapes": {"x": {0: Dim("batch", min=2, max=16)}}}
+    optimize(EvenOnly().eval(), [looks], **options, calibration_data=[torch.ones(6, 4)])
+    with pytest.raises(InputError, match=r"calibration_data\[0\] does not fit the example inputs: the sizes must meet .*batch"):
+        optimize(EvenOnly().eval(), [looks], **options, calibration_data=[torch.ones(3, 4)])
+
+
+def test_random_numbers_are_those_of_the_models_own_run_and_nothing_is_left_behind() -> None:
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count.add_(1)
+            return x.mul_(2) + torch.rand(2, 4) + self.count
+
+    looks, told = looker()
+    model, x, data = Draws().eval(), torch.ones(2, 4), torch.ones(2, 4)
+    state = torch.get_rng_state()
+    optimize(model, [looks, looks], example_inputs=x, calibration_data=[data, data], frontend="export", engine="aten")
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(data, torch.ones(2, 4)) and model.count.item() == 0
+    assert told[0] == told[1]
+    (drawn,) = [r for name, r in told[0].items() if name.startswith("rand")]
+    assert all(count % 2 == 0 for count in drawn.exponents.values()), "both calls drew the same"
+
+
+# -- calls that mislead -------------------------------------------------------------------------------------------------
+
+
+class Log(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log(x)
+
+
+def test_a_call_that_gives_nan_is_an_error_that_names_it() -> None:
+    looks, told = looker()
+    with pytest.raises(InputError, match=r"the model gives NaN on calibration_data\[1\].*leave this call out"):
+        optimize(Log().eval(), [looks], example_inputs=X, calibration_data=[X, -X])
+    optimize(Log().eval(), [looks], example_inputs=X, calibration_data=[X * 0])
+    assert told[-1]["log"].nonfinite, "an infinite output is a magnitude like any other"
+
+
+def test_a_model_that_gives_nan_on_the_examples_may_give_it_on_calibration_data() -> None:
+    looks, told = looker()
+    optimize(Log().eval(), [looks], example_inputs=-X, calibration_data=[-X])
+    optimize(Log().eval(), [looks], example_inputs=[(X,), (-X,)])
+    assert len(told) == 2 and told[0]["log"].nonfinite
+
+
+class Looks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids).relu()
+
+
+@pytest.mark.parametrize("verify", ["each", "off"])
+def test_a_call_that_fails_is_an_error_that_names_it(verify) -> None:
+    looks, _ = looker()
+    ids = torch.tensor([0, 4])
+    with pytest.raises(InputError, match=r"the model fails on calibration_data\[2\]: IndexError: .*range"):
+        optimize(Looks().eval(), [looks], example_inputs=ids, calibration_data=[ids, ids, ids + 1], verify=verify)
+
+
+def test_inside_of_branches_nothing_is_observed() -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + 1
+            if bool(y.sum() > 0):
+                y = y.exp()
+            return y * 2
+
+    looks, told = looker()
+    optimize(Branch().eval(), [looks], example_inputs=X, frontend="script", calibration_data=[X])
+    assert all(ranges == told[0] for ranges in told) and len(told) == 3, "the bodies are told what is around them"
+    assert not any("exp" in name for name in told[0])
+    assert any(math.isclose(r.largest, 2 * math.exp(2), rel_tol=1e-6) for r in told[0].values())

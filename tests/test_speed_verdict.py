@@ -1,0 +1,459 @@
+"""The verdict on speed: what `on_slower` does with a slower model, what the report says, and what timing leaves behind.
+
+Times are injected; only the tests of what timing leaves behind time anything, and they assert no duration.
+"""
+
+from __future__ import annotations
+
+import doctest
+import json
+import random
+import warnings
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ir_tools.ir import Block, Draft
+from ir_tools.ir.dialect import aten, short_name
+from ir_tools.rewrite import Journal
+from passes import OptimizedModel, SlowerWarning, graph_pass, load, optimize, report, speed
+from passes.catalogue import CATALOGUE
+from passes.speed import Contestant, Speed, asks_for_verdict, is_slower
+from passes.timing import interleaved_seconds
+from tests.check import captured
+
+X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, *looks: dict[str, list[float]]) -> list[dict[str, Contestant]]:
+    """Each look at the two models gives the next of `looks`, the last one over and over; what was looked at is recorded."""
+    seen: list[dict[str, Contestant]] = []
+
+    def measure(contestants: dict[str, Contestant], warm_up: int = 0) -> dict[str, list[float]]:
+        seen.append(contestants)
+        return looks[min(len(seen), len(looks)) - 1]
+
+    monkeypatch.setattr(speed, "measure", measure)
+    return seen
+
+
+FASTER = {"without": [0.004] * 5, "with": [0.002] * 5}
+SLOWER = {"without": [0.002] * 5, "with": [0.004] * 5}
+EVEN = {"without": [0.002] * 5, "with": [0.00205] * 5}
+
+
+def halved(on_slower: str | None = None, **options: Any) -> OptimizedModel:
+    wanted = "cast_half" + (f":on_slower={on_slower}" if on_slower else "")
+    return optimize(net(), ["fuse_conv_bn_relu", wanted], example_inputs=X, **options)
+
+
+def dtypes(model: OptimizedModel) -> set[torch.dtype]:
+    return {t.dtype for t in model.program.constants.values() if t.is_floating_point()}
+
+
+def quietly(*args: Any, **options: Any) -> OptimizedModel:
+    """`halved`, where no `SlowerWarning` may come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SlowerWarning)
+        return halved(*args, **options)
+
+
+# -- who asks -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_option_asks_for_the_verdict() -> None:
+    assert asks_for_verdict(CATALOGUE["cast_half"])
+    assert [p.name for p in CATALOGUE.values() if asks_for_verdict(p)] == ["cast_half"]
+
+
+def test_no_verdict_without_a_pass_that_asks(monkeypatch) -> None:
+    seen = inject(monkeypatch, SLOWER)
+    fast = optimize(net(), example_inputs=X)
+    assert fast.report.speed is None and not seen and fast.manifest["speed"] is None
+    assert fast.report.to_dict()["speed"] is None
+
+
+class Doubles(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double().sin()
+
+
+def test_no_verdict_where_the_pass_changed_nothing(monkeypatch) -> None:
+    seen = inject(monkeypatch, SLOWER)
+    fast = optimize(Doubles().eval(), "cast_half", example_inputs=X.double())
+    assert not fast.report.steps[0].changed and fast.report.speed is None and not seen
+
+
+def test_no_verdict_in_a_dry_run(monkeypatch) -> None:
+    seen = inject(monkeypatch, SLOWER)
+    plan = optimize(net(), "cast_half", example_inputs=X, dry_run=True)
+    assert plan.steps[0].changed and plan.speed is None and not seen
+
+
+# -- the policies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_slower", [None, "warn", "keep", "revert"])
+@pytest.mark.parametrize("times, decision", [(FASTER, "faster"), (EVEN, "even")])
+@pytest.mark.parametrize("verify", ["each", "off"])
+def test_a_model_that_is_not_slower_is_given(monkeypatch, on_slower, times, decision, verify) -> None:
+    seen = inject(monkeypatch, times)
+    fast = quietly(on_slower, verify=verify)
+    verdict = fast.report.speed
+    assert verdict.decision == decision and not verdict.slower and len(seen) == 1
+    assert torch.bfloat16 in dtypes(fast) and not any(step.reverted for step in fast.report.steps)
+    assert "cast_half" in fast.manifest["passes"]
+
+
+@pytest.mark.parametrize("on_slower", [None, "warn"])
+def test_warn_gives_the_slower_model_and_warns_at_the_line_that_called(monkeypatch, on_slower) -> None:
+    inject(monkeypatch, SLOWER)
+    with pytest.warns(SlowerWarning) as heard:
+        fast = optimize(net(), [f"cast_half:on_slower={on_slower}" if on_slower else "cast_half"], example_inputs=X)
+    (warning,) = [w for w in heard if w.category is SlowerWarning]
+    assert warning.filename == __file__
+    for part in ("cast_half", "2 ms per call in float32", "4 ms in bfloat16", "on_slower=revert", "another dtype", "fewer"):
+        assert part in str(warning.message)
+    assert fast.report.speed.decision == "warned" and torch.bfloat16 in dtypes(fast)
+
+
+def test_keep_gives_the_slower_model_and_the_report_says_so(monkeypatch) -> None:
+    inject(monkeypatch, SLOWER)
+    fast = quietly("keep")
+    assert fast.report.speed.decision == "kept" and fast.report.speed.slower and torch.bfloat16 in dtypes(fast)
+    text = " ".join(str(fast.report).split())
+    assert "bfloat16 is SLOWER than float32 on this machine: 2 → 4 ms, 0.50x as fast; it is kept (on_slower='keep')" in text
+
+
+@pytest.mark.parametrize("verify", ["each", "ends", "off"])
+@pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
+def test_revert_gives_the_model_without_the_pass(monkeypatch, tmp_path, verify, engine) -> None:
+    inject(monkeypatch, SLOWER)
+    fast = quietly("revert", verify=verify, engine=engine)
+    model = net()
+    plain = optimize(model, ["fuse_conv_bn_relu"], example_inputs=X, engine=engine, verify=verify)
+    assert dtypes(fast) == {torch.float32}
+    assert [short_name(n.target) for n in fast.program.calls] == [short_name(n.target) for n in plain.program.calls] or (
+        engine == "onednn_ops"  # which form of a kernel is faster was measured twice
+    )
+    told = fast.report
+    names = [step.name for step in told.steps]
+    assert names == [*names[: names.index("cast_half") + 1], "remove_dead_code", f"lower_{engine.removesuffix('_ops')}"]
+    (step,) = [step for step in told.steps if step.name == "cast_half"]
+    assert step.rewrites and not step.changed and "SLOWER than float32" in step.reverted
+    assert told.speed.decision == "reverted" and "to" not in told.ops_left
+    assert "cast_half" not in fast.manifest["passes"] and "fuse_conv_relu" in fast.manifest["passes"]
+    assert fast.manifest["speed"]["decision"] == "reverted" and fast.manifest["golden_sqnr_db"] == 60
+    if verify == "off":
+        assert told.sqnr_db is None and not told.verified
+    else:
+        assert told.sqnr_db > 100 and fast.manifest["sqnr_db"] in (told.sqnr_db, "inf")
+    fast.save(tmp_path / "model.pt")
+    torch.testing.assert_close(load(tmp_path / "model.pt")(X), fast(X))
+    text = str(told)
+    assert "  reverted\n" in text and "float32 is given (on_slower='revert')" in " ".join(text.split())
+
+
+def test_revert_reports_the_choices_of_the_model_that_is_given(monkeypatch) -> None:
+    inject(monkeypatch, SLOWER)
+    choices = quietly("revert", engine="onednn_ops").report.choices
+    assert choices.asked and not any("bfloat16" in signature for signature in choices.asked)
+    assert not any("bfloat16" in signature for signature in choices.table)
+    kept = quietly("keep", engine="onednn_ops").report.choices
+    assert kept.asked and all("bfloat16" in signature for signature in kept.asked)
+
+
+def test_only_a_pass_that_asked_is_left_out(monkeypatch) -> None:
+    """Passes before it and after it stay, and a second one that asks goes with the first."""
+    inject(monkeypatch, SLOWER)
+    passes = ["fuse_conv_relu", "cast_half:on_slower=revert", "cast_half:level=O3", "remove_dead_code"]
+    fast = optimize(net(), passes, example_inputs=X, engine="aten")
+    names = [step.name for step in fast.report.steps]
+    assert names == ["fuse_conv_relu", "cast_half", "remove_dead_code", "lower_aten"] and dtypes(fast) == {torch.float32}
+    assert [step.name for step in fast.report.steps if step.reverted] == ["cast_half"]
+
+
+# -- measuring ----------------------------------------------------------------------------------------------------------
+
+
+def test_slower_is_said_after_a_second_look_and_that_one_counts(monkeypatch) -> None:
+    seen = inject(monkeypatch, SLOWER, FASTER)
+    assert quietly().report.speed.decision == "faster" and len(seen) == 2
+    seen = inject(monkeypatch, SLOWER, {"without": [0.002] * 7, "with": [0.003] * 7})
+    verdict = quietly("keep").report.speed
+    assert (verdict.decision, verdict.with_pass, verdict.rounds, len(seen)) == ("kept", 0.003, 7, 2)
+
+
+@pytest.mark.parametrize(
+    "without, with_pass, expected",
+    [
+        ([1.0], [1.1], True),
+        ([1.0], [1.04], False),  # the margin
+        ([1.0], [0.9], False),
+        ([1.0, 1.0, 1.0], [1.04, 1.2, 1.2], False),  # its fastest call is within the margin
+        ([1.0, 1.0, 1.0], [1.1, 1.1, 9.0], True),
+        ([1.0, 1.2, 1.2], [1.1, 1.2, 1.2], False),  # its median is
+    ],
+)
+def test_slower_needs_a_margin_in_the_median_and_in_the_fastest_call(without, with_pass, expected) -> None:
+    assert is_slower({"without": without, "with": with_pass}) is expected
+
+
+def test_what_is_timed_are_both_emitted_modules_on_the_first_example(monkeypatch) -> None:
+    seen = inject(monkeypatch, FASTER)
+    model, other = net(), torch.randn_like(X)
+    fast = optimize(model, "cast_half", example_inputs=[(X,), (other,)], engine="aten")
+    (contestants,) = seen
+    assert list(contestants) == ["without", "with"] and contestants["with"].scripted is fast.scripted
+    assert all(torch.equal(c.arguments[0], X) for c in contestants.values())
+    plain = contestants["without"].scripted
+    torch.testing.assert_close(plain(X), model(X))
+    assert {t.dtype for t in plain.state_dict().values()} == {torch.float32}
+    assert torch.bfloat16 in {t.dtype for t in fast.scripted.state_dict().values()}
+
+
+def test_progress_tells_of_the_model_without_the_pass(monkeypatch) -> None:
+    inject(monkeypatch, FASTER)
+    lines: list[str] = []
+    halved(engine="aten", progress=lines.append)
+    at = lines.index("emitting TorchScript")
+    assert lines[at + 1 :] == [
+        "without cast_half: remove_dead_code", "without cast_half: lower_aten", "emitting TorchScript without cast_half",
+        "timing the model without cast_half and with it in turn",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("on_slower", ["warn", "keep", "revert"])
+def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, on_slower) -> None:
+    """The second emission fails: the verdict says why there is none, and the half model is given."""
+    from passes import api
+
+    emit, emitted = api.emit, []
+
+    def emit_once(program):
+        if emitted:
+            raise RuntimeError("no second time")
+        emitted.append(program)
+        return emit(program)
+
+    monkeypatch.setattr(api, "emit", emit_once)
+    fast = quietly(on_slower)
+    verdict = fast.report.speed
+    assert (verdict.decision, verdict.ratio, verdict.slower) == ("unknown", None, False)
+    assert "bfloat16 was not timed against float32: RuntimeError: no second time" in " ".join(str(fast.report).split())
+    assert torch.bfloat16 in dtypes(fast) and not any(step.reverted for step in fast.report.steps)
+
+
+def test_wrong_numbers_of_the_model_without_the_pass_are_no_verdict(monkeypatch) -> None:
+    """A pass behind the cast is right on half values alone."""
+
+    @graph_pass(declares="reassociates")
+    def spoils_float(program: Block, journal: Journal) -> Block:
+        """Take the relu of float32 for an absolute value."""
+        draft = Draft.of(program)
+        for node in draft.program.calls:
+            if short_name(node.target) == "relu" and all(t.dtype is torch.float32 for t in program.constants.values()):
+                with draft.before(node):
+                    draft.redirect(node, draft.call(aten.abs.default, *node.args))
+        return draft.finish()
+
+    seen = inject(monkeypatch, SLOWER)
+    fast = optimize(net(), ["cast_half:on_slower=revert", spoils_float], example_inputs=X, engine="aten")
+    assert fast.report.speed.decision == "unknown" and "NumericsError" in fast.report.speed.reason and not seen
+
+
+def test_verify_ends_knows_what_passes_before_the_cast_declared(monkeypatch) -> None:
+    """One that quantises came before: the model without the cast may be as far off."""
+
+    @graph_pass(declares="quantizes")
+    def rounds(program: Block, journal: Journal) -> Block:
+        draft = Draft.of(program)
+        for node in draft.program.calls:
+            if short_name(node.target) == "relu":
+                with draft.before(node):
+                    draft.redirect(node, draft.call(aten.mul.Scalar, draft.call(aten.relu.default, *node.args), 1.02))
+        return draft.finish()
+
+    inject(monkeypatch, SLOWER)
+    fast = optimize(net(), [rounds, "cast_half:on_slower=revert"], example_inputs=X, engine="aten", verify="ends")
+    assert fast.report.speed.decision == "reverted" and 20 < fast.report.sqnr_db < 40
+
+
+def test_a_pass_of_the_users_own_asks_too(monkeypatch) -> None:
+    """Of any declaration, and behind the lowering."""
+
+    @graph_pass(declares="exact")
+    def relu_twice(program: Block, journal: Journal, *, on_slower: Literal["keep", "revert"] = "revert") -> Block:
+        draft = Draft.of(program)
+        (relu,) = [node for node in draft.program.calls if short_name(node.target) == "relu"]
+        if any(short_name(n.target) == "relu" for n in relu.all_input_nodes):
+            return program
+        with draft.before(relu):
+            draft.redirect(relu, draft.call(aten.relu.default, draft.call(aten.relu.default, *relu.args)))
+        return draft.finish()
+
+    inject(monkeypatch, SLOWER)
+    fast = optimize(net(), ["lower_aten", relu_twice], example_inputs=X)
+    assert fast.report.ops_left["relu"] == 1 and fast.report.speed.decision == "reverted"
+    assert "the model with relu_twice is SLOWER than the model without relu_twice" in " ".join(str(fast.report).split())
+    kept = optimize(net(), ["lower_aten", relu_twice.with_options(on_slower="keep")], example_inputs=X)
+    assert kept.report.ops_left["relu"] == 2 and kept.report.speed.decision == "kept"
+
+
+def test_dumps_end_with_the_graph_that_is_given(monkeypatch, tmp_path) -> None:
+    inject(monkeypatch, SLOWER)
+    fast = optimize(net(), "cast_half:on_slower=revert", example_inputs=X, engine="aten", dump_dir=tmp_path)
+    names = sorted(p.name for p in tmp_path.glob("*.dot"))
+    assert names == ["00-captured.dot", "01-cast_half.dot", "02-remove_dead_code.dot", "03-lower_aten.dot",
+                     "04-without_cast_half.dot"]  # fmt: skip
+    assert "bfloat16" in (tmp_path / names[-2]).read_text() and "bfloat16" not in (tmp_path / names[-1]).read_text()
+    assert tmp_path / names[-1] in fast.dumps
+
+
+# -- the words ----------------------------------------------------------------------------------------------------------
+
+HALF = Speed("cast_half", "bfloat16", "float32", "faster", 0.0051, 0.0027, 40, seconds=1.5)
+
+
+def test_the_line_says_how_many_times_as_fast() -> None:
+    assert str(HALF) == "bfloat16: 5.1 → 2.7 ms, 1.89x as fast as float32 on this machine"
+    even = Speed("cast_half", "float16", "float32", "even", 0.0051, 0.0052, 40)
+    assert str(even) == "float16: 5.1 → 5.2 ms, 0.98x as fast as float32 on this machine; no more than noise"
+
+
+@pytest.mark.parametrize("module", [speed, report], ids=lambda module: module.__name__)
+def test_the_examples_in_docstrings_run(module) -> None:
+    tested = doctest.testmod(module)
+    assert tested.attempted and not tested.failed
+
+
+def test_the_verdict_is_plain_data(monkeypatch) -> None:
+    inject(monkeypatch, FASTER)
+    fast = halved()
+    data = json.loads(json.dumps(fast.report.to_dict(), allow_nan=False))["speed"]
+    assert data == fast.manifest["speed"]
+    assert data.pop("seconds") > 0
+    assert data == {
+        "pass_name": "cast_half", "dtype": "bfloat16", "reference": "float32", "decision": "faster", "without": 0.004,
+        "with_pass": 0.002, "rounds": 5, "reason": "", "ratio": 2.0, "slower": False,
+    }  # fmt: skip
+    assert "the verdict on speed" in str(fast.report)
+
+
+# -- what timing leaves behind ------------------------------------------------------------------------------------------
+
+
+class FullAfterFour(nn.Module):
+    """A cache with four places: a fifth call fails. It writes into its input, too, and draws at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("cache", torch.zeros(4, 3))
+        self.register_buffer("at", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.cache.index_copy_(0, self.at, y[:1])
+        self.at.add_(1)
+        x.add_(1)
+        return y + self.cache.sum(0) + torch.rand(3)
+
+
+def test_state_inputs_and_generators_are_as_before() -> None:
+    model, x = FullAfterFour().eval(), torch.randn(2, 3)
+    before = x.clone()
+    torch.manual_seed(7)
+    random.seed(7)
+    state, python_state, threads = torch.get_rng_state(), random.getstate(), torch.get_num_threads()
+    fast = quietly_or_not(model, x)
+    assert fast.report.speed.decision != "unknown", fast.report.speed.reason
+    assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python_state
+    assert torch.get_num_threads() == threads and torch.is_grad_enabled() and torch.equal(x, before)
+    buffers = dict(fast.scripted.named_buffers())
+    (at,) = [t for t in buffers.values() if t.dtype is torch.int64]
+    (cache,) = [t for t in buffers.values() if t.shape == (4, 3)]
+    assert at.tolist() == [0] and not cache.any()
+    for _ in range(4):
+        fast(x.clone())
+    with pytest.raises(Exception, match="index"):
+        fast(x.clone())
+
+
+def quietly_or_not(model: nn.Module, x: Tensor) -> OptimizedModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlowerWarning)  # tiny models are as fast as the casts let them be
+        return optimize(model, "cast_half", example_inputs=x, frontend="export")
+
+
+def test_every_call_finds_what_the_first_one_found_and_putting_it_back_is_not_timed() -> None:
+    model, x = FullAfterFour().eval(), torch.randn(2, 3)
+    program = captured(model, x.clone(), frontend="export")
+    events: list[str] = []
+
+    class Spied:
+        def buffers(self) -> list[Tensor]:
+            return [state]
+
+        def __call__(self, given: Tensor) -> None:
+            assert torch.equal(given, x) and state.item() == 0
+            given.add_(1)
+            state.add_(1)
+            events.append("call")
+
+    state = torch.zeros(1)
+    contestant = Contestant(program, Spied(), [x])
+    speed.measure({"without": contestant, "with": Contestant(program, Spied(), [x])}, warm_up=2)
+    assert state.item() == 0 and len(events) > 4 and torch.equal(contestant.arguments[0], x)
+    assert contestant.arguments[0] is not x
+
+
+def test_a_model_that_keeps_nothing_has_nothing_put_back() -> None:
+    program = captured(nn.Linear(3, 3).eval(), torch.randn(2, 3))
+    assert Contestant(program, nn.Linear(3, 3), [torch.randn(2, 3)]).kept == []
+
+
+def test_slow_models_get_a_single_round(monkeypatch) -> None:
+    """The clock is injected: each call takes ten seconds."""
+    from passes import timing
+
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    program = captured(nn.Linear(3, 3).eval(), torch.randn(2, 3))
+
+    def takes(seconds: float) -> Contestant:
+        def call(x: Tensor) -> None:
+            now[0] += seconds
+
+        return Contestant(program, call, [X])
+
+    times = speed.measure({"without": takes(10.0), "with": takes(20.0)}, warm_up=3)
+    assert times == {"without": [10.0], "with": [20.0]} and now[0] == 60.0
+    now[0] = 0.0
+    times = speed.measure({"without": takes(0.001), "with": takes(0.002)})
+    assert len(times["with"]) == speed.MOST_ROUNDS
+
+
+def test_ready_comes_before_each_call_and_is_not_timed(monkeypatch) -> None:
+    from passes import timing
+
+    now, told = [0.0], []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def ready(name: str) -> None:
+        now[0] += 5
+        told.append(name)
+
+    def call() -> None:
+        now[0] += 1
+        told.append("call")
+
+    times = interleaved_seconds({"a": call, "b": call}, seconds=0, least_rounds=1, warm_up=1, ready=ready)
+    assert times == {"a": [1.0], "b": [1.0]}
+    assert told == ["a", "call", "b", "call", "a", "call", "b", "call"]
