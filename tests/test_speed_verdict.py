@@ -359,7 +359,7 @@ class FullAfterFour(nn.Module):
         self.register_buffer("at", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
+        y = self.linear(x * 0.5)
         self.cache.index_copy_(0, self.at, y[:1])
         self.at.add_(1)
         x.add_(1)

@@ -1,0 +1,187 @@
+"""Casts stand where they are fewest: the minimum cut against every choice there is, on random small graphs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, note
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ir_tools.ir import Program, facts
+from ir_tools.ir.dialect import short_name
+from ir_tools.rewrite import Journal
+from ir_tools.rewrite.cast import readers, traffic
+from ir_tools.rewrite.cut import Split
+from passes import CATALOGUE
+from passes.half_placement import casts_one_by_one, placed
+from passes.half_policy import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_READERS, Policy
+from tests.check import captured, ops
+
+cast_half = CATALOGUE["cast_half"]
+
+# Of a 4x4 value and another one; all give 4x4 again, or two of them.
+OPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "matrix": lambda x, y, w: F.linear(x, w),
+    "product": lambda x, y, w: x @ y,
+    "follows": lambda x, y, w: x + y,
+    "pointwise": lambda x, y, w: F.silu(x),
+    "moves": lambda x, y, w: F.relu(x),
+    "turned": lambda x, y, w: x.t(),
+    "joined": lambda x, y, w: torch.cat([x, y])[:4],
+    "parted": lambda x, y, w: x.chunk(2, 0)[1].repeat(2, 1),
+    "inside": lambda x, y, w: x.softmax(-1),
+    "fragile": lambda x, y, w: F.log_softmax(x, -1),
+    "searched": lambda x, y, w: x.sort(0)[0],
+    "compared": lambda x, y, w: torch.where(x > y, x, y),
+    "weighed": lambda x, y, w: x * w,
+}
+STEPS = st.lists(st.tuples(st.sampled_from(list(OPS)), st.integers(0, 20), st.integers(0, 20)), min_size=2, max_size=8)
+
+
+class Drawn(nn.Module):
+    """Values are made one after the other, each from two earlier ones; what nobody reads is returned."""
+
+    def __init__(self, steps: list[tuple[str, int, int]]):
+        super().__init__()
+        self.steps = steps
+        self.register_buffer("w", torch.randn(4, 4))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        values, read = [x, y], set()
+        for kind, a, b in self.steps:
+            a, b = a % len(values), b % len(values)
+            values.append(OPS[kind](values[a], values[b], self.w))
+            read |= {a, b}
+        return tuple(v for i, v in enumerate(values) if i not in read and i > 1)
+
+
+X, Y = torch.randn(4, 4), torch.randn(4, 4)
+
+
+def all_choices(policy: Policy) -> Iterator[set]:
+    """Every set of ops in half that the stances allow, by trying all of them."""
+    free = [n for n, stance in policy.stances.items() if stance in (EITHER, WITH_READERS, BETWEEN, WITH_OPERANDS)]
+    fixed = {n for n, stance in policy.stances.items() if stance is HALF}
+    for sides in itertools.product((True, False), repeat=len(free)):
+        half = fixed | {n for n, side in zip(free, sides) if side}
+        if all(allowed(policy, n, half) for n in free):
+            yield half
+
+
+def allowed(policy: Policy, node: object, half: set) -> bool:
+    stance, in_half = policy.stances[node], node in half
+    operands = [n for n in node.all_input_nodes if policy.original[n] is torch.float32 and n.op != "get_attr"]
+    if short_name(node.target) == "getitem":
+        return in_half == (node.args[0] in half)
+    if stance is WITH_OPERANDS:
+        return all(in_half == (n in half) for n in operands)
+    if not in_half or stance is EITHER:
+        return True
+    return set(readers(node)) <= half and (stance is WITH_READERS or set(operands) <= half)
+
+
+def casts(policy: Policy, half: set) -> int:
+    """One per value that somebody reads in the other dtype."""
+    values = [n for n, dtype in policy.original.items() if dtype is torch.float32 and n.op in ("placeholder", "call_function")]
+    return sum(
+        any((r in half) != (v in half) for r in v.users if policy.stances.get(r) is not AS_IT_COMES) for v in values
+    )
+
+
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@given(steps=STEPS)
+def test_no_choice_needs_fewer_casts(level: str, steps: list[tuple[str, int, int]]) -> None:
+    program = captured(Drawn(steps).eval(), X, Y)
+    policy = Policy(program, torch.bfloat16, level, {}, Journal())
+    fewest = min(casts(policy, half) for half in all_choices(policy)) if HALF in policy.stances.values() else 0
+    journal = Journal()
+    after = cast_half.with_options(level=level)(program, journal=journal)
+    note(f"{program}\n{after}")
+    assert ops(after).count("to") == fewest
+    assert journal.casts.after.count == fewest
+    assert journal.casts.one_by_one.count >= fewest
+
+
+def test_the_search_by_hand_sees_a_dearer_choice() -> None:
+    """linear -> relu -> relu -> linear: all four in half is cheapest, the relus in float cost two casts more."""
+    model = Drawn([("matrix", 0, 0), ("moves", 2, 2), ("moves", 3, 3), ("matrix", 4, 4)])
+    policy = Policy(captured(model.eval(), X, Y), torch.bfloat16, "O2", {}, Journal())
+    counts = sorted(casts(policy, half) for half in all_choices(policy))
+    assert counts == [2, 4, 4, 4]
+
+
+def test_of_equal_counts_the_fewest_bytes_move() -> None:
+    """The sum over an axis is smaller than what is summed: the cast stands behind it, not before."""
+
+    class Shrinks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ x)[:1].abs().exp().cumsum(0)
+
+    program, journal = captured(Shrinks().eval(), X), Journal()
+    after = cast_half.with_options(level="O1")(program, journal=journal)
+    assert ops(after) == ["to", "matmul", "slice", "abs", "to", "exp", "cumsum"]
+    assert journal.casts.after.bytes == 16 * (4 + 2) + 4 * (4 + 2)
+
+
+def test_what_autocast_would_do_is_counted() -> None:
+    """Two linears read one input, and each of two weights: four casts op by op, and one output each."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.a(x), self.b(x)
+
+    program, journal = captured(Two().eval(), X), Journal()
+    after = cast_half(program, journal=journal)
+    assert journal.casts.before == traffic(program) and journal.casts.before.count == 0
+    assert journal.casts.one_by_one.count == 6 and journal.casts.one_by_one.bytes == 6 * 16 * 6
+    assert journal.casts.after.count == traffic(after).count == 3
+    assert placed(Policy(program, torch.bfloat16, "O2", {}, Journal())) == set(program.calls)
+    assert casts_one_by_one(Policy(program, torch.bfloat16, "O2", {}, Journal())).count == 6
+
+
+def test_casts_of_the_model_itself_are_counted() -> None:
+    class Casts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.half().float() @ x).double()
+
+    program, journal = captured(Casts().eval(), X), Journal()
+    cast_half(program, journal=journal)
+    assert journal.casts.before.count == 3
+    assert isinstance(program, Program) and facts.dtype(program.calls[0]) is torch.float16
+
+
+# -- the cut by itself --------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_a_split_is_the_cheapest_one(data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, 7))
+    fixed = {i: data.draw(st.booleans()) for i in range(count) if data.draw(st.integers(0, 2)) == 0}
+    charges = [(i, data.draw(st.lists(st.integers(0, count - 1), max_size=3)), data.draw(st.integers(0, 9))) for i in range(count)]
+    follows = data.draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)), max_size=2))
+    follows = [(a, b) for a, b in follows if not (fixed.get(a) is True and fixed.get(b) is False)]
+    follows = follows[:1]  # a chain of two might contradict what is fixed
+
+    def cost(first: set[int]) -> float:
+        fits = all((i in first) is side for i, side in fixed.items()) and all(a not in first or b in first for a, b in follows)
+        return sum(c for i, to, c in charges if any((r in first) != (i in first) for r in to)) if fits else float("inf")
+
+    split = Split()
+    for i, side in fixed.items():
+        split.fix(i, first=side)
+    for a, b in follows:
+        split.follow(a, [b])
+    for i, to, c in charges:
+        split.charge(i, to, c)
+    best = [set(s) for n in range(count + 1) for s in itertools.combinations(range(count), n)]
+    first = split.first_side()
+    assert cost({i for i in range(count) if i in first}) == min(map(cost, best))
