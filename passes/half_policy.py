@@ -210,7 +210,7 @@ class Policy:
         if any(n in self.unfit and n is not mask for n in floats):
             return READS_UNFIT
         if name not in MATRIX and not self.tiny.isdisjoint(node.all_input_nodes):
-            if len(floats) <= 1:
+            if len(floats) <= 1 or name in MOVES:
                 self.tiny.add(node)
             return READS_TINY
         return IS_A_PHASE if node in self.phases else None

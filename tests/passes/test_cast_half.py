@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import argument, short_name
+from ir_tools.rewrite import Journal
+from ir_tools.verify.ranges import observe
 from passes import CATALOGUE, OptionError
 from tests.check import (
     assert_bitwise_equal,
@@ -568,3 +570,270 @@ def test_phases_stay_in_float(autocast_off):
     far = torch.tensor([999.0])
     error = (fast(far) - model(far)).square().sum()
     assert 10 * torch.log10(model(far).square().sum() / error) > 35
+
+
+# -- what follows from the kinds of ops ----------------------------------------------------------------------------------
+
+
+def cast_ops(model: nn.Module, *inputs: Tensor, **options: object) -> list[str]:
+    """The ops after the cast, without the casts themselves, those in half marked."""
+    after, _ = check_cast(model, *inputs, **options)
+    names = [(short_name(n.target), facts.dtype(n)) for n in after.calls if short_name(n.target) != "to"]
+    return [f"{name}*" if dtype in HALVES.values() else name for name, dtype in names]
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_a_softmax_between_products_needs_no_casts(level: str) -> None:
+    """Its half kernel computes in float and rounds once: what casting there and back would give, too."""
+    model = Model(lambda m, x: m.l(x) @ m.l(x).t().softmax(-1) @ m.l(x), l=nn.Linear(4, 4)).eval()
+    after, _ = check_cast(model, X, level=level)
+    assert ops(after).count("to") == 2
+    there_and_back = Model(
+        lambda m, x: (m.l(x.bfloat16()) @ m.l(x.bfloat16()).t().float().softmax(-1).bfloat16() @ m.l(x.bfloat16())).float(),
+        l=nn.Linear(4, 4).bfloat16(),
+    ).eval()
+    there_and_back.l.load_state_dict(model.l.state_dict())
+    assert_bitwise_equal([there_and_back(X)], outputs_of(after, X))
+
+
+def test_a_softmax_that_somebody_reads_in_float_is_float() -> None:
+    model = Model(lambda m, x: (lambda y: (y, m.l(y)))(m.l(x).softmax(-1)), l=nn.Linear(4, 4))
+    assert cast_ops(model, X) == ["linear*", "softmax", "linear*"]
+
+
+def test_a_norm_of_a_float_stream_is_float_at_o1_and_its_stream_too() -> None:
+    """As autocast has it: what was added up in float is not rounded for the sake of fewer casts."""
+
+    def block(m: Model, i: Tensor) -> Tensor:
+        x = m.embed(i)
+        x = x + m.linear(m.norm(x))
+        return m.norm(x + m.linear(F.gelu(m.linear(m.norm(x)))))
+
+    model = Model(block, embed=nn.Embedding(9, 4), linear=nn.Linear(4, 4), norm=nn.LayerNorm(4))
+    tokens = torch.randint(9, (2, 3))
+    stream = ["embedding", "layer_norm", "linear*", "add", "layer_norm", "linear*", "gelu*", "linear*", "add", "layer_norm"]
+    assert cast_ops(model, tokens, level="O1") == stream
+    everything_but_the_last = [name if name.endswith("*") else f"{name}*" for name in stream[:-1]] + ["layer_norm"]
+    assert cast_ops(model, tokens, level="O2") == everything_but_the_last
+
+
+def test_what_only_moves_floats_is_cast_on_either_side_at_o1() -> None:
+    """A transposed input is rounded before or behind: the same numbers; an input that is added to is not."""
+    moved = Model(lambda m, x: m.l(F.relu(x.t().reshape(3, 4))), l=nn.Linear(4, 4))
+    assert cast_ops(moved, X, level="O1") == ["t*", "reshape*", "relu*", "linear*"]
+    assert cast_ops(Model(lambda m, x: m.l(x + 1), l=nn.Linear(4, 4)), X, level="O1") == ["add", "linear*"]
+    kept = Model(lambda m, x: (lambda y: (m.l(y), y))(F.relu(x)), l=nn.Linear(4, 4))
+    assert cast_ops(kept, X, level="O1") == ["relu", "linear*"]
+
+
+def test_two_fragile_ops_in_a_row_are_float() -> None:
+    """A mean of squares in float, and its root: rounded in between, a norm written by hand would lose digits."""
+    norm = Model(lambda m, x: m.l(m.l(x) * (m.l(x).pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()), l=nn.Linear(4, 4))
+    for level in ("O1", "O2"):
+        found = cast_ops(norm, X, level=level)
+        assert {"pow", "mean", "rsqrt"} <= set(found), found
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_batch_norm_in_half_keeps_float_statistics(level: str) -> None:
+    norm = nn.BatchNorm2d(4)
+    nn.init.uniform_(norm.running_var, 0.3, 3.0)
+    after, _ = check_cast(Model(lambda m, x: m.c(m.n(m.c0(x))), c0=nn.Conv2d(3, 4, 1), n=norm, c=nn.Conv2d(4, 4, 1)), IMAGE,
+                          level=level)  # fmt: skip
+    assert computes_in(after)["batch_norm"] is torch.bfloat16 and after.constants["n.running_var"].dtype is torch.float32
+
+
+def test_nothing_is_rounded_for_a_comparison() -> None:
+    exact = Model(lambda m, x: torch.where(x > 0.5, m.l(x), 0.0), l=nn.Linear(4, 4))
+    after, _ = check_cast(exact, X)
+    (compared,) = (argument(n, "self") for n in after.calls if short_name(n.target) == "gt")
+    assert compared.op == "placeholder"
+    rounded = Model(lambda m, x: m.l(torch.where(m.l(x) > 0.3, m.l(x), 0.0)), l=nn.Linear(4, 4))
+    (compared,) = (argument(n, "self") for n in check_cast(rounded, X)[0].calls if short_name(n.target) == "gt")
+    assert facts.dtype(compared) is torch.float32, "bfloat16 has no 0.3: it would be compared with 0.30078"
+    searched = Model(lambda m, x: m.l(m.l(x).topk(4)[0]), l=nn.Linear(4, 4))
+    assert cast_ops(searched, X) == ["linear*", "topk", "getitem*", "linear*"]
+
+
+def test_a_tensor_filled_with_a_number_is_made_in_half() -> None:
+    model = Model(lambda m, x: m.l(x) + torch.ones(4, dtype=torch.float32), l=nn.Linear(4, 4))
+    for level in ("O1", "O2"):
+        after, _ = check_cast(model, X, level=level)
+        assert ops(after) == ["to", "linear", "ones", "add", "to"]
+        assert computes_in(after)["ones"] is torch.bfloat16
+
+
+def test_a_dtype_that_the_model_states_is_kept() -> None:
+    model = Model(lambda m, x: m.l(m.l(x).softmax(-1, dtype=torch.float32)), l=nn.Linear(4, 4))
+    after, _ = check_cast(model, X, level="O3")
+    assert computes_in(after)["softmax"] is torch.float32 and ops(after).count("to") == 3
+
+
+# -- small numbers --------------------------------------------------------------------------------------------------------
+
+GUARDED: dict[str, Callable] = {
+    "norm plus epsilon": lambda m, x: m.l(m.l(x) / (m.l(x).norm(dim=-1, keepdim=True) + 1e-12)),
+    "clamped norm": lambda m, x: m.l(m.l(x) / m.l(x).norm(dim=-1, keepdim=True).clamp_min(1e-12).expand(3, 4)),
+    "normalize": lambda m, x: m.l(F.normalize(m.l(x), eps=1e-12)),
+    "root": lambda m, x: m.l(m.l(x) / (m.l(x).var(-1, keepdim=True, unbiased=False) + 1e-12).sqrt()),
+    "inverse root": lambda m, x: m.l(m.l(x) * (m.l(x).var(-1, keepdim=True, unbiased=False) + 1e-12).rsqrt()),
+    "constant": lambda m, x: m.l(m.l(x) / (m.l(x).norm(dim=-1, keepdim=True) + m.eps)),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", GUARDED)
+def test_epsilons_below_half_precision_still_guard(case: str, level: str) -> None:
+    """A row of zeros: float16 turns 1e-12 into 0, and 0 / 0 into NaN."""
+    linear = nn.Linear(4, 4, bias=False)
+    model = Model(GUARDED[case], l=linear, eps=torch.tensor(1e-12)).eval()
+    x = torch.cat([torch.zeros(1, 4), torch.randn(2, 4)])
+    _, journal = check_cast(model, x, dtype="float16", level=level)
+    assert policy.IS_TINY in [r.reason for r in journal.refusals]
+    _, journal = check_cast(model, x, dtype="bfloat16", level=level)
+    assert policy.IS_TINY not in [r.reason for r in journal.refusals], "bfloat16 has the exponents of float32"
+
+
+def test_an_epsilon_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(GUARDED["clamped norm"], l=nn.Linear(4, 4, bias=False))
+    x = torch.cat([torch.zeros(1, 4), torch.randn(2, 4)])
+    monkeypatch.setattr(policy.Policy, "_numbers", lambda self, node: [])
+    with pytest.raises(AssertionError, match="relative error inf"):
+        check_cast(model, x, dtype="float16", level="O3")
+
+
+def test_clamped_constants_are_reported() -> None:
+    model = Model(lambda m, x: m.l(x) + m.mask, l=nn.Linear(4, 4), mask=torch.tensor([0.0, -1e9, 1.0, 2.0]))
+    _, journal = rewritten(cast_half.with_options(dtype="float16"), captured(model.eval(), X), X)
+    assert [r.reason for r in journal.refusals] == [policy.CLAMPED]
+    _, journal = rewritten(cast_half, captured(model, X), X)
+    assert not journal.refusals
+
+
+# -- what was seen on data ------------------------------------------------------------------------------------------------
+
+
+def seen_on(program: Program, *inputs: Tensor, dtype: str = "float16", level: str = "O2") -> tuple[Program, Journal]:
+    """Cast with the ranges that the values of `program` take on `inputs`."""
+    journal = Journal(ranges=observe(program, [inputs]))
+    return cast_half.with_options(dtype=dtype, level=level)(program, journal=journal), journal
+
+
+OUT_OF_RANGE: dict[str, tuple[Callable, str]] = {
+    "a product": (lambda m, x: m.l(m.l(x * 200) * 2000) * 1e-6, "OVERFLOWS"),
+    "an exponential": (lambda m, x: m.l((m.l(x).relu() + 15).exp()) * 1e-6, "OVERFLOWS"),
+    "a quotient": (lambda m, x: m.l(m.l(x) / (m.l(x).relu() * 1e-3 + 1e-4) * 10) * 1e-3, "OVERFLOWS"),
+    "small values": (lambda m, x: m.l(m.l(x) * 0.001 * 0.001 * 0.01) * 1e8, "LOSES"),
+    "a small divisor": (lambda m, x: m.l(x) / ((m.l(x) * 0.001).relu() * 0.001 * 0.01 + 0.0).clamp(min=1e-4), ""),
+}
+
+
+@pytest.mark.parametrize("level", ["O1", "O2", "O3"])
+@pytest.mark.parametrize("case", OUT_OF_RANGE)
+def test_values_that_do_not_fit_stay_float(case: str, level: str) -> None:
+    function, why = OUT_OF_RANGE[case]
+    model = Model(function, l=nn.Linear(4, 4, bias=False)).eval()
+    program = captured(model, X)
+    after, journal = seen_on(program, X, level=level)
+    expected, got = outputs_of(program, X), outputs_of(after, X)
+    assert got[0].isfinite().all() and relative_error(expected, got) <= 2e-2
+    reasons = {r.reason for r in journal.refusals}
+    assert getattr(policy, why, None) in reasons or not why
+    after, journal = seen_on(program, X, dtype="bfloat16", level=level)
+    assert not {policy.OVERFLOWS, policy.LOSES, policy.READS_UNFIT} & {r.reason for r in journal.refusals}
+
+
+@pytest.mark.parametrize("case", ["a product", "an exponential", "small values"])
+def test_without_data_the_same_values_are_lost(case: str) -> None:
+    """What the ranges are for: the cast that was not told is not finite, or far off."""
+    program = captured(Model(OUT_OF_RANGE[case][0], l=nn.Linear(4, 4, bias=False)).eval(), X)
+    got = outputs_of(cast_half.with_options(dtype="float16")(program), X)
+    assert not got[0].isfinite().all() or relative_error(outputs_of(program, X), got) > 2e-2
+
+
+@pytest.mark.parametrize("low", [-1e9, LOWEST])
+def test_a_mask_among_the_inputs_is_clamped_where_attention_reads_it(low: float) -> None:
+    def attend(m: Model, x: Tensor, mask: Tensor) -> Tensor:
+        q = m.l(x)[None]
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=mask.reshape(1, 3, 3).contiguous())[:, ::2]
+
+    # Where everything is masked, the kernel's float sums tell -65504 + 1 from -65504: finite, and no number to compare.
+    mask = torch.tensor([[0.0, low, low], [low, low, low], [0.0, 0.0, 0.0]])
+    model = Model(attend, l=nn.Linear(4, 4)).eval()
+    program = captured(model, X, mask)
+    after, _ = seen_on(program, X, mask)
+    assert computes_in(after)["scaled_dot_product_attention"] is torch.float16
+    assert relative_error(outputs_of(program, X, mask), outputs_of(after, X, mask)) <= WITHIN["float16"]
+
+
+# -- what the user says ---------------------------------------------------------------------------------------------------
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"keep_float": ["head"]}, "linear* silu* linear* tanh* linear"),
+        ({"keep_float": ["body.2"]}, "linear* silu* linear tanh linear*"),
+        ({"keep_float": ["body"]}, "linear silu linear tanh linear*"),
+        ({"keep_float": ["silu", "head"]}, "linear* silu linear* tanh* linear"),
+        ({"keep_float": ["linear"]}, "linear silu linear tanh linear"),
+        ({"overrides": {"body": "float", "body.2": "O2"}}, "linear silu linear* tanh* linear*"),
+        ({"level": "O1", "overrides": {"head": "float", "body": "O3"}}, "linear* silu* linear* tanh* linear"),
+    ],
+    ids=str,
+)
+def test_modules_and_ops_that_the_user_keeps_in_float(options: dict, expected: str) -> None:
+    program = captured(Nested().eval(), X)
+    after, journal = rewritten(cast_half.with_options(**options), program, X)
+    found = [(short_name(n.target), facts.dtype(n)) for n in after.calls if short_name(n.target) != "to"]
+    assert " ".join(name + "*" * (dtype is torch.bfloat16) for name, dtype in found) == expected
+    kept = [r for r in journal.refusals if r.reason == policy.IS_KEPT]
+    assert bool(kept) and all(r.rule == "cast_half" for r in kept)
+
+
+def test_overrides_set_levels_of_modules() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Sequential(nn.Linear(4, 4), nn.LogSoftmax(-1)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    after, _ = rewritten(cast_half.with_options(overrides={"b": "O3"}), captured(Two().eval(), X), X)
+    dtypes = [facts.dtype(n) for n in after.calls if short_name(n.target) == "log_softmax"]
+    assert dtypes == [torch.float32, torch.bfloat16]
+
+
+def test_names_that_are_not_there_are_refused_with_the_nearest() -> None:
+    program = captured(Nested().eval(), X)
+    with pytest.raises(OptionError, match=r"cast_half: 'body\.3' is no module path and no op of this graph; did you mean body"):
+        cast_half.with_options(keep_float=["body.3"])(program)
+    with pytest.raises(OptionError, match="'softmax' is no module path and no op"):
+        cast_half.with_options(overrides={"softmax": "O3"})(program)
+    assert ops(cast_half.with_options(keep_float=["head"])(program))
+
+
+def test_options_are_read_from_text_and_written_as_it() -> None:
+    pass_ = CATALOGUE["cast_half"].with_options(keep_float="a.b+softmax", overrides="c=O1+d=float")
+    assert pass_.given == {"keep_float": ("a.b", "softmax"), "overrides": {"c": "O1", "d": "float"}}
+    assert str(pass_) == "cast_half:keep_float=a.b+softmax:overrides=c=O1+d=float"
+    for wrong, message in (
+        ({"keep_float": 3}, "keep_float must be a list of names, or names joined by '\\+', got 3"),
+        ({"keep_float": [""]}, "keep_float must be a list of names"),
+        ({"overrides": "a"}, r"overrides\['a'\] must be one of 'O1', 'O2', 'O3', 'float', got ''"),
+        ({"overrides": ["a"]}, "overrides must be a dict from names"),
+        ({"on_slower": "cry"}, "on_slower must be one of 'warn', 'keep', 'revert', got 'cry'"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            cast_half.with_options(**wrong)

@@ -166,8 +166,9 @@ def test_casts_of_the_model_itself_are_counted() -> None:
 def test_a_split_is_the_cheapest_one(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 7))
     fixed = {i: data.draw(st.booleans()) for i in range(count) if data.draw(st.integers(0, 2)) == 0}
-    charges = [(i, data.draw(st.lists(st.integers(0, count - 1), max_size=3)), data.draw(st.integers(0, 9))) for i in range(count)]
-    follows = data.draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)), max_size=2))
+    nodes = st.integers(0, count - 1)
+    charges = [(i, data.draw(st.lists(nodes, max_size=3)), data.draw(st.integers(0, 9))) for i in range(count)]
+    follows = data.draw(st.lists(st.tuples(nodes, nodes), max_size=2))
     follows = [(a, b) for a, b in follows if not (fixed.get(a) is True and fixed.get(b) is False)]
     follows = follows[:1]  # a chain of two might contradict what is fixed
 
