@@ -52,6 +52,8 @@ def integers(high: int, *shape: int) -> torch.Tensor:
 
 
 X, Y, Z = normal(6, 40), normal(6, 40), normal(6, 40)
+NEAR, NEARER = 1 + 1e-5 * normal(6, 40), 1 + 1e-4 * normal(6, 40)  # all of which round to 1,
+SMALL, LARGE = 1e-9 * normal(6, 40), 1e5 * normal(6, 40)  # to 0 and to infinity in float16
 U, V, W = uniform(6, 40), uniform(6, 40), uniform(6, 40)
 MASK = normal(6, 40) > 0
 A, B = normal(2, 5, 7), normal(2, 7, 3)
@@ -96,7 +98,7 @@ ALIKE: list[tuple[str, list[Call]]] = [
     (
         """relu relu6 neg negative abs absolute positive hardtanh leaky_relu hardswish hardsigmoid silu sigmoid tanh gelu elu
         celu selu mish atan arctan asinh arcsinh deg2rad rad2deg nan_to_num softshrink square exp exp2 expm1 erf erfc sinh
-        cosh softplus log_sigmoid sign sgn hardshrink isnan isinf isfinite isposinf isneginf signbit logical_not isreal
+        cosh softplus log_sigmoid
         special_expit special_exp2 special_expm1 special_erf special_erfc special_ndtr special_erfcx special_log_ndtr i0
         special_i0 special_i0e special_i1 special_i1e sin cos tan sinc floor ceil round trunc fix frac special_sinc
         special_round rrelu""",
@@ -107,16 +109,19 @@ ALIKE: list[tuple[str, list[Call]]] = [
         special_gammaln special_digamma special_psi special_log1p special_logit special_erfinv special_entr special_ndtri""",
         [call(U)],
     ),
+    ("sign sgn logical_not isnan isinf isfinite isposinf isneginf signbit isreal", [call(X), call(SMALL), call(LARGE)]),
+    ("any all nonzero argwhere count_nonzero", [call(X), call(SMALL)]),
     ("acosh arccosh", [call(1 + U)]),
     ("polygamma special_polygamma", [call(1, U)]),
     ("mvlgamma special_multigammaln", [call(2 + U, 2)]),
     (
-        """add sub subtract mul multiply div divide true_divide rsub gt ge lt le eq ne greater greater_equal less less_equal
-        not_equal remainder fmod floor_divide""",
+        """add sub subtract mul multiply div divide true_divide rsub remainder fmod floor_divide""",
         [call(X, V), call(X, 0.3)],
     ),
     ("maximum minimum fmax fmin copysign hypot atan2 arctan2 logaddexp logaddexp2", [call(X, Y)]),
-    ("heaviside isclose allclose equal logical_and logical_or logical_xor", [call(X, Y)]),
+    ("gt ge lt le eq ne greater greater_equal less less_equal not_equal", [call(X, 0.3), call(NEAR, NEARER)]),
+    ("isclose allclose equal", [call(X, Y), call(NEAR, NEARER)]),
+    ("heaviside logical_and logical_or logical_xor", [call(SMALL, X), call(SMALL, 0 * X)]),
     ("pow", [call(U, V), call(X, 2), call(X, 3), call(U, 0.3)]),
     ("ldexp", [call(X, PICKS[:1])]),
     ("xlogy special_xlogy special_xlog1py igamma igammac special_gammainc special_gammaincc", [call(U, V)]),
@@ -126,7 +131,7 @@ ALIKE: list[tuple[str, list[Call]]] = [
     # -- moves ----------------------------------------------------------------------------------------------------------
     (
         """flatten ravel numpy_T mT mH matrix_H adjoint contiguous clone alias detach lift_fresh t squeeze fliplr flipud rot90
-        tril triu msort diag diagonal diagflat diag_embed argwhere nonzero any all count_nonzero
+        tril triu msort diag diagonal diagflat diag_embed
         conj_physical""",
         [call(X)],
     ),
@@ -160,15 +165,15 @@ ALIKE: list[tuple[str, list[Call]]] = [
     ("upsample_trilinear3d", [call(VOLUME, [7, 9, 13], False), call(VOLUME, [7, 9, 13], True)]),
     ("masked_scatter", [call(X, MASK, Y)]),
     # -- pools ----------------------------------------------------------------------------------------------------------
-    ("max_pool1d max_pool1d_with_indices", [call(LINE, *POOL1)]),
-    ("max_pool2d max_pool2d_with_indices", [call(IMAGE, *POOL2), call(LAST, *POOL2)]),
-    ("max_pool3d max_pool3d_with_indices", [call(VOLUME, *POOL3)]),
+    ("max_pool1d max_pool1d_with_indices", [call(LINE, *POOL1), call(NEAR[:, None], *POOL1)]),
+    ("max_pool2d max_pool2d_with_indices", [call(IMAGE, *POOL2), call(LAST, *POOL2), call(NEAR[None], *POOL2)]),
+    ("max_pool3d max_pool3d_with_indices", [call(VOLUME, *POOL3), call(1 + 1e-5 * VOLUME, *POOL3)]),
     ("avg_pool1d", [call(LINE, *POOL1), call(BIG.reshape(1, 8, 4900), [4900])]),
     ("avg_pool2d", [call(IMAGE, *POOL2), call(LAST, *POOL2), call(BIG, [70, 70]), call(BIG_LAST, [70, 70])]),
     ("avg_pool3d", [call(VOLUME, *POOL3)]),
-    ("adaptive_max_pool1d", [call(LINE, [5])]),
-    ("adaptive_max_pool2d", [call(IMAGE, [5, 7]), call(LAST, [5, 7])]),
-    ("adaptive_max_pool3d", [call(VOLUME, [2, 3, 4])]),
+    ("adaptive_max_pool1d", [call(LINE, [5]), call(NEAR, [5])]),
+    ("adaptive_max_pool2d", [call(IMAGE, [5, 7]), call(LAST, [5, 7]), call(NEAR[None], [5, 7])]),
+    ("adaptive_max_pool3d", [call(VOLUME, [2, 3, 4]), call(1 + 1e-5 * VOLUME, [2, 3, 4])]),
     ("adaptive_avg_pool1d", [call(BIG.reshape(1, 8, 4900), [1]), call(LINE, [5])]),
     ("adaptive_avg_pool2d", [call(x, size) for x in (BIG, BIG_LAST) for size in ([1, 1], [2, 1], [3, 7])]),
     ("adaptive_avg_pool3d", [call(uniform(1, 2, 17, 16, 16), size) for size in ([1, 1, 1], [2, 3, 1])]),
@@ -186,10 +191,10 @@ ALIKE: list[tuple[str, list[Call]]] = [
     ),
     ("amax amin", [call(LONG, [1]), call(TALL, [0]), call(X)]),
     ("aminmax", [call(X), call(X, dim=1)]),
-    ("max min", [call(X), call(X, 1), call(X, Y)]),
-    ("median nanmedian mode cummax cummin", [call(X, 1)]),
-    ("argmax argmin argsort sort", [call(X, 1)]),
-    ("kthvalue topk", [call(X, 3, 1)]),
+    ("max min", [call(X), call(NEAR, 1), call(X, Y)]),
+    ("median nanmedian mode cummax cummin", [call(X, 1), call(NEAR, 1)]),
+    ("argmax argmin argsort sort", [call(X, 1), call(NEAR, 1)]),
+    ("kthvalue topk", [call(X, 3, 1), call(NEAR, 3, 1)]),
     ("cumsum logcumsumexp", [call(LONG, 1), call(TALL, 0), call(FEW, 1)]),
     ("prod", [call(FEW, 1), call(NEAR_ONE), call(NEAR_ONE, 1), call(NEAR_ONE.mT.contiguous(), 0)]),
     ("cumprod", [call(NEAR_ONE, 1), call(NEAR_ONE.mT.contiguous(), 0)]),
@@ -304,7 +309,8 @@ ALONE: dict[str, list[Call]] = {
     # -- pointwise, and what writes numbers into a copy -----------------------------------------------------------------
     "prelu": [call(X, uniform(40))],
     "glu": [call(X, 1)],
-    "threshold": [call(X, 0.1, 0.3)],
+    "threshold": [call(X, 0.1, 0.3), call(NEAR, 1.0, 0.3)],
+    "hardshrink": [call(X), call(NEAR, 1.0)],
     "lerp": [call(X, Y, V), call(X, Y, 0.3)],
     "where": [call(MASK, X, Y), call(MASK, X, 0.3), call(MASK, -torch.inf, X)],
     "masked_fill": [call(X, MASK, 0.3), call(X, MASK, -torch.inf)],
@@ -314,14 +320,15 @@ ALONE: dict[str, list[Call]] = {
     "kron": [call(X, C)],
     "pad_sequence": [call([ROW[:3], ROW], True, 0.3)],
     # -- comparisons and searches ---------------------------------------------------------------------------------------
-    **{name: [call(X[0, 0])] for name in "item is_nonzero Bool Int Float".split()},
+    **{name: [call(X[0, 0]), call(SMALL[0, 0])] for name in "item is_nonzero Bool Float".split()},
+    "Int": [call(X[0, 0]), call(torch.tensor(2.9999))],
     "isin": [call(X, Y)],
     "searchsorted": [call(ROW.sort().values, X)],
     "bucketize": [call(X, ROW.sort().values)],
-    "unique_consecutive": [call(ROW)],
-    "unique_dim": [call(X, 0)],
+    "unique_consecutive": [call(ROW), call(NEAR[0])],
+    "unique_dim": [call(X, 0), call(NEAR, 0)],
     "histc": [call(X)],
-    "fractional_max_pool3d": [call(VOLUME, [2, 2, 2], [3, 3, 3], uniform(1, 4, 3))],
+    "fractional_max_pool3d": [call(1 + 1e-5 * VOLUME, [2, 2, 2], [3, 3, 3], uniform(1, 4, 3))],
     "fractional_max_pool2d": [call(IMAGE, [3, 3], [5, 5], uniform(2, 4, 2))],
     # -- sums -----------------------------------------------------------------------------------------------------------
     "sum_to_size": [call(LONG, [2, 1]), call(TALL, [9])],
