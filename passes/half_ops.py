@@ -25,7 +25,7 @@ import torch
 # kernel of 4 x 4 with stride 2, by 5.8 for one of 9 x 9 with stride 1, by 9.7 for one of 200 in 1d. Attention rounds its
 # weights: 0.6 ulp of the largest result.
 MATRIX = frozenset(
-    """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_act linear linear_act matmul mm bmm
+    """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_act conv_tbc linear linear_act matmul mm bmm
     addmm baddbmm addbmm mv addmv dot vdot inner tensordot einsum linalg_matmul linalg_vecdot
     scaled_dot_product_attention""".split()
 )
@@ -33,7 +33,7 @@ MATRIX = frozenset(
 # A dropout moves because it is off in inference. `relu6` clamps to 0 and 6, which every half dtype has.
 MOVES = frozenset(
     """relu relu6 neg negative abs absolute positive copysign maximum minimum fmax fmin amax amin aminmax msort
-    max_pool1d max_pool2d max_pool3d max_unpool2d
+    max_pool1d max_pool2d max_pool3d max_unpool2d max_unpool3d
     embedding index index_select gather take take_along_dim masked_select select slice narrow getitem
     upsample_nearest1d upsample_nearest2d upsample_nearest3d
     _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
@@ -44,7 +44,7 @@ MOVES = frozenset(
     split split_with_sizes chunk tensor_split hsplit vsplit dsplit unbind
     unsafe_split unsafe_split_with_sizes unsafe_chunk
     roll flip fliplr flipud rot90 repeat repeat_interleave tile unfold im2col tril triu diag diagonal diag_embed diagflat
-    select_scatter slice_scatter diagonal_scatter masked_scatter copy
+    select_scatter slice_scatter diagonal_scatter masked_scatter index_copy copy
     reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
     pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     contiguous clone alias detach lift_fresh conj_physical
@@ -71,14 +71,14 @@ DECIDES = frozenset(
     logical_not logical_and logical_or logical_xor any all nonzero argwhere count_nonzero
     max min argmax argmin topk kthvalue sort argsort median nanmedian mode cummax cummin
     max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
-    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d
     searchsorted bucketize histc unique_consecutive unique_dim item is_nonzero Bool Int Float""".split()
 )
 # Within half an ulp, but for: softmax over an axis that does not lie last (1.3 ulp: it stores its exponentials); rsqrt and
 # pow (1 ulp), xlogy (1.3), renorm (1.2), mvlgamma (1.4): two roundings are within 1.5 ulp.
 INSIDE = frozenset(
     """softmax special_softmax _safe_softmax layer_norm batch_norm group_norm rms_norm
-    sum mean nansum trace var std var_mean std_mean norm linalg_vector_norm linalg_norm frobenius_norm _weight_norm
+    sum sum_to_size mean nansum trace var std var_mean std_mean norm linalg_vector_norm linalg_norm frobenius_norm _weight_norm
     cumsum cumprod logcumsumexp scatter_add renorm dist pairwise_distance
     l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits
     adaptive_avg_pool1d adaptive_avg_pool2d
@@ -121,11 +121,11 @@ STAYS_FLOAT: dict[str, frozenset[str]] = {
         fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2
         fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift fft_fftfreq fft_rfftfreq""".split()
     ),
-    "torch's linear algebra has no kernel for half precision": frozenset(
+    "torch has no kernel of half precision for it, on any device": frozenset(
         """linalg_inv inverse linalg_pinv pinverse linalg_solve linalg_solve_triangular triangular_solve linalg_lstsq
         linalg_cholesky cholesky linalg_qr qr linalg_svd svd linalg_eig linalg_eigh linalg_eigvals linalg_eigvalsh
         linalg_det det linalg_slogdet slogdet logdet linalg_matrix_exp matrix_exp linalg_matrix_power matrix_power
-        linalg_matrix_norm""".split()
+        linalg_matrix_norm quantile nanquantile""".split()
     ),
     "it makes or reads positions, and half precision has too few digits for those of pixels and tokens": frozenset(
         """arange linspace logspace grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator
@@ -136,6 +136,10 @@ STAYS_FLOAT: dict[str, frozenset[str]] = {
         native_dropout""".split()
     ),
     "it reads memory as it lies, which a cast may change": frozenset("as_strided".split()),
+    "it is a loss, several steps each of which would round; for training": frozenset(
+        """cosine_embedding_loss ctc_loss hinge_embedding_loss margin_ranking_loss multi_margin_loss multilabel_margin_loss
+        poisson_nll_loss soft_margin_loss triplet_margin_loss""".split()
+    ),
     "it computes in float64": frozenset("float_power".split()),
 }
 CASTS = frozenset("to type_as _to_copy".split())

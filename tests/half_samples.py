@@ -52,6 +52,8 @@ def integers(high: int, *shape: int) -> torch.Tensor:
 
 
 X, Y, Z = normal(6, 40), normal(6, 40), normal(6, 40)
+NEAR, NEARER = 1 + 1e-5 * normal(6, 40), 1 + 1e-4 * normal(6, 40)  # all of which round to 1,
+SMALL, LARGE = 1e-9 * normal(6, 40), 1e5 * normal(6, 40)  # to 0 and to infinity in float16
 U, V, W = uniform(6, 40), uniform(6, 40), uniform(6, 40)
 MASK = normal(6, 40) > 0
 A, B = normal(2, 5, 7), normal(2, 7, 3)
@@ -96,7 +98,7 @@ ALIKE: list[tuple[str, list[Call]]] = [
     (
         """relu relu6 neg negative abs absolute positive hardtanh leaky_relu hardswish hardsigmoid silu sigmoid tanh gelu elu
         celu selu mish atan arctan asinh arcsinh deg2rad rad2deg nan_to_num softshrink square exp exp2 expm1 erf erfc sinh
-        cosh softplus log_sigmoid sign sgn hardshrink isnan isinf isfinite isposinf isneginf signbit logical_not isreal
+        cosh softplus log_sigmoid
         special_expit special_exp2 special_expm1 special_erf special_erfc special_ndtr special_erfcx special_log_ndtr i0
         special_i0 special_i0e special_i1 special_i1e sin cos tan sinc floor ceil round trunc fix frac special_sinc
         special_round rrelu""",
@@ -107,26 +109,29 @@ ALIKE: list[tuple[str, list[Call]]] = [
         special_gammaln special_digamma special_psi special_log1p special_logit special_erfinv special_entr special_ndtri""",
         [call(U)],
     ),
+    ("sign sgn logical_not isnan isinf isfinite isposinf isneginf signbit isreal", [call(X), call(SMALL), call(LARGE)]),
+    ("any all nonzero argwhere count_nonzero", [call(X), call(SMALL)]),
     ("acosh arccosh", [call(1 + U)]),
     ("polygamma special_polygamma", [call(1, U)]),
     ("mvlgamma special_multigammaln", [call(2 + U, 2)]),
     (
-        """add sub subtract mul multiply div divide true_divide rsub gt ge lt le eq ne greater greater_equal less less_equal
-        not_equal remainder fmod floor_divide""",
+        """add sub subtract mul multiply div divide true_divide rsub remainder fmod floor_divide""",
         [call(X, V), call(X, 0.3)],
     ),
     ("maximum minimum fmax fmin copysign hypot atan2 arctan2 logaddexp logaddexp2", [call(X, Y)]),
-    ("heaviside isclose allclose equal logical_and logical_or logical_xor", [call(X, Y)]),
+    ("gt ge lt le eq ne greater greater_equal less less_equal not_equal", [call(X, 0.3), call(NEAR, NEARER)]),
+    ("isclose allclose equal", [call(X, Y), call(NEAR, NEARER)]),
+    ("heaviside logical_and logical_or logical_xor", [call(SMALL, X), call(SMALL, 0 * X)]),
     ("pow", [call(U, V), call(X, 2), call(X, 3), call(U, 0.3)]),
     ("ldexp", [call(X, PICKS[:1])]),
     ("xlogy special_xlogy special_xlog1py igamma igammac special_gammainc special_gammaincc", [call(U, V)]),
     ("addcmul addcdiv", [call(X, Y, V, value=0.3)]),
-    ("clamp clip", [call(X, -0.3, 0.7)]),
+    ("clamp clip", [call(X, -0.3, 0.7), call(X, -V, V)]),
     ("clamp_min clamp_max fill", [call(X, 0.3)]),
     # -- moves ----------------------------------------------------------------------------------------------------------
     (
         """flatten ravel numpy_T mT mH matrix_H adjoint contiguous clone alias detach lift_fresh t squeeze fliplr flipud rot90
-        tril triu msort diag diagonal diagflat diag_embed argwhere nonzero any all count_nonzero
+        tril triu msort diag diagonal diagflat diag_embed
         conj_physical""",
         [call(X)],
     ),
@@ -147,7 +152,8 @@ ALIKE: list[tuple[str, list[Call]]] = [
     ("reflection_pad1d replication_pad1d", [call(LINE, [1, 2])]),
     ("reflection_pad2d replication_pad2d", [call(IMAGE, [1, 2, 3, 1]), call(LAST, [1, 2, 3, 1])]),
     ("reflection_pad3d replication_pad3d", [call(VOLUME, [1, 2, 3, 1, 2, 0])]),
-    ("pad constant_pad_nd", [call(IMAGE, [1, 2]), call(LAST, [1, 2, 1, 0])]),
+    ("pad", [call(IMAGE, [1, 2]), call(LAST, [1, 2, 1, 0], "constant", 0.3), call(LINE, [1, 2], "reflect")]),
+    ("constant_pad_nd", [call(IMAGE, [1, 2]), call(LAST, [1, 2, 1, 0], 0.3)]),
     ("upsample_nearest1d _upsample_nearest_exact1d", [call(LINE, [30])]),
     ("upsample_nearest2d _upsample_nearest_exact2d", [call(IMAGE, [17, 30]), call(LAST, [17, 30])]),
     ("upsample_nearest3d _upsample_nearest_exact3d", [call(VOLUME, [7, 9, 13])]),
@@ -159,15 +165,15 @@ ALIKE: list[tuple[str, list[Call]]] = [
     ("upsample_trilinear3d", [call(VOLUME, [7, 9, 13], False), call(VOLUME, [7, 9, 13], True)]),
     ("masked_scatter", [call(X, MASK, Y)]),
     # -- pools ----------------------------------------------------------------------------------------------------------
-    ("max_pool1d max_pool1d_with_indices", [call(LINE, *POOL1)]),
-    ("max_pool2d max_pool2d_with_indices", [call(IMAGE, *POOL2), call(LAST, *POOL2)]),
-    ("max_pool3d max_pool3d_with_indices", [call(VOLUME, *POOL3)]),
+    ("max_pool1d max_pool1d_with_indices", [call(LINE, *POOL1), call(NEAR[:, None], *POOL1)]),
+    ("max_pool2d max_pool2d_with_indices", [call(IMAGE, *POOL2), call(LAST, *POOL2), call(NEAR[None], *POOL2)]),
+    ("max_pool3d max_pool3d_with_indices", [call(VOLUME, *POOL3), call(1 + 1e-5 * VOLUME, *POOL3)]),
     ("avg_pool1d", [call(LINE, *POOL1), call(BIG.reshape(1, 8, 4900), [4900])]),
     ("avg_pool2d", [call(IMAGE, *POOL2), call(LAST, *POOL2), call(BIG, [70, 70]), call(BIG_LAST, [70, 70])]),
     ("avg_pool3d", [call(VOLUME, *POOL3)]),
-    ("adaptive_max_pool1d", [call(LINE, [5])]),
-    ("adaptive_max_pool2d", [call(IMAGE, [5, 7]), call(LAST, [5, 7])]),
-    ("adaptive_max_pool3d", [call(VOLUME, [2, 3, 4])]),
+    ("adaptive_max_pool1d", [call(LINE, [5]), call(NEAR, [5])]),
+    ("adaptive_max_pool2d", [call(IMAGE, [5, 7]), call(LAST, [5, 7]), call(NEAR[None], [5, 7])]),
+    ("adaptive_max_pool3d", [call(VOLUME, [2, 3, 4]), call(1 + 1e-5 * VOLUME, [2, 3, 4])]),
     ("adaptive_avg_pool1d", [call(BIG.reshape(1, 8, 4900), [1]), call(LINE, [5])]),
     ("adaptive_avg_pool2d", [call(x, size) for x in (BIG, BIG_LAST) for size in ([1, 1], [2, 1], [3, 7])]),
     ("adaptive_avg_pool3d", [call(uniform(1, 2, 17, 16, 16), size) for size in ([1, 1, 1], [2, 3, 1])]),
@@ -185,10 +191,10 @@ ALIKE: list[tuple[str, list[Call]]] = [
     ),
     ("amax amin", [call(LONG, [1]), call(TALL, [0]), call(X)]),
     ("aminmax", [call(X), call(X, dim=1)]),
-    ("max min", [call(X), call(X, 1), call(X, Y)]),
-    ("median nanmedian mode cummax cummin", [call(X, 1)]),
-    ("argmax argmin argsort sort", [call(X, 1)]),
-    ("kthvalue topk", [call(X, 3, 1)]),
+    ("max min", [call(X), call(NEAR, 1), call(X, Y)]),
+    ("median nanmedian mode cummax cummin", [call(X, 1), call(NEAR, 1)]),
+    ("argmax argmin argsort sort", [call(X, 1), call(NEAR, 1)]),
+    ("kthvalue topk", [call(X, 3, 1), call(NEAR, 3, 1)]),
     ("cumsum logcumsumexp", [call(LONG, 1), call(TALL, 0), call(FEW, 1)]),
     ("prod", [call(FEW, 1), call(NEAR_ONE), call(NEAR_ONE, 1), call(NEAR_ONE.mT.contiguous(), 0)]),
     ("cumprod", [call(NEAR_ONE, 1), call(NEAR_ONE.mT.contiguous(), 0)]),
@@ -248,6 +254,7 @@ ALONE: dict[str, list[Call]] = {
     "conv_transpose1d": [call(LINE, normal(4, 5, 3)), call(uniform(1, 2048, 4), uniform(2048, 2, 3))],
     "conv_transpose2d": [call(IMAGE, normal(4, 5, 3, 3)), call(uniform(1, 1024, 3, 3), uniform(1024, 2, 3, 3))],
     "conv_transpose3d": [call(VOLUME, normal(4, 5, 2, 3, 3)), call(uniform(1, 512, 3, 3, 3), uniform(512, 2, 2, 2, 2))],
+    "conv_tbc": [call(normal(9, 2, 300), normal(3, 300, 5), normal(5))],
     "conv_act": [call(IMAGE, normal(6, 4, 3, 3), normal(6), [1, 1], [1, 1], [1, 1], 1, None, "relu", [])],
     "linear": [call(A, normal(4, 7), normal(4)), call(LONG, uniform(3, 4200)), call(DEEP, uniform(3, 4200), C[:3])],
     "linear_act": [call(LONG, uniform(3, 4200), C[:3], None, "silu", [])],
@@ -293,30 +300,39 @@ ALONE: dict[str, list[Call]] = {
     "slice_scatter": [call(X, Y[:2], 0, 1, 3)],
     "diagonal_scatter": [call(X, Y[0, :6])],
     "max_unpool2d": [call(IMAGE[:, :, ::2, ::2].contiguous(), 2 * torch.arange(30).reshape(5, 6).expand(2, 4, 5, 6), [10, 12])],
+    "max_unpool3d": [
+        call(VOLUME[:, :, ::2, ::2, ::2].contiguous(), 2 * torch.arange(36).reshape(3, 4, 3).expand(1, 4, 3, 4, 3), [6, 8, 6],
+             [2, 2, 2], [0, 0, 0])
+    ],
+    "index_copy": [call(X, 0, torch.tensor([3, 1]), Y[:2])],
     "combinations": [call(C)],
     # -- pointwise, and what writes numbers into a copy -----------------------------------------------------------------
     "prelu": [call(X, uniform(40))],
     "glu": [call(X, 1)],
-    "threshold": [call(X, 0.1, 0.3)],
+    "threshold": [call(X, 0.1, 0.3), call(NEAR, 1.0, 0.3)],
+    "hardshrink": [call(X), call(NEAR, 1.0)],
     "lerp": [call(X, Y, V), call(X, Y, 0.3)],
-    "where": [call(MASK, X, Y), call(MASK, X, 0.3)],
-    "masked_fill": [call(X, MASK, 0.3)],
+    "where": [call(MASK, X, Y), call(MASK, X, 0.3), call(MASK, -torch.inf, X)],
+    "masked_fill": [call(X, MASK, 0.3), call(X, MASK, -torch.inf)],
     "index_fill": [call(X, 0, PICKS, 0.3)],
     "scatter": [call(X, 0, INDEX, Y), call(X, 0, INDEX, 0.3)],
     "diff": [call(X)],
     "kron": [call(X, C)],
     "pad_sequence": [call([ROW[:3], ROW], True, 0.3)],
     # -- comparisons and searches ---------------------------------------------------------------------------------------
-    **{name: [call(X[0, 0])] for name in "item is_nonzero Bool Int Float".split()},
+    **{name: [call(X[0, 0]), call(SMALL[0, 0])] for name in "item is_nonzero Bool Float".split()},
+    "Int": [call(X[0, 0]), call(torch.tensor(2.9999))],
     "isin": [call(X, Y)],
     "searchsorted": [call(ROW.sort().values, X)],
     "bucketize": [call(X, ROW.sort().values)],
-    "unique_consecutive": [call(ROW)],
-    "unique_dim": [call(X, 0)],
+    "unique_consecutive": [call(ROW), call(NEAR[0])],
+    "unique_dim": [call(X, 0), call(NEAR, 0)],
     "histc": [call(X)],
+    "fractional_max_pool3d": [call(1 + 1e-5 * VOLUME, [2, 2, 2], [3, 3, 3], uniform(1, 4, 3))],
     "fractional_max_pool2d": [call(IMAGE, [3, 3], [5, 5], uniform(2, 4, 2))],
     # -- sums -----------------------------------------------------------------------------------------------------------
-    "trace": [call(uniform(4200, 4200))],
+    "sum_to_size": [call(LONG, [2, 1]), call(TALL, [9])],
+    "trace": [call(uniform(1500, 1500))],
     "col2im": [call(uniform(1, 2 * 49, 64), [14, 14], [7, 7], [1, 1], [0, 0], [1, 1])],
     "index_add": [call(TALL[:3], 0, integers(3, 4200), TALL), call(LONG[0, :3], 0, integers(3, 4200), LONG[1])],
     "index_put": [call(TALL[:3], [integers(3, 4200)], TALL, accumulate) for accumulate in (True, False)],
