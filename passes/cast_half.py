@@ -38,6 +38,7 @@ from ir_tools.rewrite.nearest import places_of
 from passes.half_ops import FLOAT_PARAMETERS
 from passes.half_placement import casts_one_by_one, placed
 from passes.half_policy import AS_IT_COMES, CLAMPED, EXPECTED, Policy
+from passes.half_rescaling import rescale
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,11 +57,13 @@ def cast_half(
     overrides = {**overrides, **dict.fromkeys(keep_float, "float")}
     check_names(program, overrides)
     half, draft = DTYPES[dtype], Draft.of(program)
+    rescale(draft, half, journal)
     policy = Policy(draft.program, half, level, overrides, journal)
     in_half = placed(policy)
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
     caster = Caster(draft, "cast_half")
+    caster.wide.update(policy.unfit.intersection(draft.program.placeholders))
     original = dict(policy.original)
 
     def in_its_dtype(node):
@@ -78,7 +81,7 @@ def cast_half(
             clamped = len(caster.clamped)
             new = in_its_dtype(node)
             original[new] = original[node]
-            if node in policy.wide:
+            if node in policy.wide | policy.unfit:
                 caster.wide.add(new)
             if len(caster.clamped) > clamped:
                 journal.refused(site, "cast_half", place(node), CLAMPED)

@@ -96,6 +96,10 @@ class Stance:
     reason: str = ""
 
 
+SCALES = frozenset("mul div".split())
+"""Ops whose number keeps nothing from zero."""
+
+
 HALF, EITHER, WITH_READERS, BETWEEN = map(Stance, ("half", "either", "with readers", "between"))
 WITH_OPERANDS, AS_IT_COMES = map(Stance, ("with operands", "as it comes"))
 
@@ -133,6 +137,7 @@ class Policy:
             self._does_not_fit(value)
         for node in self.block.calls:
             container = whole(node)
+            self._does_not_fit(node)
             self.stances[node] = stance = self._stance(node) if container is None else self.stances[container]
             by_nature = stance is HALF or (stance in (EITHER, WITH_OPERANDS) and self._follows_half(node))
             if by_nature if container is None else container in self.natural:
@@ -195,13 +200,14 @@ class Policy:
             self.wide.add(node)
             return IS_WIDE
         if name not in INSIDE and any(number < self.limits.smallest_normal for number in numbers):
-            self.tiny.add(node)
+            if name not in SCALES:
+                self.tiny.add(node)
             return IS_TINY
         if is_filled(node):
             return ""
         if torch.float32 not in read:
             return MADE_IN_FLOAT
-        if name in MOVES | FOLLOWS and not self.wide.isdisjoint(floats) and self.unfit.isdisjoint(floats):
+        if name in MOVES | FOLLOWS and not self.wide.isdisjoint(floats):
             self.wide.add(node)
             return READS_WIDE
         if why := self._does_not_fit(node):
@@ -223,15 +229,13 @@ class Policy:
     def _does_not_fit(self, node: Any) -> str | None:
         """Why the values that a node took on example data need float, None when they do not."""
         seen = self.journal.ranges.get(node.name) if self.original[node] is torch.float32 else None
-        if seen is None or node in self.wide:
+        if seen is None:
             return None
         why = OVERFLOWS if is_near_the_end(seen, self.half) else None
         if why is None and is_lost(seen, self.half, is_divisor=node in self.divisors):
             why = LOSES
         if why is not None:
             self.unfit.add(node)
-            if why is OVERFLOWS:
-                self.wide.add(node)  # a mask among the inputs, which is clamped where attention reads it
         return why
 
     def _by_table(self, node: Any) -> Stance:

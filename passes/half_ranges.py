@@ -19,6 +19,10 @@ HEADROOM = 4.0
 LOSS_DB = 6.0
 
 
+def fits(seen: Range, half: torch.dtype) -> bool:
+    return not is_near_the_end(seen, half) and not is_lost(seen, half, is_divisor=False)
+
+
 def is_near_the_end(seen: Range, half: torch.dtype) -> bool:
     return seen.largest * HEADROOM > torch.finfo(half).max
 

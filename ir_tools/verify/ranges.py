@@ -46,6 +46,12 @@ class Range:
             self.nonfinite or other.nonfinite,
         )
 
+    def shifted(self, places: int) -> Range:
+        """The range of the values times 2 ** places."""
+        exponents = {exponent + places: count for exponent, count in self.exponents.items()}
+        scale = 2.0**places
+        return Range(exponents, self.largest * scale, self.smallest * scale, self.zeros, self.nonfinite)
+
     @property
     def nonzeros(self) -> int:
         """How many elements are finite and not zero."""

@@ -751,6 +751,56 @@ def test_without_data_the_same_values_are_lost(case: str) -> None:
     assert not got[0].isfinite().all() or relative_error(outputs_of(program, X), got) > 2e-2
 
 
+RESCALED: dict[str, Callable] = {
+    "a product that is too large": lambda m, x: (x * 300) @ (x * 300).t() * 1e-6,
+    "a layer of too large values": lambda m, x: m.b((x * 300) * 300) * 1e-5,
+    "a layer of too small values": lambda m, x: m.l(x * 1e-8) * 1e8,
+    "a convolution": lambda m, x: m.c(x[None] * 1e6) * 1e-6,
+    "a layer and its relu": lambda m, x: fused(x * 1e5, m.b.weight, m.b.bias, None, "relu", []) * 1e-5,
+}
+fused = torch.ops.torch_passes.linear_act
+
+
+def with_large_bias() -> nn.Linear:
+    linear = nn.Linear(4, 4)
+    with torch.no_grad():
+        linear.bias.mul_(1e5)
+    return linear
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", RESCALED)
+def test_products_out_of_range_are_scaled_by_a_power_of_two(case: str, level: str) -> None:
+    parts = {"l": nn.Linear(4, 4, bias=False), "b": with_large_bias(), "c": nn.Conv1d(3, 2, 3)}
+    program = captured(Model(RESCALED[case], **parts).eval(), X)
+    after, journal = seen_on(program, X, level=level)
+    (rewrite,) = [r for r in journal.rewrites if "->" in r.rule]
+    products = [n for n in after.calls if short_name(n.target) in policy.MATRIX]
+    assert [facts.dtype(n) for n in products] == [torch.float16], rewrite.rule
+    assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
+    left_alone, journal = cast_half.with_options(dtype="float16", level=level), Journal.skipping({rewrite.site})
+    journal.ranges = observe(program, [[X]])
+    products = [n for n in left_alone(program, journal=journal).calls if short_name(n.target) in policy.MATRIX]
+    assert [facts.dtype(n) for n in products] == [torch.float32]
+
+
+def test_a_product_that_cannot_be_scaled_stays_float() -> None:
+    """A sigmoid does not scale along, nor does what is multiplied with itself."""
+    itself = captured(Model(lambda m, x: (lambda y: y @ y.t() @ y @ y.t())(x * 300) * 1e-9).eval(), X)
+    act = lambda m, x: fused(x * 1e5, m.b.weight, m.b.bias, None, "sigmoid", [])  # noqa: E731
+    for program in (itself, captured(Model(act, b=nn.Linear(4, 4)).eval(), X)):
+        after, journal = seen_on(program, X)
+        assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
+
+
+def test_a_scale_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rescaling = importlib.import_module("passes.half_rescaling")
+    monkeypatch.setattr(rescaling, "LINEAR_IN", {"linear": ("input", "")})  # forgets the bias
+    program = captured(Model(RESCALED["a layer of too large values"], b=with_large_bias()).eval(), X)
+    after, _ = seen_on(program, X)
+    assert relative_error(outputs_of(program, X), outputs_of(after, X)) > 0.1
+
+
 @pytest.mark.parametrize("low", [-1e9, LOWEST])
 def test_a_mask_among_the_inputs_is_clamped_where_attention_reads_it(low: float) -> None:
     def attend(m: Model, x: Tensor, mask: Tensor) -> Tensor:
