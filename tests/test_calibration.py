@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from ir_tools.frontends.source import Example
 from ir_tools.ir import Block
 from ir_tools.rewrite import Journal, Pass
 from ir_tools.verify.ranges import Range, range_of
 from passes import InputError, graph_pass, optimize
+from passes.hooks import Step, observed, run_pass, wrap
+from tests.check import captured
 
 X = torch.ones(2, 4)
 
@@ -178,6 +181,14 @@ def test_a_call_that_fails_is_an_error_that_names_it(verify) -> None:
     ids = torch.tensor([0, 4])
     with pytest.raises(InputError, match=r"the model fails on calibration_data\[2\]: IndexError: .*range"):
         optimize(Looks().eval(), [looks], example_inputs=ids, calibration_data=[ids, ids, ids + 1], verify=verify)
+
+
+def test_a_graph_that_fails_on_the_examples_is_not_blamed_on_calibration_data() -> None:
+    looks, _ = looker()
+    ids = torch.tensor([0, 4])
+    run = wrap(run_pass, [observed([Example({}, [ids + 1], [])], None)])
+    with pytest.raises(IndexError):
+        run(Step(1, looks), captured(Looks().eval(), ids))
 
 
 def test_inside_of_branches_nothing_is_observed() -> None:

@@ -251,16 +251,15 @@ def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, 
 
 
 def test_wrong_numbers_of_the_model_without_the_pass_are_no_verdict(monkeypatch) -> None:
-    """A pass behind the cast is right on half values alone."""
+    """A pass behind the cast is wrong on float32: by one percent, which half precision would excuse."""
 
     @graph_pass(declares="reassociates")
     def spoils_float(program: Block, journal: Journal) -> Block:
-        """Take the relu of float32 for an absolute value."""
         draft = Draft.of(program)
         for node in draft.program.calls:
             if short_name(node.target) == "relu" and all(t.dtype is torch.float32 for t in program.constants.values()):
                 with draft.before(node):
-                    draft.redirect(node, draft.call(aten.abs.default, *node.args))
+                    draft.redirect(node, draft.call(aten.mul.Scalar, draft.call(aten.relu.default, *node.args), 1.01))
         return draft.finish()
 
     seen = inject(monkeypatch, SLOWER)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ir_tools.verify.ranges import Observation, Range, observe, range_of
+from passes import CATALOGUE
 from tests.check import captured
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -146,6 +147,15 @@ def test_an_observation_leaves_inputs_and_state_alone() -> None:
     observation = Observation(program)
     first, again = observation.call([x]), observation.call([x])
     assert torch.equal(x, torch.ones(3, 2)) and torch.equal(first[0], again[0]) and first[0][0, 0] == 4
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a torch with oneDNN")
+def test_packed_weights_have_none() -> None:
+    x = torch.randn(1, 3, 6, 6)
+    program = CATALOGUE["lower_onednn"].with_options(choose="fused")(captured(nn.Conv2d(3, 4, 3).eval(), x))
+    found = observe(program, [[x]])
+    packed = [node.name for node in program.nodes if node.op == "get_attr" and node.target in program.packings]
+    assert packed and not set(packed) & set(found) and len(found) >= 2
 
 
 class Branches(nn.Module):
