@@ -94,7 +94,8 @@ INSIDE = frozenset(
 #   index_reduce, index_put, put, index_add   164, 120, 115, 111 (float16: 17, 11, 9, 9)   add in half, one row after another;
 #                                   index_put moves numbers exactly where it does not accumulate, index_add sums rows in float
 #   adaptive_avg_pool3d             103, 16    sums in half
-#   instance_norm                   4, 25 of the largest result   rounds mean and variance
+#   instance_norm                   4, 25 of the largest result   rounds the mean: the further it lies from 0, the worse;
+#                                   group_norm with a group for each channel is the same, rounded once
 #   log_softmax                     3.1, 2.7   rounds the logarithm of the sum
 #   col2im                          3.1, 3.4   adds overlapping blocks in half
 #   logsumexp, nanmean, cosine_similarity, logit, the losses ...   several ops, each rounding; near 0 nothing is left, and in
