@@ -356,7 +356,7 @@ ALONE: dict[str, list[Call]] = {
     ],
     "pdist": [call(LONG)],
     "_weight_norm": [call(LONG, uniform(2, 1)), call(uniform(3, 40, 60), uniform(3, 1, 1))],
-    "bilinear": [call(normal(3, 70), uniform(3, 70), normal(4, 70, 70), C[:4])],
+    "bilinear": [call(normal(40, 70), normal(40, 70), normal(4, 70, 70), C[:4])],
     # -- recurrences ----------------------------------------------------------------------------------------------------
     "lstm": [call(SEQUENCE, [STATE, STATE], gates(4), True, 1, 0.0, False, False, False)],
     "lstm_cell": [call(normal(3, 8), [normal(3, 16), normal(3, 16)], *gates(4))],
