@@ -39,6 +39,7 @@ from passes.half_ops import FLOAT_PARAMETERS
 from passes.half_placement import casts_one_by_one, placed
 from passes.half_policy import AS_IT_COMES, CLAMPED, EXPECTED, Policy
 from passes.half_rescaling import rescale
+from passes.half_residuals import take_residuals_out
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,6 +60,8 @@ def cast_half(
     half, draft = DTYPES[dtype], Draft.of(program)
     rescale(draft, half, journal)
     policy = Policy(draft.program, half, level, overrides, journal)
+    if take_residuals_out(draft, policy, journal):
+        policy = Policy(draft.program, half, level, overrides, journal)
     in_half = placed(policy)
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ir_tools.ir import Block
-from ir_tools.ir.dialect import bound_arguments, nodes_in, numbers_in, short_name
+from ir_tools.ir.dialect import bound_arguments, is_random, nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import is_unknown
 from ir_tools.ir.origin import origin
@@ -67,6 +67,7 @@ IS_UNKNOWN = "unknown, give example_inputs: the dtype of a value that comes out 
 MADE_IN_FLOAT = "it makes floats of what is none"
 IS_CONTROL_FLOW = "branches and loops hand over floats"
 IS_SKIPPED = "this site is skipped"
+IS_RANDOM = "in another dtype it draws other random numbers"
 IS_READ_WHOLE = "unknown, give example_inputs: somebody reads its results as one list"
 CLAMPED = "a constant of it has numbers beyond the range of half precision; they are clamped to it"
 
@@ -126,6 +127,7 @@ class Policy:
     wide: set[Any] = field(default_factory=set)
     tiny: set[Any] = field(default_factory=set)
     unfit: set[Any] = field(default_factory=set)
+    rounded: dict[Any, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.limits = torch.finfo(self.half)
@@ -154,9 +156,26 @@ class Policy:
     def _follows_half(self, node: Any) -> bool:
         """Its operands make an op half by nature: all of them at O1, one at O2."""
         floats = [n in self.natural for n in self.floats(node)]
-        return bool(floats) and all(floats) if self._level(node) == "O1" else any(floats) or not floats
+        if self.level_of(node) != "O1":
+            return any(floats) or not floats
+        return bool(floats) and all(floats) and not any(map(self._is_rounded, node.all_input_nodes))
 
-    def _level(self, node: Any) -> str:
+    def is_float_by_nature(self, value: Any) -> bool:
+        """Half precision would take digits from a float32 value that no half op took before."""
+        if self.is_free(value):
+            return self._is_rounded(value)
+        return self.original[value] is torch.float32 and value not in self.natural
+
+    def _is_rounded(self, value: Any) -> bool:
+        """A constant that half precision does not hold as it is."""
+        constant = self.block.constant(value)
+        if constant is None or constant.dtype is not torch.float32 or constant.dim() == 0:
+            return False
+        if value not in self.rounded:
+            self.rounded[value] = not torch.equal(constant.to(self.half).float(), constant)
+        return self.rounded[value]
+
+    def level_of(self, node: Any) -> str:
         """The level that the options give to an op: the longest name that stands for it decides."""
         names = self.overrides.keys() & {short_name(node.target), *places_of(node)} if self.overrides else ()
         return self.overrides[max(names, key=len)] if names else self.level
@@ -185,7 +204,7 @@ class Policy:
             return ""
         if origin(node).keep_float:
             return KEEPS_FLOAT
-        if self._level(node) == "float":
+        if self.level_of(node) == "float":
             return IS_KEPT
         if not self.journal.allows(f"cast_half@{node.name}"):
             return IS_SKIPPED
@@ -239,7 +258,7 @@ class Policy:
         return why
 
     def _by_table(self, node: Any) -> Stance:
-        name, level, floats = short_name(node.target), self._level(node), self.floats(node)
+        name, level, floats = short_name(node.target), self.level_of(node), self.floats(node)
         all_half = all(n in self.natural for n in floats)
         if name in NO_KERNEL[self.half]:
             return in_float(LACKS_A_KERNEL)
@@ -251,6 +270,13 @@ class Policy:
             return WITH_OPERANDS if self.original[node] is torch.float32 or parts(node) else AS_IT_COMES
         if name in CONSTRUCTORS:
             return WITH_OPERANDS
+        given = bound_arguments(node)
+        if given.get("rounding_mode") is not None:
+            return in_float(IS_A_PHASE)
+        if is_random(node):
+            return in_float(IS_RANDOM)
+        if given.get("reduce") is not None and name == "scatter":
+            return in_float(IS_FRAGILE)
         if why := WHY_FLOAT.get(name):
             return in_float(why)
         if name not in MOVES | FOLLOWS | INSIDE | FRAGILE:
