@@ -98,14 +98,14 @@ class Choices:
         return self.measured | self.replayed | self.unmeasured
 
     @property
-    def unfused(self) -> list[str]:
+    def unusual(self) -> list[str]:
         """Signatures asked for whose favourite was not taken."""
         return [s for s, choice in self.table.items() if s in self.measured | self.replayed and not choice.is_favourite]
 
     def __str__(self) -> str:
         """A line for the report."""
         counts = f"{len(self.measured)} signatures measured, {len(self.replayed)} replayed"
-        return "; ".join([counts, f"{len(self.unfused)} left unfused, being faster so", *self._over_budget()])
+        return "; ".join([counts, f"{len(self.unusual)} in another form, being faster so", *self._over_budget()])
 
     def notes(self) -> list[str]:
         """What the user should know about a replay, and about what was not measured."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ir_tools.ir import Block
-from ir_tools.ir.dialect import bound_arguments, is_random, nodes_in, numbers_in, short_name
+from ir_tools.ir.dialect import argument, bound_arguments, conv_act, is_random, linear_act, nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import is_unknown
 from ir_tools.ir.origin import origin
@@ -114,7 +114,8 @@ class Policy:
     """The stance of every op of a Block.
 
     `natural`: values that are half by nature. `wide` and `tiny`: those beyond half's range, or kept from zero by less than it
-    knows, because of a number written in the model. `unfit`: those that were seen not to fit on example data.
+    knows, because of a number written in the model. `unfit`: those that were seen not to fit on example data. `adds_a_float`:
+    fused ops that O1 wants apart (`half_residuals`).
     """
 
     block: Block
@@ -128,6 +129,7 @@ class Policy:
     tiny: set[Any] = field(default_factory=set)
     unfit: set[Any] = field(default_factory=set)
     rounded: dict[Any, bool] = field(default_factory=dict)
+    adds_a_float: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.limits = torch.finfo(self.half)
@@ -141,8 +143,9 @@ class Policy:
             container = whole(node)
             self._does_not_fit(node)
             self.stances[node] = stance = self._stance(node) if container is None else self.stances[container]
-            by_nature = stance is HALF or (stance in (EITHER, WITH_OPERANDS) and self._follows_half(node))
-            if by_nature if container is None else container in self.natural:
+            if stance is HALF and self._adds_a_float(node):
+                self.adds_a_float.add(node)
+            elif container in self.natural or (container is None and self._is_half_by_nature(node, stance)):
                 self.natural.add(node)
 
     def floats(self, node: Any) -> list[Any]:
@@ -152,6 +155,15 @@ class Policy:
     def is_free(self, value: Any) -> bool:
         """There in either dtype without a cast at run time: constants, and new tensors that hold one number."""
         return self.block.constant(value) is not None or (is_filled(value) and value not in self.wide | self.mutated)
+
+    def _is_half_by_nature(self, node: Any, stance: Stance) -> bool:
+        return stance is HALF or (stance in (EITHER, WITH_OPERANDS) and self._follows_half(node))
+
+    def _adds_a_float(self, node: Any) -> bool:
+        """At O1, a product with a residual that is float by nature; their sum is, too."""
+        fused = node.target in (conv_act, linear_act) and self.level_of(node) == "O1"
+        residual = argument(node, "residual") if fused else None
+        return residual is not None and self.is_float_by_nature(residual)
 
     def _follows_half(self, node: Any) -> bool:
         """Its operands make an op half by nature: all of them at O1, one at O2."""

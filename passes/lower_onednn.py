@@ -6,14 +6,15 @@
     linear_act(x, w, b, r)               ->  mkldnn::_linear_pointwise.binary(x, r, pack(w), b, "add")
     conv2d, conv3d, linear               ->  the same without activation
     attention that fuse_attention fused  ->  scaled_dot_product_attention(q, k, v, mask, scale)
+    mean(x, (2, 3)), adaptive_avg_pool2d(x, 1)  ->  avg_pool2d(x, (height, width))
     everything else of the dialect       ->  as in lower_aten
 
 Where it is measured to be faster, residual and activation stay apart from the packed kernel, or all is left to ATen
-(`onednn_forms`), and attention is taken apart again (`attention_forms`); `choices` replays what an earlier run chose,
-`choose=fused` measures nothing and fuses. A sum with a residual that nobody reads afterwards is written into the residual's
-memory. A packed convolution gives channels-last results, and the ops between convolutions keep that layout, so it holds
-throughout; in a graph that writes in place or draws at random, results are put back into the layout they had. oneDNN's fused
-relu and hardtanh give a number for NaN, where ATen gives NaN.
+(`onednn_forms`), attention is taken apart again (`attention_forms`), and means over pixels are pooled (`pooling_forms`);
+`choices` replays what an earlier run chose, `choose=fused` measures nothing and fuses. A sum with a residual that nobody reads
+afterwards is written into the residual's memory. A packed convolution gives channels-last results, and the ops between
+convolutions keep that layout, so it holds throughout; in a graph that writes in place or draws at random, results are put back
+into the layout they had. oneDNN's fused relu and hardtanh give a number for NaN, where ATen gives NaN.
 """
 
 from functools import cache, partial
@@ -24,11 +25,12 @@ import torch
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import aten, conv_act, linear_act, quant_stub
 from ir_tools.rewrite import Call, Journal, OptionError, graph_pass, replace_by_table
-from passes import attention_forms, onednn_forms
+from passes import attention_forms, onednn_forms, pooling_forms
 from passes.attention_forms import ATTENTION, Attention, is_ours, later_keys
 from passes.choices import Choices
 from passes.lower_aten import PLAIN, without_stub
 from passes.onednn_forms import Product
+from passes.pooling_forms import MEANS, Pooling
 
 SUPPORTED = (torch.float32, torch.bfloat16)
 PRODUCTS = (conv_act, aten.conv2d.default, aten.conv3d.default, linear_act, aten.linear.default)
@@ -50,6 +52,8 @@ def lower_onednn(
     table: dict[Any, Any] = {quant_stub: without_stub, **dict.fromkeys(PRODUCTS, lowering(packed))}
     if any(is_ours(Call(node)) for node in program.calls):
         table[ATTENTION] = partial(if_ours, lowering(attended, cache(later_keys)))
+    if choose == "measured":
+        table |= dict.fromkeys(MEANS, lowering(averaged))
     return replace_by_table(program, table, "lower_onednn", journal)
 
 
@@ -64,6 +68,15 @@ def packed(choices, op, call):
 def attended(choices, later, op, call):
     attention = Attention.of(call, later)
     return attention and in_its_form(choices, op, attention_forms, attention)
+
+
+def averaged(choices, op, call):
+    pooling = Pooling.of(call)
+    if pooling is None or not pooling_forms.can_be_timed(pooling):
+        return None
+    forms = pooling_forms.forms_of(pooling)
+    choice = choices.choose(pooling_forms.signature(pooling), partial(pooling_forms.timed_forms, pooling), among=forms)
+    return None if choice.is_favourite else forms[choice.form](op, pooling)
 
 
 def if_ours(lower, op, call):

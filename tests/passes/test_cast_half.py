@@ -309,6 +309,9 @@ def test_a_float_residual_is_added_in_float_at_o1(constant: bool) -> None:
     assert ops(after) == ["to", "linear", "to", "add", "relu"]
     assert [r.rule for r in journal.rewrites] == ["linear_act(x, r) -> linear(x) + r", "linear"]
     assert ops(rewritten(cast_half, program, X)[0]) == ["to", "linear_act", "to"]
+    twice = Model(lambda m, x: block(m, block(m, x)), l=nn.Linear(4, 4), r=torch.randn(3, 4)).eval()
+    after, _ = rewritten(cast_half.with_options(level="O1"), captured(twice, X), X)
+    assert [d for n, d in zip(ops(after), map(facts.dtype, after.calls)) if n == "add"] == [torch.float32] * 2
     in_half = Model(lambda m, x: fused(m.l(x), m.l.weight, m.l.bias, m.l(x), "relu", []), l=nn.Linear(4, 4)).eval()
     after, _ = rewritten(cast_half.with_options(level="O1"), captured(in_half, X), X)
     assert ops(after) == ["to", "linear", "linear", "linear_act", "to"]
