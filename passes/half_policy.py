@@ -63,6 +63,7 @@ KEEPS_FLOAT = "the model switches autocast off around it"
 IS_KEPT = "the options keep it in float"
 IS_WRITTEN = "its operands or result are written in place"
 HAS_FLOAT64 = "an operand or the result is float64"
+HAS_OTHERS = "an operand or the result is complex, or of another half dtype"
 IS_UNKNOWN = "unknown, give example_inputs: the dtype of a value that comes out of a list or dict"
 MADE_IN_FLOAT = "it makes floats of what is none"
 IS_CONTROL_FLOW = "branches and loops hand over floats"
@@ -214,6 +215,9 @@ class Policy:
             return HAS_FLOAT64
         if torch.float32 not in (*read, *given) or is_told_its_dtype(node):
             return ""
+        if any(d is not None and (d.is_complex or (d.is_floating_point and d not in (torch.float32, self.half)))
+               for d in (*read, *given)):  # fmt: skip
+            return HAS_OTHERS
         if origin(node).keep_float:
             return KEEPS_FLOAT
         if self.level_of(node) == "float":

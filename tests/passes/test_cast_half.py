@@ -413,10 +413,20 @@ def test_ops_in_no_table_stay_float_and_are_listed() -> None:
     assert ops(after) == ["to", "linear", "to", "special_bessel_j0"]
 
 
+def test_what_meets_another_half_dtype_or_complex_numbers_stays() -> None:
+    """Their promotion would give float32, or complex numbers, whatever is cast."""
+    mixed = Model(lambda m, x, h: m.l(m.l(x) * h), l=nn.Linear(4, 4))
+    after, journal = check_cast(mixed, X, torch.randn(3, 4).half())
+    assert ops(after) == ["to", "linear", "to", "mul", "to", "linear", "to"]
+    assert policy.HAS_OTHERS in [r.reason for r in journal.refusals]
+    turned = Model(lambda m, x: m.l((m.l(x) * m.turn).real), l=nn.Linear(4, 4), turn=torch.randn(4, dtype=torch.complex64))
+    after, journal = check_cast(turned, X)
+    assert policy.HAS_OTHERS in [r.reason for r in journal.refusals]
+
+
 def test_complex_numbers_stay() -> None:
     after, journal = check_cast(Model(lambda m, x: m.l(torch.fft.fft(m.l(x)).abs()), l=nn.Linear(4, 4)), X)
-    (refusal,) = journal.refusals
-    assert refusal.reason.startswith("it takes complex numbers")
+    assert {r.module for r in journal.refusals} == {"fft_fft", "abs_1"}
     assert ops(after) == ["to", "linear", "to", "fft_fft", "abs", "to", "linear", "to"]
 
 
