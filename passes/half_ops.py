@@ -161,3 +161,8 @@ NO_KERNEL: dict[torch.dtype, frozenset[str]] = {
 }
 FLOAT_PARAMETERS = {"batch_norm": ("weight", "bias", "running_mean", "running_var")}
 """Operands that stay float beside a half input, on the CPU and on CUDA: that is more exact, and costs nothing."""
+
+NAMED = frozenset().union(
+    MATRIX, MOVES, FOLLOWS, DECIDES, INSIDE, FRAGILE, CONSTRUCTORS, PERIODIC, *STAYS_FLOAT.values(), CASTS, NO_FLOATS
+)
+"""Every op of the table."""

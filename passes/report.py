@@ -293,8 +293,9 @@ def _seconds(value: float) -> str:
 def _casts(casts: Casts) -> str:
     """`casts: 4 that move 1.2 MB per call; op by op it would be 107 and 93 MB; 0 before`."""
     after, one_by_one, before = casts.after, casts.one_by_one, casts.before
+    moves = "moves" if after.count == 1 else "move"
     return (
-        f"casts: {after.count} that move {_bytes(after.bytes)} per call; "
+        f"casts: {after.count} that {moves} {_bytes(after.bytes)} per call; "
         f"op by op it would be {one_by_one.count} and {_bytes(one_by_one.bytes)}; {before.count} before"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TUTORIALS = ["writing_a_pass"]
+TUTORIALS = ["writing_a_pass", "half_precision"]
 TESTING = sorted(p.stem for p in (ROOT / "passes" / "testing").glob("*.py") if p.stem != "fuzz")
 
 

@@ -224,7 +224,7 @@ def test_casts_are_a_line_that_says_what_they_move():
 )  # fmt: skip
 def test_bytes_are_told_in_decimal_units(count, text):
     report = Report(steps=[StepReport("cast", casts=Casts(after=Traffic(1, count)))])
-    assert f"1 that move {text} per call" in unwrapped(report)
+    assert f"1 that moves {text} per call" in unwrapped(report)
 
 
 def test_casts_add_up():
