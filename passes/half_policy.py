@@ -30,10 +30,12 @@ from ir_tools.ir.view import upstream
 from ir_tools.rewrite import Journal
 from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
 from ir_tools.rewrite.nearest import places_of
+from ir_tools.verify.ranges import Range, range_of
 from passes.half_ops import (
     CASTS,
     CONSTRUCTORS,
     DECIDES,
+    FLOAT_PARAMETERS,
     FOLLOWS,
     FRAGILE,
     INSIDE,
@@ -69,6 +71,7 @@ MADE_IN_FLOAT = "it makes floats of what is none"
 IS_CONTROL_FLOW = "branches and loops hand over floats"
 IS_SKIPPED = "this site is skipped"
 IS_RANDOM = "in another dtype it draws other random numbers"
+CONSTANT_LOST = "a constant of it is so small that half precision loses it"
 IS_READ_WHOLE = "unknown, give example_inputs: somebody reads its results as one list"
 CLAMPED = "a constant of it has numbers beyond the range of half precision; they are clamped to it"
 
@@ -97,6 +100,9 @@ class Stance:
     side: str
     reason: str = ""
 
+
+ADDS = frozenset("add sub rsub where masked_fill maximum minimum".split())
+"""Ops whose constants may be masks."""
 
 SCALES = frozenset("mul div".split())
 """Ops whose number keeps nothing from zero."""
@@ -131,6 +137,7 @@ class Policy:
     unfit: set[Any] = field(default_factory=set)
     rounded: dict[Any, bool] = field(default_factory=dict)
     adds_a_float: set[Any] = field(default_factory=set)
+    of_constants: dict[Any, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.limits = torch.finfo(self.half)
@@ -247,6 +254,8 @@ class Policy:
             return READS_WIDE
         if why := self._does_not_fit(node):
             return why
+        if why := self._why_not_these_constants(node, name):
+            return why
         mask = bound_arguments(node).get(MASKS.get(name, ""))
         if any(n in self.unfit and n is not mask for n in floats):
             return READS_UNFIT
@@ -260,6 +269,24 @@ class Policy:
         """The numbers that an op computes with: literals, and constants that are one number."""
         constants = [self.block.constant(n) for n in node.all_input_nodes if self.original[n] is torch.float32]
         return [*numbers_in(node), *(float(c) for c in constants if c is not None and c.numel() == 1)]
+
+    def _why_not_these_constants(self, node: Any, name: str) -> str | None:
+        """Why the constants of an op need float. Those that are added are masks, and clamped; small biases may be lost."""
+        given = bound_arguments(node)
+        spared = [given.get(argument) for argument in ("bias", "b", *FLOAT_PARAMETERS.get(name, ()))]
+        for constant in [n for n in node.all_input_nodes if self.block.constant(n) is not None and n not in spared]:
+            tensor = self.block.constants[str(constant.target)]
+            if tensor.dtype is not torch.float32 or tensor.numel() == 0:
+                continue
+            if constant not in self.of_constants:
+                self.of_constants[constant] = range_of(tensor)
+            seen = self.of_constants[constant]
+            if seen.largest > self.limits.max and name not in (*ADDS, *MASKS):
+                self.wide.add(node)
+                return IS_WIDE
+            if is_lost(seen, self.half, is_divisor=constant in self.divisors):
+                return CONSTANT_LOST
+        return None
 
     def _does_not_fit(self, node: Any) -> str | None:
         """Why the values that a node took on example data need float, None when they do not."""

@@ -750,6 +750,34 @@ def test_clamped_constants_are_reported() -> None:
     assert not journal.refusals
 
 
+CONSTANTS: dict[str, tuple[Callable, float]] = {
+    "tiny weights": (lambda m, x: F.linear(x, m.w) * 1e8, 1e-8),
+    "huge weights": (lambda m, x: F.linear(x, m.w) * 1e-6, 1e6),
+    "a huge factor": (lambda m, x: m.l(m.l(x) * m.w[:3] * 1e-6), 1e6),
+    "a small divisor": (lambda m, x: m.l(m.l(x) / m.w[:3].abs().clamp(min=1e-9) * 1e-8), 1e-8),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", CONSTANTS)
+def test_constants_that_do_not_fit_keep_their_op_in_float(case: str, level: str) -> None:
+    function, scale = CONSTANTS[case]
+    model = Model(function, l=nn.Linear(4, 4), w=torch.randn(4, 4) * scale)
+    program = CATALOGUE["fold_constants"](captured(model.eval(), X))
+    after, journal = rewritten(cast_half.with_options(dtype="float16", level=level), program, X)
+    assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
+    assert {policy.CONSTANT_LOST, policy.IS_WIDE} & {r.reason for r in journal.refusals}
+
+
+def test_small_biases_keep_nothing_in_float() -> None:
+    linear, norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+    with torch.no_grad():
+        linear.bias.mul_(1e-8), norm.running_mean.add_(1e-8)
+    model = Model(lambda m, x: m.l(m.n(m.l(x))), l=linear, n=norm)
+    after, _ = check_cast(model, X, dtype="float16")
+    assert ops(after) == ["to", "linear", "batch_norm", "linear", "to"]
+
+
 # -- what was seen on data ------------------------------------------------------------------------------------------------
 
 
