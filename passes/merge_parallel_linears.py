@@ -19,11 +19,11 @@ RULE = "linear(x), linear(x), ... -> split(linear(x))"
 @graph_pass(declares="reassociates")
 def merge_parallel_linears(program: Block, journal: Journal) -> Block:
     draft = Draft.of(program)
-    mutated = draft.program.mutated_values
+    mutated, layout_tells = draft.program.mutated_values, draft.program.layout_tells
     for group in side_by_side(draft.program):
         by_kind: dict[tuple, list] = {}
         for node in group:
-            why_not = why_alone(node, draft.program, mutated)
+            why_not = why_alone(node, draft.program, mutated, layout_tells)
             if why_not is None:
                 by_kind.setdefault(kind_of(node, draft.program), []).append(node)
             else:

@@ -454,7 +454,7 @@ def _drop_unread_writes(draft: Draft) -> None:
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in draft.graph.nodes:
         members.setdefault(classes[node], []).append(node)
-    own = {root for root, group in members.items() if all(map(_makes_its_memory, group))}
+    own = {root for root, group in members.items() if facts.is_own(group)}
 
     def only_writes_own(node: fx.Node) -> bool:
         does_more = acts(node) or bool(changed_containers(node))
@@ -477,11 +477,6 @@ def _drop_unread_writes(draft: Draft) -> None:
     if any(written_nodes(node) for node in unneeded):
         for node in reversed(unneeded):
             draft.remove(node)
-
-
-def _makes_its_memory(node: fx.Node) -> bool:
-    """No input and no constant, nor a region that may give back a constant."""
-    return node.op == "call_function" and not facts.constants_seen(node, "escaping_constants")
 
 
 def names_of_its_memory(program: Any, name: str) -> list[str]:
@@ -538,7 +533,7 @@ def _purified(
         return None
     now = order[writer]
     for member in sharing[target]:
-        if not _makes_its_memory(member):
+        if not facts.is_own([member]):
             return None
         if member is not target and any(order[reader] > now for reader in member.users):
             return None

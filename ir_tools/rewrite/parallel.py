@@ -8,10 +8,9 @@ import torch
 from torch import fx
 
 from ir_tools.ir import Block, Draft, facts
-from ir_tools.ir.dialect import ACTIVATIONS, aten, bound_arguments, getitem, short_name
+from ir_tools.ir.dialect import aten, bound_arguments, getitem, short_name
 from ir_tools.ir.program import public_name
-
-_ACTIVATIONS = frozenset(op for op, _ in ACTIVATIONS.values())
+from ir_tools.rewrite.rule import FAMILIES
 
 
 def side_by_side(block: Block) -> Iterator[list[fx.Node]]:
@@ -23,13 +22,13 @@ def side_by_side(block: Block) -> Iterator[list[fx.Node]]:
     yield from (group for group in groups.values() if len(group) > 1)
 
 
-def why_alone(node: fx.Node, block: Block, mutated: frozenset[fx.Node]) -> str | None:
+def why_alone(node: fx.Node, block: Block, mutated: frozenset[fx.Node], layout_tells: bool) -> str | None:
     """Why a linear cannot be computed as a part of a wider one, None when it can."""
     given = bound_arguments(node)
     x, w, b = given["input"], given["weight"], given["bias"]
     if any(value in mutated for value in (node, x, w, b)):
         return "its operands or result are written in place"
-    if block.layout_tells:
+    if layout_tells:
         return "the graph writes in place or draws at random, so that it matters how a part of a larger tensor lies in memory"
     if block.constant(w) is None or (b is not None and block.constant(b) is None):
         return "its weight and bias are not constants known now"
@@ -49,7 +48,7 @@ def _fusing_reader(node: fx.Node) -> fx.Node | None:
     if others or reader.op != "call_function":
         return None
     summed = reader.target is aten.add.Tensor and facts.shape(reader) == facts.shape(node)
-    return reader if summed or reader.target in _ACTIVATIONS else None
+    return reader if summed or reader.target in FAMILIES["activation"] else None
 
 
 def kind_of(node: fx.Node, block: Block) -> tuple:

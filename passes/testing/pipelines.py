@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import networkx as nx
 from hypothesis import strategies as st
 
-from passes.pipeline import ORDER_RULES
+from passes.pipeline import legal_order
 
 
 @st.composite
@@ -21,7 +20,4 @@ def pipelines(draw: st.DrawFn, names: Sequence[str], at_least: Sequence[str] = (
     needed = draw(st.sampled_from(list(at_least))) if at_least else None
     left_out = draw(st.sets(st.sampled_from(list(names)), max_size=len(names) // 2))
     chosen = [name for name in draw(st.permutations(list(names))) if name == needed or name not in left_out]
-    allowed: nx.DiGraph = nx.DiGraph()
-    allowed.add_nodes_from(chosen)
-    allowed.add_edges_from((a, b) for a, b, _ in ORDER_RULES if a in chosen and b in chosen)
-    return list(nx.lexicographical_topological_sort(allowed, key=chosen.index))
+    return legal_order(chosen)
