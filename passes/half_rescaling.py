@@ -42,9 +42,12 @@ class Operands:
 
 def rescale(draft: Draft, half: torch.dtype, journal: Journal) -> None:
     """Scale the products of a draft that `journal.ranges` shows to be in need of it."""
-    for node in draft.program.calls if journal.ranges else ():
+    if not journal.ranges:
+        return
+    mutated = draft.program.mutated_values
+    for node in draft.program.calls:
         operands, site = operands_of(node), f"cast_half@{node.name}"
-        if operands is None or not journal.allows(site) or not draft.program.mutated_values.isdisjoint((node, operands.x)):
+        if operands is None or not journal.allows(site) or not mutated.isdisjoint((node, operands.x)):
             continue
         shift = shift_for(journal.ranges.get(operands.x.name), journal.ranges.get(node.name), half)
         bias = draft.program.constant(operands.b)
