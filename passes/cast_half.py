@@ -58,10 +58,10 @@ def cast_half(
     overrides = {**overrides, **dict.fromkeys(keep_float, "float")}
     check_names(program, overrides)
     half, draft = DTYPES[dtype], Draft.of(program)
-    rescale(draft, half, journal)
     policy = Policy(draft.program, half, level, overrides, journal)
-    if take_residuals_out(draft, policy, journal):
-        policy = Policy(draft.program, half, level, overrides, journal)
+    for prepare in (rescale, take_residuals_out):
+        if prepare(draft, policy, journal):
+            policy = Policy(draft.program, half, level, overrides, journal)
     in_half = placed(policy)
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]

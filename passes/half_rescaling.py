@@ -18,6 +18,7 @@ from ir_tools.ir.origin import place
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Journal
 from ir_tools.verify.ranges import Range
+from passes.half_policy import LOSES, OVERFLOWS, READS_UNFIT, Policy
 from passes.half_ranges import fits
 
 LAYERS = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
@@ -28,6 +29,7 @@ LINEAR_IN = {
 }
 """Products by name: the operand that is scaled, and the bias."""
 
+OUT_OF_RANGE = (OVERFLOWS, LOSES, READS_UNFIT)
 SCALE_ALONG = ("", "relu", "leaky_relu")
 """Activations for which act(s x) = s act(x), s > 0."""
 
@@ -40,16 +42,14 @@ class Operands:
     b: Any
 
 
-def rescale(draft: Draft, half: torch.dtype, journal: Journal) -> None:
-    """Scale the products of a draft that `journal.ranges` shows to be in need of it."""
-    if not journal.ranges:
-        return
-    mutated = draft.program.mutated_values
-    for node in draft.program.calls:
-        operands, site = operands_of(node), f"cast_half@{node.name}"
-        if operands is None or not journal.allows(site) or not mutated.isdisjoint((node, operands.x)):
+def rescale(draft: Draft, policy: Policy, journal: Journal) -> bool:
+    """Scale the products that are float for their ranges alone, where that helps; whether there were any."""
+    edited = False
+    for node, stance in policy.stances.items():
+        operands = operands_of(node) if stance.reason in OUT_OF_RANGE else None
+        if operands is None:
             continue
-        shift = shift_for(journal.ranges.get(operands.x.name), journal.ranges.get(node.name), half)
+        shift = shift_for(journal.ranges.get(operands.x.name), journal.ranges.get(node.name), policy.half)
         bias = draft.program.constant(operands.b)
         if shift == 0 or (operands.b is not None and bias is None):
             continue
@@ -60,7 +60,9 @@ def rescale(draft: Draft, half: torch.dtype, journal: Journal) -> None:
             product = draft.again(node, with_swapped(node.args, scaled), dict(node.kwargs))
             draft.replace(node, draft.call(aten.mul.Scalar, product, 2.0**-shift))
         name = short_name(product.target)
-        journal.rewrote(site, f"{name}(x) -> 2^{-shift} {name}(2^{shift} x)", place(product))
+        journal.rewrote(f"cast_half@{node.name}", f"{name}(x) -> 2^{-shift} {name}(2^{shift} x)", place(product))
+        edited = True
+    return edited
 
 
 def with_swapped(args: Any, swapped: dict[Any, Any]) -> Any:

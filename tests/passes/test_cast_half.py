@@ -852,6 +852,13 @@ def test_products_out_of_range_are_scaled_by_a_power_of_two(case: str, level: st
     assert [facts.dtype(n) for n in products] == [torch.float32]
 
 
+def test_a_product_that_the_user_keeps_in_float_is_not_scaled() -> None:
+    program = captured(Model(RESCALED["a layer of too large values"], b=with_large_bias()).eval(), X)
+    journal = Journal(ranges=observe(program, [[X]]))
+    after = cast_half.with_options(dtype="float16", keep_float=["linear"])(program, journal=journal)
+    assert after is program and not journal.rewrites
+
+
 def test_a_product_that_cannot_be_scaled_stays_float() -> None:
     """A sigmoid does not scale along, nor does what is multiplied with itself."""
     itself = captured(Model(lambda m, x: (lambda y: y @ y.t() @ y @ y.t())(x * 300) * 1e-9).eval(), X)
