@@ -35,9 +35,10 @@ from ir_tools.rewrite import Journal, OptionError, graph_pass
 from ir_tools.rewrite.cast import Caster, traffic, whole
 from ir_tools.rewrite.journal import Casts
 from ir_tools.rewrite.nearest import places_of
+from passes.half_numbers import CLAMPED
 from passes.half_ops import FLOAT_PARAMETERS, NAMED
 from passes.half_placement import casts_one_by_one, placed
-from passes.half_policy import AS_IT_COMES, CLAMPED, EXPECTED, Policy
+from passes.half_policy import AS_IT_COMES, EXPECTED, Policy
 from passes.half_rescaling import rescale
 from passes.half_residuals import take_residuals_out
 
@@ -66,7 +67,7 @@ def cast_half(
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
     caster = Caster(draft, "cast_half")
-    caster.wide.update(policy.unfit.intersection(draft.program.placeholders))
+    caster.wide.update(policy.numbers.unfit.intersection(draft.program.placeholders))
     original = dict(policy.original)
 
     def in_its_dtype(node):
@@ -84,7 +85,7 @@ def cast_half(
             clamped = len(caster.clamped)
             new = in_its_dtype(node)
             original[new] = original[node]
-            if node in policy.wide | policy.unfit:
+            if node in policy.numbers.wide | policy.numbers.unfit:
                 caster.wide.add(new)
             if len(caster.clamped) > clamped:
                 journal.refused(site, "cast_half", place(node), CLAMPED)

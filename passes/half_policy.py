@@ -13,7 +13,6 @@ through something that had a half operand (O2). What is float by nature is round
 and BETWEEN an op in half gives what it would give in float, rounded: for its readers nothing changes but the number of casts.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from ir_tools.ir import Block
-from ir_tools.ir.dialect import argument, bound_arguments, conv_act, is_random, linear_act, nodes_in, numbers_in, short_name
+from ir_tools.ir.dialect import argument, bound_arguments, conv_act, is_random, linear_act, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import is_unknown
 from ir_tools.ir.origin import origin
@@ -30,12 +29,11 @@ from ir_tools.ir.view import upstream
 from ir_tools.rewrite import Journal
 from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
 from ir_tools.rewrite.nearest import places_of
-from ir_tools.verify.ranges import Range, range_of
+from passes.half_numbers import READS_TINY, READS_WIDE, Numbers, rounds
 from passes.half_ops import (
     CASTS,
     CONSTRUCTORS,
     DECIDES,
-    FLOAT_PARAMETERS,
     FOLLOWS,
     FRAGILE,
     INSIDE,
@@ -46,18 +44,10 @@ from passes.half_ops import (
     PERIODIC,
     STAYS_FLOAT,
 )
-from passes.half_ranges import is_lost, is_near_the_end
 
 FOLLOWS_FLOAT = "an operand is float, and at O1 the op follows its operands"
 IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half precision"
 IS_A_CAST = "it casts to the dtype of another value"
-IS_WIDE = "a number in it lies beyond the range of half precision; its result is clamped where it is cast"
-READS_WIDE = "an operand may lie beyond the range of half precision"
-IS_TINY = "a number in it is smaller than the smallest normal number of half precision"
-READS_TINY = "an operand is kept from zero by a number smaller than half precision knows"
-OVERFLOWS = "on the example data its result comes near the end of the range of half precision, or beyond"
-LOSES = "on the example data its result is so small that half precision loses it"
-READS_UNFIT = "on the example data an operand does not fit into half precision"
 IS_A_PHASE = "a sine, a cosine or a rounding is taken of it, where half precision has no digits behind the point"
 DECIDED = "it compares floats, or floats with a number that half precision would round"
 LACKS_A_KERNEL = "torch has no kernel for it in half precision on the CPU"
@@ -71,9 +61,7 @@ MADE_IN_FLOAT = "it makes floats of what is none"
 IS_CONTROL_FLOW = "branches and loops hand over floats"
 IS_SKIPPED = "this site is skipped"
 IS_RANDOM = "in another dtype it draws other random numbers"
-CONSTANT_LOST = "a constant of it is so small that half precision loses it"
 IS_READ_WHOLE = "unknown, give example_inputs: somebody reads its results as one list"
-CLAMPED = "a constant of it has numbers beyond the range of half precision; they are clamped to it"
 
 WHY_FLOAT = {
     **dict.fromkeys(PERIODIC, IS_A_PHASE),
@@ -87,25 +75,12 @@ EXPECTED = frozenset(
 )  # fmt: skip
 """Reasons that go without saying: the report does not list them."""
 
-MASKS = {"scaled_dot_product_attention": "attn_mask"}
-"""Operands that a softmax reads: clamped to the range of half precision, they mask as they did."""
-
-DIVIDES = {"div": "other", **dict.fromkeys("reciprocal rsqrt log log2 log10 pow".split(), "self")}
-"""Ops and the operand in which a zero makes an infinity."""
-
 @dataclass(frozen=True)
 class Stance:
     """`side` is one of those above."""
 
     side: str
     reason: str = ""
-
-
-ADDS = frozenset("add sub rsub where masked_fill maximum minimum".split())
-"""Ops whose constants may be masks."""
-
-SCALES = frozenset("mul div".split())
-"""Ops whose number keeps nothing from zero."""
 
 
 HALF, EITHER, WITH_READERS, BETWEEN = map(Stance, ("half", "either", "with readers", "between"))
@@ -120,9 +95,7 @@ def in_float(reason: str) -> Stance:
 class Policy:
     """The stance of every op of a Block.
 
-    `natural`: values that are half by nature. `wide` and `tiny`: those beyond half's range, or kept from zero by less than it
-    knows, because of a number written in the model. `unfit`: those that were seen not to fit on example data. `adds_a_float`:
-    fused ops that O1 wants apart (`half_residuals`).
+    `natural`: values that are half by nature. `adds_a_float`: fused ops that O1 wants apart (`half_residuals`).
     """
 
     block: Block
@@ -132,24 +105,16 @@ class Policy:
     journal: Journal
     stances: dict[Any, Stance] = field(default_factory=dict)
     natural: set[Any] = field(default_factory=set)
-    wide: set[Any] = field(default_factory=set)
-    tiny: set[Any] = field(default_factory=set)
-    unfit: set[Any] = field(default_factory=set)
     rounded: dict[Any, bool] = field(default_factory=dict)
     adds_a_float: set[Any] = field(default_factory=set)
-    of_constants: dict[Any, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.limits = torch.finfo(self.half)
+        self.numbers = Numbers(self.block, self.half, self.journal)
         self.mutated = self.block.mutated_values
         self.original = {node: dtype_of(node) for node in self.block.nodes}
         self.phases = upstream(self.block, is_periodic, passes_a_phase_on(self.block))
-        self.divisors = divisors(self.block)
-        for value in self.block.placeholders:
-            self._does_not_fit(value)
         for node in self.block.calls:
             container = whole(node)
-            self._does_not_fit(node)
             self.stances[node] = stance = self._stance(node) if container is None else self.stances[container]
             if stance is HALF and self._adds_a_float(node):
                 self.adds_a_float.add(node)
@@ -162,7 +127,7 @@ class Policy:
 
     def is_free(self, value: Any) -> bool:
         """There in either dtype without a cast at run time: constants, and new tensors that hold one number."""
-        return self.block.constant(value) is not None or (is_filled(value) and value not in self.wide | self.mutated)
+        return self.block.constant(value) is not None or (is_filled(value) and value not in self.numbers.wide | self.mutated)
 
     def _is_half_by_nature(self, node: Any, stance: Stance) -> bool:
         return stance is HALF or (stance in (EITHER, WITH_OPERANDS) and self._follows_half(node))
@@ -233,72 +198,13 @@ class Policy:
             return IS_SKIPPED
         if is_read_whole(node):
             return IS_READ_WHOLE
-        return self._why_not_these_numbers(node, read)
-
-    def _why_not_these_numbers(self, node: Any, read: list[torch.dtype | None]) -> str | None:
-        name, floats = short_name(node.target), self.floats(node)
-        numbers = [abs(number) for number in self._numbers(node) if 0 < abs(number) < math.inf]
-        if self.original[node] is torch.float32 and any(number >= self.limits.max for number in numbers):
-            self.wide.add(node)
-            return IS_WIDE
-        if name not in INSIDE and any(number < self.limits.smallest_normal for number in numbers):
-            if name not in SCALES:
-                self.tiny.add(node)
-            return IS_TINY
+        if why := self.numbers.why_written(node):
+            return why
         if is_filled(node):
             return ""
         if torch.float32 not in read:
             return MADE_IN_FLOAT
-        if name in MOVES | FOLLOWS and not self.wide.isdisjoint(floats):
-            self.wide.add(node)
-            return READS_WIDE
-        if why := self._does_not_fit(node):
-            return why
-        if why := self._why_not_these_constants(node, name):
-            return why
-        mask = bound_arguments(node).get(MASKS.get(name, ""))
-        if any(n in self.unfit and n is not mask for n in floats):
-            return READS_UNFIT
-        if name not in MATRIX and not self.tiny.isdisjoint(node.all_input_nodes):
-            if len(floats) <= 1 or name in MOVES:
-                self.tiny.add(node)
-            return READS_TINY
-        return IS_A_PHASE if node in self.phases else None
-
-    def _numbers(self, node: Any) -> list[float]:
-        """The numbers that an op computes with: literals, and constants that are one number."""
-        constants = [self.block.constant(n) for n in node.all_input_nodes if self.original[n] is torch.float32]
-        return [*numbers_in(node), *(float(c) for c in constants if c is not None and c.numel() == 1)]
-
-    def _why_not_these_constants(self, node: Any, name: str) -> str | None:
-        """Why the constants of an op need float. Those that are added are masks, and clamped; small biases may be lost."""
-        given = bound_arguments(node)
-        spared = [given.get(argument) for argument in ("bias", "b", *FLOAT_PARAMETERS.get(name, ()))]
-        for constant in [n for n in node.all_input_nodes if self.block.constant(n) is not None and n not in spared]:
-            tensor = self.block.constants[str(constant.target)]
-            if tensor.dtype is not torch.float32 or tensor.numel() == 0:
-                continue
-            if constant not in self.of_constants:
-                self.of_constants[constant] = range_of(tensor)
-            seen = self.of_constants[constant]
-            if seen.largest > self.limits.max and name not in (*ADDS, *MASKS):
-                self.wide.add(node)
-                return IS_WIDE
-            if is_lost(seen, self.half, is_divisor=constant in self.divisors):
-                return CONSTANT_LOST
-        return None
-
-    def _does_not_fit(self, node: Any) -> str | None:
-        """Why the values that a node took on example data need float, None when they do not."""
-        seen = self.journal.ranges.get(node.name) if self.original[node] is torch.float32 else None
-        if seen is None:
-            return None
-        why = OVERFLOWS if is_near_the_end(seen, self.half) else None
-        if why is None and is_lost(seen, self.half, is_divisor=node in self.divisors):
-            why = LOSES
-        if why is not None:
-            self.unfit.add(node)
-        return why
+        return self.numbers.why_read(node, self.floats(node)) or (IS_A_PHASE if node in self.phases else None)
 
     def _by_table(self, node: Any) -> Stance:
         name, level, floats = short_name(node.target), self.level_of(node), self.floats(node)
@@ -308,7 +214,7 @@ class Policy:
         if name in MATRIX:
             return HALF
         if name in DECIDES:
-            if not all_half or any(rounds(number, self.half) for number in self._numbers(node)):
+            if not all_half or any(rounds(number, self.half) for number in self.numbers.numbers_of(node)):
                 return in_float(DECIDED)
             return WITH_OPERANDS if self.original[node] is torch.float32 or parts(node) else AS_IT_COMES
         if name in CONSTRUCTORS:
@@ -340,24 +246,8 @@ def is_told_its_dtype(node: Any) -> bool:
     return isinstance(bound_arguments(node).get("dtype"), torch.dtype) and not is_filled(node)
 
 
-def rounds(number: float, half: torch.dtype) -> bool:
-    return float(torch.tensor(number, dtype=half)) != number
-
-
 def is_periodic(node: Any) -> bool:
     return short_name(node.target) in PERIODIC
-
-
-def divisors(block: Block) -> set[Any]:
-    """Values in which a zero makes an infinity: what is divided by, or taken the logarithm of; as it was moved there, too."""
-    found: set[Any] = set()
-    for node in reversed(block.calls):
-        name = short_name(node.target)
-        if name in DIVIDES:
-            found.update(nodes_in(bound_arguments(node).get(DIVIDES[name])))
-        elif name in MOVES and node in found:
-            found.update(node.all_input_nodes)
-    return found
 
 
 def passes_a_phase_on(block: Block) -> Any:

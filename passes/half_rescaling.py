@@ -18,7 +18,8 @@ from ir_tools.ir.origin import place
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Journal
 from ir_tools.verify.ranges import Range
-from passes.half_policy import LOSES, OVERFLOWS, READS_UNFIT, Policy
+from passes.half_numbers import LOSES, OVERFLOWS, READS_UNFIT
+from passes.half_policy import Policy
 from passes.half_ranges import fits
 
 LAYERS = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()

@@ -29,6 +29,7 @@ from tests.check import (
 cast_half = CATALOGUE["cast_half"]
 source = importlib.import_module("passes.cast_half")
 policy = importlib.import_module("passes.half_policy")
+numbers = importlib.import_module("passes.half_numbers")
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHIN = {"bfloat16": 4e-2, "float16": 5e-3}
@@ -477,9 +478,9 @@ def test_masks_stay_finite(mask: str, low: float, dtype: str, level: str) -> Non
     model = Model(MASKS[mask](low), l=nn.Linear(4, 4))
     _, journal = check_cast(model, X, KEEP, dtype=dtype, level=level)
     if abs(low) > torch.finfo(HALVES[dtype]).max:
-        assert policy.IS_WIDE in [r.reason for r in journal.refusals], "that a number was out of range is said"
+        assert numbers.IS_WIDE in [r.reason for r in journal.refusals], "that a number was out of range is said"
     else:
-        assert policy.IS_WIDE not in [r.reason for r in journal.refusals]
+        assert numbers.IS_WIDE not in [r.reason for r in journal.refusals]
 
 
 def test_two_masks_may_be_added() -> None:
@@ -509,7 +510,7 @@ def test_what_may_be_out_of_range_stays_float_until_something_reads_it_in_half()
 def test_infinite_masks_stay_half() -> None:
     model = Model(lambda m, x: m.l(x).masked_fill(x > 9, float("-inf")), l=nn.Linear(4, 4))
     after, journal = check_cast(model, X, dtype="float16")
-    assert computes_in(after)["masked_fill"] is torch.float16 and not any(r.reason == policy.IS_WIDE for r in journal.refusals)
+    assert computes_in(after)["masked_fill"] is torch.float16 and not any(r.reason == numbers.IS_WIDE for r in journal.refusals)
 
 
 # -- sites and teeth ----------------------------------------------------------------------------------------------------
@@ -547,7 +548,7 @@ def test_an_exponential_in_half_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("mask", ["masked_fill", "added", "where a tensor"])
 def test_an_overflowing_mask_is_noticed(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "numbers_in", lambda node: [])
+    monkeypatch.setattr(numbers, "numbers_in", lambda node: [])
     with pytest.raises((AssertionError, RuntimeError), match=r"relative error inf|without overflow"):
         check_cast(Model(MASKS[mask](LOWEST), l=nn.Linear(4, 4)), X, KEEP, dtype="float16")
 
@@ -729,15 +730,15 @@ def test_epsilons_below_half_precision_still_guard(case: str, level: str) -> Non
     model = Model(GUARDED[case], l=linear, eps=torch.tensor(1e-12)).eval()
     x = torch.cat([torch.zeros(1, 4), torch.randn(2, 4)])
     _, journal = check_cast(model, x, dtype="float16", level=level)
-    assert policy.IS_TINY in [r.reason for r in journal.refusals]
+    assert numbers.IS_TINY in [r.reason for r in journal.refusals]
     _, journal = check_cast(model, x, dtype="bfloat16", level=level)
-    assert policy.IS_TINY not in [r.reason for r in journal.refusals], "bfloat16 has the exponents of float32"
+    assert numbers.IS_TINY not in [r.reason for r in journal.refusals], "bfloat16 has the exponents of float32"
 
 
 def test_an_epsilon_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(GUARDED["clamped norm"], l=nn.Linear(4, 4, bias=False))
     x = torch.cat([torch.zeros(1, 4), torch.randn(2, 4)])
-    monkeypatch.setattr(policy.Policy, "_numbers", lambda self, node: [])
+    monkeypatch.setattr(numbers.Numbers, "numbers_of", lambda self, node: [])
     with pytest.raises(AssertionError, match="relative error inf"):
         check_cast(model, x, dtype="float16", level="O3")
 
@@ -745,7 +746,7 @@ def test_an_epsilon_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 def test_clamped_constants_are_reported() -> None:
     model = Model(lambda m, x: m.l(x) + m.mask, l=nn.Linear(4, 4), mask=torch.tensor([0.0, -1e9, 1.0, 2.0]))
     _, journal = rewritten(cast_half.with_options(dtype="float16"), captured(model.eval(), X), X)
-    assert [r.reason for r in journal.refusals] == [policy.CLAMPED]
+    assert [r.reason for r in journal.refusals] == [numbers.CLAMPED]
     _, journal = rewritten(cast_half, captured(model, X), X)
     assert not journal.refusals
 
@@ -766,7 +767,7 @@ def test_constants_that_do_not_fit_keep_their_op_in_float(case: str, level: str)
     program = CATALOGUE["fold_constants"](captured(model.eval(), X))
     after, journal = rewritten(cast_half.with_options(dtype="float16", level=level), program, X)
     assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
-    assert {policy.CONSTANT_LOST, policy.IS_WIDE} & {r.reason for r in journal.refusals}
+    assert {numbers.CONSTANT_LOST, numbers.IS_WIDE} & {r.reason for r in journal.refusals}
 
 
 def test_small_biases_keep_nothing_in_float() -> None:
@@ -806,9 +807,9 @@ def test_values_that_do_not_fit_stay_float(case: str, level: str) -> None:
     expected, got = outputs_of(program, X), outputs_of(after, X)
     assert got[0].isfinite().all() and relative_error(expected, got) <= 2e-2
     reasons = {r.reason for r in journal.refusals}
-    assert getattr(policy, why, None) in reasons or not why
+    assert getattr(numbers, why, None) in reasons or not why
     after, journal = seen_on(program, X, dtype="bfloat16", level=level)
-    assert not {policy.OVERFLOWS, policy.LOSES, policy.READS_UNFIT} & {r.reason for r in journal.refusals}
+    assert not {numbers.OVERFLOWS, numbers.LOSES, numbers.READS_UNFIT} & {r.reason for r in journal.refusals}
 
 
 @pytest.mark.parametrize("case", ["a product", "an exponential", "small values"])
