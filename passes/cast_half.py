@@ -35,7 +35,7 @@ from ir_tools.rewrite import Journal, OptionError, graph_pass
 from ir_tools.rewrite.cast import Caster, traffic, whole
 from ir_tools.rewrite.journal import Casts
 from ir_tools.rewrite.nearest import places_of
-from passes.half_numbers import CLAMPED
+from passes.half_numbers import CLAMPED, IS_WIDE, OVERFLOWS, VALUE_CLAMPED
 from passes.half_ops import FLOAT_PARAMETERS, NAMED
 from passes.half_placement import casts_one_by_one, placed
 from passes.half_policy import AS_IT_COMES, EXPECTED, Policy
@@ -67,7 +67,7 @@ def cast_half(
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
     caster = Caster(draft, "cast_half")
-    caster.wide.update(policy.numbers.unfit.intersection(draft.program.placeholders))
+    caster.wide.update(policy.numbers.masks, policy.numbers.unfit.intersection(draft.program.placeholders))
     original = dict(policy.original)
 
     def in_its_dtype(node):
@@ -94,6 +94,10 @@ def cast_half(
         if stance.reason and stance.reason not in EXPECTED and whole(node) is None:
             journal.refused(site, "cast_half", place(node), stance.reason)
     caster.restore_outputs(outputs)
+    said = {node.name for node, stance in policy.stances.items() if stance.reason in (IS_WIDE, OVERFLOWS)}
+    for value in caster.clamped_values:
+        if value.name not in said:
+            journal.refused(site_of(value), "cast_half", place(value), VALUE_CLAMPED)
     after = draft.finish()
     casts = Casts(traffic(program), one_by_one, traffic(after))
     journal.casts = casts if journal.casts is None else journal.casts + casts  # the blocks of a Program come one by one
@@ -113,4 +117,5 @@ def check_names(program, names):
         if name not in known and name not in NAMED:  # an op that this model has none of may be kept all the same
             near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise OptionError(f"cast_half: {name!r} is no module path and no op of this graph{hint}")
+            what = "no module path and no op of this graph (misspelt, or gone with an earlier pass)"
+            raise OptionError(f"cast_half: {name!r} is {what}{hint}")

@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from torch import fx
 
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import place, stand_for
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.common import Keys, why_apart
 
@@ -41,5 +41,6 @@ def eliminate_common_subexpressions(program: Block, journal: Journal) -> Block:
             journal.refused(site, RULE, place(node), why_not)
             continue
         draft.redirect(node, first)
+        stand_for(first, [node])
         journal.rewrote(site, RULE, place(node))
     return draft.finish()

@@ -27,6 +27,7 @@ OVERFLOWS = "on the example data its result comes near the end of the range of h
 LOSES = "on the example data its result is so small that half precision loses it"
 READS_UNFIT = "on the example data an operand does not fit into half precision"
 CONSTANT_LOST = "a constant of it is so small that half precision loses it"
+VALUE_CLAMPED = "a mask made of it may lie beyond the range of half precision; it is clamped to it where it is cast"
 CLAMPED = "a constant of it has numbers beyond the range of half precision; they are clamped to it"
 
 MASKS = {"scaled_dot_product_attention": "attn_mask"}
@@ -60,6 +61,9 @@ class Numbers:
     def __post_init__(self) -> None:
         self.limits = torch.finfo(self.half)
         self.divisors = divisors(self.block)
+        self.masks = mask_inputs(self.block)
+        if self.half is torch.float16:
+            self.wide |= self.masks  # -65504 - 20 is -inf already, while in bfloat16 the lowest number swallows what is added
         self.unfit = {value for value in (*self.block.placeholders, *self.block.calls) if self._why_unfit(value)}
 
     def why_written(self, node: Any) -> str | None:
@@ -123,6 +127,18 @@ class Numbers:
         if is_near_the_end(seen, self.half):
             return OVERFLOWS
         return LOSES if is_lost(seen, self.half, is_divisor=value in self.divisors) else None
+
+
+def mask_inputs(block: Block) -> set[Any]:
+    """Inputs that reach a softmax over sums and moves alone: a mask may hold -1e9, whatever the examples held."""
+    found: set[Any] = set()
+    for node in reversed(block.calls):
+        name = short_name(node.target)
+        if name in ("softmax", "log_softmax") or (node in found and name in MOVES | ADDS):
+            found.update(node.all_input_nodes)
+        elif name in MASKS:
+            found.update(nodes_in(bound_arguments(node)[MASKS[name]]))
+    return {value for value in block.placeholders if value in found and dtype_of(value) is torch.float32}
 
 
 def divisors(block: Block) -> set[Any]:

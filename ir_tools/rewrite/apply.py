@@ -24,7 +24,7 @@ from ir_tools.errors import PassesError
 from ir_tools.ir import Block, Draft, facts
 from ir_tools.ir.dialect import bound_arguments, nodes_in, short_name
 from ir_tools.ir.host import TENSOR, value_type
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import place, stand_for
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.journal import Journal
 from ir_tools.rewrite.match import Match, matches_at
@@ -132,6 +132,8 @@ class _Work:
         else:
             why_not = _changes(match.root, result._node, self.keeps_layout)
             if why_not is None:
+                for new in ops.made:
+                    stand_for(new, match.nodes)
                 return result._node, ""
         self.draft.drop(ops.made[::-1])
         return None, why_not

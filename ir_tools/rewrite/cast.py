@@ -23,8 +23,8 @@ class Caster:
     """Casts within one draft.
 
     A value that was cast from a wanted dtype is read from its source instead of cast back. Values in `wide` may lie beyond
-    the range of a narrower dtype: they are clamped to it before they are cast, so that finite values stay finite. Constants
-    whose numbers had to be clamped are in `clamped`, by name.
+    the range of a narrower dtype: they are clamped to it before they are cast, so that finite values stay finite
+    (`clamped_values`). Constants whose numbers had to be clamped are in `clamped`, by name.
     """
 
     def __init__(self, draft: Draft, made_by: str):
@@ -32,6 +32,7 @@ class Caster:
         self.made_by = made_by
         self.wide: set[fx.Node] = set()
         self.clamped: set[str] = set()
+        self.clamped_values: list[fx.Node] = []
         self._made: set[fx.Node] = set()
         self._versions: dict[fx.Node, dict[torch.dtype, fx.Node]] = {}
 
@@ -90,6 +91,7 @@ class Caster:
         # Right behind the value, so that every later reader may use it.
         if node in self.wide and dtype.is_floating_point:
             limits = torch.finfo(dtype)
+            self.clamped_values.append(node)
             node = self.draft.insert_after(node, (), self.made_by, aten.clamp.default, limits.min, limits.max)
         new = self.draft.insert_after(node, (), self.made_by, aten.to.dtype, dtype)
         self._made.add(new)

@@ -16,7 +16,7 @@ from torch import fx
 
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments, short_name
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import origin, place
 from ir_tools.rewrite.apply import objection
 from ir_tools.rewrite.journal import Journal
 from ir_tools.rewrite.match import matches_at, ways_at
@@ -58,9 +58,9 @@ def near_misses(pass_: Pass, program: Block, where: str) -> list[NearMiss]:
 
 
 def places_of(node: fx.Node) -> set[str]:
-    """The name of an op, the path of the module that it comes from, and of those around it."""
-    parts = place(node).split(".")
-    return {node.name, *(".".join(parts[:n]) for n in range(1, len(parts) + 1))}
+    """The name of an op, the paths of the modules that it comes from, and of those around them; what was fused into it, too."""
+    paths = (place(node), *origin(node).others)
+    return {node.name, *(".".join(path.split(".")[:n]) for path in paths for n in range(1, path.count(".") + 2))}
 
 
 @dataclass(frozen=True)
