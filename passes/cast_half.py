@@ -63,35 +63,38 @@ def cast_half(
     for prepare in (rescale, take_residuals_out):
         if prepare(draft, policy, journal):
             policy = Policy(draft.program, half, level, overrides, journal)
+    prepared = {rewrite.site for rewrite in journal.rewrites}
     in_half = placed(policy)
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
     caster = Caster(draft, "cast_half")
-    caster.wide.update(policy.numbers.masks, policy.numbers.unfit.intersection(draft.program.placeholders))
+    caster.wide.update(policy.numbers.masks, policy.numbers.unfit.keys() & set(draft.program.placeholders))
     original = dict(policy.original)
 
     def in_its_dtype(node):
         if node not in in_half:
             return caster.recompute(node, torch.float32, was_cast)
         stay = set(nodes_in([argument(node, name) for name in FLOAT_PARAMETERS.get(short_name(node.target), ())]))
+        if any(draft.program.constant(parameter) is None for parameter in stay) or (stay and argument(node, "training")):
+            stay = set()  # the kernels take no mixture of half and float ones
         return caster.recompute(node, half, lambda operand: dtype_of(operand) is torch.float32 and operand not in stay)
 
     def was_cast(operand):
         return dtype_of(operand) is half and original.get(operand) is not half
 
     for node in draft.program.calls:
-        stance, site = policy.stances[node], site_of(node)
+        stance, site, is_part = policy.stances[node], site_of(node), whole(node) is not None
         if stance is not AS_IT_COMES:
             clamped = len(caster.clamped)
             new = in_its_dtype(node)
             original[new] = original[node]
-            if node in policy.numbers.wide | policy.numbers.unfit:
+            if node in policy.numbers.wide or node in policy.numbers.unfit:
                 caster.wide.add(new)
             if len(caster.clamped) > clamped:
                 journal.refused(site, "cast_half", place(node), CLAMPED)
-            if node in in_half and new is not node and whole(node) is None:
+            if node in in_half and new is not node and not is_part and site not in prepared:
                 journal.rewrote(site, short_name(node.target), place(node))
-        if stance.reason and stance.reason not in EXPECTED and whole(node) is None:
+        if stance.reason and stance.reason not in EXPECTED and not is_part:
             journal.refused(site, "cast_half", place(node), stance.reason)
     caster.restore_outputs(outputs)
     said = {node.name for node, stance in policy.stances.items() if stance.reason in (IS_WIDE, OVERFLOWS)}

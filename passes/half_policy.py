@@ -21,8 +21,8 @@ import torch
 
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import argument, bound_arguments, conv_act, is_random, linear_act, nodes_in, short_name
+from ir_tools.ir.facts import derived, is_handed_out, is_unknown
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.ir.facts import is_unknown
 from ir_tools.ir.origin import origin
 from ir_tools.ir.regions import is_region
 from ir_tools.ir.view import upstream
@@ -39,6 +39,7 @@ from passes.half_ops import (
     INSIDE,
     MATRIX,
     MOVES,
+    NAMED,
     NO_FLOATS,
     NO_KERNEL,
     PERIODIC,
@@ -49,6 +50,7 @@ FOLLOWS_FLOAT = "an operand is float, and at O1 the op follows its operands"
 IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half precision"
 IS_A_CAST = "it casts to the dtype of another value"
 IS_A_PHASE = "a sine, a cosine or a rounding is taken of it, where half precision has no digits behind the point"
+IS_GUARDED = "a bound or a difference behind it needs more digits than half precision has"
 DECIDED = "it compares floats, or floats with a number that half precision would round"
 LACKS_A_KERNEL = "torch has no kernel for it in half precision on the CPU"
 KEEPS_FLOAT = "the model switches autocast off around it"
@@ -60,6 +62,7 @@ IS_UNKNOWN = "unknown, give example_inputs: the dtype of a value that comes out 
 MADE_IN_FLOAT = "it makes floats of what is none"
 IS_CONTROL_FLOW = "branches and loops hand over floats"
 IS_SKIPPED = "this site is skipped"
+READS_INTEGERS = "integers take part in it, which half precision may not hold"
 IS_RANDOM = "in another dtype it draws other random numbers"
 IS_READ_WHOLE = "unknown, give example_inputs: somebody reads its results as one list"
 
@@ -70,7 +73,7 @@ WHY_FLOAT = {
 }
 
 EXPECTED = frozenset(
-    (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE, READS_TINY, IS_A_PHASE, DECIDED, KEEPS_FLOAT, MADE_IN_FLOAT,
+    (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE, READS_TINY, IS_A_PHASE, IS_GUARDED, DECIDED, KEEPS_FLOAT, MADE_IN_FLOAT,
      IS_CONTROL_FLOW, IS_SKIPPED)
 )  # fmt: skip
 """Reasons that go without saying: the report does not list them."""
@@ -110,6 +113,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         self.numbers = Numbers(self.block, self.half, self.journal)
+        self.guarded = upstream(self.block, self.numbers.guards.__contains__, is_pointwise)
         self.mutated = self.block.mutated_values
         self.original = {node: dtype_of(node) for node in self.block.nodes}
         self.phases = upstream(self.block, is_periodic, passes_a_phase_on(self.block))
@@ -161,9 +165,9 @@ class Policy:
         return self.rounded[value]
 
     def level_of(self, node: Any) -> str:
-        """The level that the options give to an op: the longest name that stands for it decides."""
+        """The level that the options give to an op: a module before a kind of op, and the longest path, decides."""
         names = self.overrides.keys() & {short_name(node.target), *places_of(node)} if self.overrides else ()
-        return self.overrides[max(names, key=len)] if names else self.level
+        return self.overrides[max(names, key=lambda name: (name not in NAMED, len(name)))] if names else self.level
 
     def _stance(self, node: Any) -> Stance:
         why = self._why_not(node)
@@ -181,8 +185,11 @@ class Policy:
             return IS_WRITTEN if any(d is not None and d.is_floating_point for d in (*read, *given)) else ""
         if any(is_unknown(n) for n in (node, *node.all_input_nodes)):
             return IS_UNKNOWN
-        if short_name(node.target) in NO_FLOATS or (short_name(node.target) in CASTS and is_told_its_dtype(node)):
+        if short_name(node.target) in NO_FLOATS:
             return ""
+        if short_name(node.target) in CASTS and is_told_its_dtype(node):
+            # A cast that became none would hand out the memory of another value.
+            return IS_A_CAST if dtype_of(node) is self.half and is_handed_out(derived(node)) else ""
         if torch.float64 in read or torch.float64 in given:
             return HAS_FLOAT64
         if torch.float32 not in (*read, *given) or is_told_its_dtype(node):
@@ -204,7 +211,24 @@ class Policy:
             return ""
         if torch.float32 not in read:
             return MADE_IN_FLOAT
-        return self.numbers.why_read(node, self.floats(node)) or (IS_A_PHASE if node in self.phases else None)
+        if self._reads_large_integers(node):
+            return READS_INTEGERS
+        if why := self.numbers.why_read(node, self.floats(node)):
+            return why
+        return IS_A_PHASE if node in self.phases else IS_GUARDED if node in self.guarded else None
+
+    def _reads_large_integers(self, node: Any) -> bool:
+        """Integers that take part in the arithmetic, unless they are constants that half precision holds."""
+        if short_name(node.target) not in FOLLOWS:
+            return False
+        indices = set(nodes_in([bound_arguments(node).get(name) for name in ("index", "indices")]))
+        for operand in node.all_input_nodes:
+            dtype, constant = self.original[operand], self.block.constant(operand)
+            if operand in indices or dtype is None or dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
+                continue
+            if constant is None or not torch.equal(constant.to(self.half).to(constant.dtype), constant):
+                return True
+        return False
 
     def _by_table(self, node: Any) -> Stance:
         name, level, floats = short_name(node.target), self.level_of(node), self.floats(node)
@@ -236,18 +260,25 @@ class Policy:
             return in_float(IS_FRAGILE)
         if name in INSIDE:
             return BETWEEN
-        if level == "O2" or self._follows_half(node):
+        if self._follows_half(node):
             return EITHER
-        return WITH_READERS if name in MOVES else in_float(FOLLOWS_FLOAT)
+        return WITH_READERS if name in MOVES or level == "O2" else in_float(FOLLOWS_FLOAT)
 
 
 def is_told_its_dtype(node: Any) -> bool:
     """The op casts its operands to a dtype that the model states (a softmax in float32)."""
-    return isinstance(bound_arguments(node).get("dtype"), torch.dtype) and not is_filled(node)
+    told, name = bound_arguments(node).get("dtype"), short_name(node.target)
+    return isinstance(told, torch.dtype) and name in NAMED and (told.is_floating_point or name in CASTS) and not is_filled(node)
 
 
 def is_periodic(node: Any) -> bool:
-    return short_name(node.target) in PERIODIC
+    """What its operand has behind the point is all that counts, or is cut off."""
+    told = bound_arguments(node).get("dtype") if short_name(node.target) in CASTS else None
+    return short_name(node.target) in PERIODIC or (isinstance(told, torch.dtype) and not told.is_floating_point)
+
+
+def is_pointwise(node: Any) -> bool:
+    return short_name(node.target) in MOVES | FOLLOWS | INSIDE
 
 
 def passes_a_phase_on(block: Block) -> Any:

@@ -41,7 +41,7 @@ class Caster:
         before = facts.dtype(node)
         if before is None or before is dtype:
             return node
-        if _widens(node):
+        if _widens(node) and node not in self.wide:
             return self.cast(bound_arguments(node)["self"], dtype)
         versions = self._versions.setdefault(node, {before: node})
         if dtype not in versions:
@@ -82,15 +82,18 @@ class Caster:
             half = rounded(constant, dtype)
             if bool((half.to(constant.dtype) != constant.to(dtype).to(constant.dtype)).logical_and(constant.isfinite()).any()):
                 self.clamped.add(public_name(name))
-            return self.draft.constant(f"{public_name(name)}@{self.made_by}", half)
+            name = f"{public_name(name)}@{self.made_by}"
+            known = self.draft.program.constants.get(name)  # another block of the Program may have cast it already
+            same = known is not None and known.dtype is dtype and known.shape == half.shape and torch.equal(known, half)
+            return self.draft.constant(name, known if same else half)
         if is_filled(node) and node not in self.wide:
             with self.draft.before(node, self.made_by):
                 new = self.draft.again(node, node.args, {**node.kwargs, "dtype": dtype})
             self._made.add(new)
             return new
         # Right behind the value, so that every later reader may use it.
-        if node in self.wide and dtype.is_floating_point:
-            limits = torch.finfo(dtype)
+        limits, before = torch.finfo(dtype), facts.dtype(node)
+        if node in self.wide and before is not None and limits.max < torch.finfo(before).max:
             self.clamped_values.append(node)
             node = self.draft.insert_after(node, (), self.made_by, aten.clamp.default, limits.min, limits.max)
         new = self.draft.insert_after(node, (), self.made_by, aten.to.dtype, dtype)

@@ -736,7 +736,7 @@ def test_epsilons_below_half_precision_still_guard(case: str, level: str) -> Non
 
 
 def test_an_epsilon_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model(GUARDED["clamped norm"], l=nn.Linear(4, 4, bias=False))
+    model = Model(GUARDED["norm plus epsilon"], l=nn.Linear(4, 4, bias=False))
     x = torch.cat([torch.zeros(1, 4), torch.randn(2, 4)])
     monkeypatch.setattr(numbers.Numbers, "numbers_of", lambda self, node: [])
     with pytest.raises(AssertionError, match="relative error inf"):
@@ -777,6 +777,139 @@ def test_small_biases_keep_nothing_in_float() -> None:
     model = Model(lambda m, x: m.l(m.n(m.l(x))), l=linear, n=norm)
     after, _ = check_cast(model, X, dtype="float16")
     assert ops(after) == ["to", "linear", "batch_norm", "linear", "to"]
+
+
+SILENT: dict[str, Callable] = {
+    "truncated": lambda m, x: (m.l(x), (x * 999).long() % 7 + 0.0),
+    "truncated behind a product": lambda m, x: (m.l(x), (m.l(x) * 99).to(torch.int32) % 7 + 0.0),
+    "made bytes": lambda m, x: (m.l(x), (x.abs() * 60 + 0.5).to(torch.uint8) + 0.0),
+    "made double": lambda m, x: (m.l(x), (x * 3.1 + 0.7).double()),
+    "searched": lambda m, x: (lambda y: (m.l(x), m.l(y), y.argsort(-1) + 0.0))(x * 0.7),
+    "compared": lambda m, x: (lambda y: (m.l(x), m.l(y), (y > 0.7) + 0.0))(x * 0.7),
+    "varied": lambda m, x: (lambda y: (m.l(x), m.l(y) * 1e-2, y.var(-1)))(x * 0.7 + 100),
+}
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+@pytest.mark.parametrize("case", SILENT)
+def test_no_float_value_is_rounded_for_what_decides_by_it(case: str, level: str) -> None:
+    """A cast is never saved by computing in half what a cast to integers, a search or a variance reads."""
+    model = Model(SILENT[case], l=nn.Linear(4, 4)).eval()
+    x = torch.randn(64, 4)
+    program = captured(model, x)
+    after, _ = rewritten(cast_half.with_options(level=level), program, x)
+    expected, got = outputs_of(program, x)[-1], outputs_of(after, x)[-1]
+    assert torch.equal(expected, got)
+
+
+def test_two_outputs_do_not_come_to_share_memory() -> None:
+    model = Model(lambda m, x: (lambda y: (y.half(), y.flatten().half(), y.half()))(m.l(x)), l=nn.Linear(4, 4)).eval()
+    program = captured(model, X)
+    after, _ = rewritten(cast_half.with_options(dtype="float16"), program, X)
+    assert len({t.untyped_storage().data_ptr() for t in outputs_of(after, X)}) == 3
+
+
+def test_a_mask_that_the_model_casts_is_clamped() -> None:
+    def attend(m: Model, x: Tensor, keep: Tensor) -> Tensor:
+        q = m.l(x)[None]
+        return F.scaled_dot_product_attention(q, m.l(q), q, attn_mask=keep.to(torch.float32)[None])
+
+    mask = torch.zeros(3, 3, dtype=torch.int64)
+    mask[1] = -(10**9)
+    model = Model(attend, l=nn.Linear(4, 4)).eval()
+    program = captured(model, X, mask)
+    after, _ = rewritten(cast_half.with_options(dtype="float16"), program, X, mask)
+    assert ops(after).count("clamp") == 1 and outputs_of(after, X, mask)[0].abs().min() > 0, "a row of zeros was all -inf"
+
+
+GUARDED_ONES: dict[str, Callable] = {
+    "cross entropy": lambda m, x: m.l(torch.log(1 - (m.l(x) * 20).sigmoid().clamp(1e-7, 1 - 1e-7))),
+    "atanh": lambda m, x: m.l(torch.atanh((m.l(x) * 9).tanh().clamp(-1 + 1e-4, 1 - 1e-4))),
+    "odds": lambda m, x: m.l((lambda p: p / (1 - p))((m.l(x) * 9).sigmoid().clamp(1e-4, 1 - 1e-4)).log()),
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("level", ["O1", "O2"])
+@pytest.mark.parametrize("case", GUARDED_ONES)
+def test_bounds_near_one_still_guard(case: str, level: str, dtype: str) -> None:
+    """1 - 1e-7 is 1 in half precision, and log(1 - 1) is not finite."""
+    model = Model(GUARDED_ONES[case], l=nn.Linear(4, 4)).eval()
+    x = torch.cat([X, 8 * X])
+    program = captured(model, x)
+    after, _ = rewritten(cast_half.with_options(dtype=dtype, level=level), program, x)
+    assert relative_error(outputs_of(program, x), outputs_of(after, x)) <= 10 * WITHIN[dtype]
+
+
+def test_a_small_difference_that_is_divided_by_is_float_where_data_shows_it() -> None:
+    model = Model(lambda m, x: m.l(torch.log(1 - m.l(x * 5).sigmoid())), l=nn.Linear(4, 4)).eval()
+    x = X * 12
+    program = captured(model, x)
+    after, journal = seen_on(program, x, dtype="bfloat16")
+    assert computes_in(after)["sigmoid"] is torch.float32 and numbers.CANCELS in [r.reason for r in journal.refusals]
+    assert cast_half(program) is not program and computes_in(cast_half(program))["sigmoid"] is torch.bfloat16
+
+
+def test_a_part_that_does_not_fit_keeps_what_it_is_a_part_of_in_float() -> None:
+    linear = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        linear.weight[:2] *= 1e-8
+    model = Model(lambda m, x: (lambda u, v: u * 1e8 + v)(*m.l(x).chunk(2, -1)), l=linear).eval()
+    program = captured(model, X)
+    after, _ = seen_on(program, X)
+    assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_batch_norm_with_computed_parameters_takes_them_in_half(level: str, training: bool) -> None:
+    def norm(m: Model, x: Tensor) -> Tensor:
+        w, b = m.l(x)[0], m.k
+        return m.l(F.batch_norm(m.l(x), None if training else m.m, None if training else m.v, w, b, training))
+
+    check_cast(Model(norm, l=nn.Linear(4, 4), k=torch.randn(4), m=torch.randn(4), v=torch.rand(4) + 0.5), X, level=level)
+
+
+def test_integers_beside_halves_are_counted_in_float() -> None:
+    model = Model(lambda m, x, p: m.l(m.l(x) * 1e-4 * p[:, None]), l=nn.Linear(4, 4)).eval()
+    _, journal = check_cast(model, X, torch.tensor([0, 70000, 90000]), dtype="float16")
+    assert policy.READS_INTEGERS in [r.reason for r in journal.refusals]
+    small = Model(lambda m, x: m.l(m.l(x) * m.steps), l=nn.Linear(4, 4), steps=torch.arange(4))
+    assert policy.READS_INTEGERS not in [r.reason for r in check_cast(small, X)[1].refusals], "half holds 0 to 3"
+
+
+def test_an_op_that_is_told_another_dtype_than_floats_stays() -> None:
+    model = Model(lambda m, x: torch.quantize_per_tensor(m.l(x), 0.1, 0, torch.qint8).dequantize(), l=nn.Linear(4, 4)).eval()
+    program = captured(model, X)
+    after = cast_half(program)
+    assert outputs_of(after, X)[0].shape == (3, 4)
+
+
+def test_every_site_can_be_skipped_and_is_told_once() -> None:
+    def parts(m: Model, x: Tensor) -> Tensor:
+        a, b = m.l(x).split(2, -1)
+        return m.l(torch.cat([b.sort(-1)[0], a.max(-1, keepdim=True)[0].expand(3, 2)], -1))
+
+    program = captured(Model(parts, l=nn.Linear(4, 4)).eval(), X)
+    _, journal = rewritten(cast_half, program, X)
+    sites = [r.site for r in journal.rewrites]
+    assert len(set(sites)) == len(sites) and not any("getitem" in r.rule for r in journal.rewrites)
+    for site in sites:
+        _, left = rewritten(cast_half, program, X, skip={site})
+        assert site not in [r.site for r in left.rewrites]
+
+
+def test_a_module_decides_before_a_kind_of_op() -> None:
+    program = captured(Nested().eval(), X)
+    after, _ = rewritten(cast_half.with_options(keep_float=["head"], overrides={"linear": "O2"}), program, X)
+    assert [facts.dtype(n) for n in after.calls if short_name(n.target) == "linear"][-1] is torch.float32
+
+
+def test_a_single_small_number_of_a_layer_keeps_nothing_in_float() -> None:
+    linear = nn.Linear(4, 1)
+    nn.init.constant_(linear.bias, 3e-5)
+    after, _ = check_cast(Model(lambda m, x: m.l(x), l=linear), X, dtype="float16")
+    assert computes_in(after)["linear"] is torch.float16
 
 
 # -- what was seen on data ------------------------------------------------------------------------------------------------
