@@ -41,6 +41,7 @@ from passes.hooks import (
     dump,
     dumped,
     explained,
+    float_dtypes,
     forked,
     narrowest_float,
     observed,
@@ -104,6 +105,7 @@ def optimize(
     pass, both are timed in turn for about two seconds at most (one round each of models that are slow), and `report.speed` has
     the verdict. Where the pass makes the model slower here, `on_slower` decides: "warn" raises a `SlowerWarning`, "keep" does
     not, "revert" gives the model without the pass. That costs a second emission and, while it lasts, a second set of weights.
+    Of several such passes the first that changed something is judged; the others stay in both models.
 
     Returns:
         An `OptimizedModel` (called like `model`), or a `Report` when `dry_run`.
@@ -259,18 +261,22 @@ class _Course:
 def _faster(
     course: _Course, way: _Way, fork: Fork, pipeline: Sequence[Pass], tell: Callable[[str], None]
 ) -> tuple[Speed, _Way]:
-    """The verdict on the pass at which the pipeline forked, and the way to give: `way`, or the one without that pass."""
+    """The verdict on the pass at which the pipeline forked, and the way to give: `way`, or the one without that pass.
+
+    Only that pass is left out. Later ones that ask for a verdict too are in both ways, and are not judged.
+    """
     clock = time.perf_counter()
     pass_ = fork.step.pass_
-    dtype, reference = _dtype_name(way.program), _dtype_name(fork.program)
+    dtype, reference = _speed_names(pass_, fork.program)
     aside = announced(lambda line: tell(f"without {pass_.name}: {line}"))
     at = fork.step.index
-    first, rest = ([p for p in part if not asks_for_verdict(p)] for part in (pipeline[:at], pipeline[at:]))
+    first, rest = [p for p in pipeline[:at] if not asks_for_verdict(p)], pipeline[at:]  # any before that asks changed nothing
     fork.numerics.declare(first)  # with verify="ends" nothing was declared on the way
     try:
         other = course.take(fork.program, rest, fork.numerics, [aside])
         tell(f"emitting TorchScript without {pass_.name}")
         course.emit(other)
+        dtype, reference = _speed_names(pass_, other.program)
         tell(f"timing the model without {pass_.name} and with it in turn")
         without, with_pass = (Contestant(w.program, w.scripted, course.arguments[0]) for w in (other, way))
         speed = decide(pass_, dtype, reference, without, with_pass)
@@ -278,14 +284,26 @@ def _faster(
         speed = Speed(pass_.name, dtype, reference, "unknown", reason=f"{type(error).__name__}: {first_line(error)}")
     speed = replace(speed, seconds=time.perf_counter() - clock)
     if speed.decision != "reverted":
+        way.told.notes += _not_judged(rest, way.steps[at:])
         return speed, way
+    other.told.notes += _not_judged(rest, other.steps)
     fork.step.report.reverted = str(speed)
     other.steps = [*way.steps[: fork.step.index], *other.steps]
     return speed, other
 
 
-def _dtype_name(program: Program) -> str:
-    return str(narrowest_float(program)).removeprefix("torch.")
+def _not_judged(passes: Sequence[Pass], steps: Sequence[StepReport]) -> list[str]:
+    """A line for each pass behind the one that was judged which asks for a verdict too."""
+    asked = [p for p, step in zip(passes, steps, strict=True) if asks_for_verdict(p) and step.rewrote]
+    return [f"{p}: its speed was not judged and its on_slower not read; only the first pass of these is judged" for p in asked]
+
+
+def _speed_names(pass_: Pass, reference: Program) -> tuple[str, str]:
+    """What `Speed` calls the dtype that the pass brings, and that of the model without it; "" for what has no such name."""
+    if "dtype" not in pass_.options:
+        return "", ""
+    dtype = pass_.given.get("dtype", pass_.options["dtype"])
+    return str(dtype).removeprefix("torch."), "float32" if float_dtypes(reference) == {torch.float32} else ""
 
 
 def plan(passes: str | Pass | Iterable[str | Pass], engine: str) -> list[Pass]:
