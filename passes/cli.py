@@ -270,7 +270,7 @@ def _fact(console: Console, name: str, text: str) -> None:
 
 def _explain(report: Report, console: Console) -> None:
     console.print(report.header(), Text(""), report.table(), sep="\n")
-    parts = (report.rewritten(), report.refused(limit=10_000), report.missed(), report.idle(), report.noted())
+    parts = (report.rewritten(), report.refused(limit=10_000, expected=True), report.missed(), report.idle(), report.noted())
     console.print(*(line for part in parts for line in part), sep="\n")
     console.print(*report.verdict(), sep="\n")
 
