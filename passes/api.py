@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -89,8 +89,10 @@ def optimize(
         example_kwargs: keyword arguments that go with them.
         frontend: "auto" (export, trace, script, fx, in this order), or one of these.
         engine: "auto", "aten" (files that move between devices) or "onednn_ops" (packed oneDNN kernels, CPU only).
-        calibration_data: calls on which passes that lower precision observe how large values get: an iterable of tensors and
-            tuples of arguments, as in `example_inputs`, read once. None: they observe the example inputs.
+        calibration_data: calls on which passes that lower precision observe how large values get: an iterable, read once,
+            whose items are each a tensor, a tuple or list of arguments, or a dict of keyword arguments (a DataLoader gives
+            such). `example_kwargs` go with each, where it does not have its own. A dict is one argument where
+            `example_inputs` has a dict in first place. None: they observe the example inputs.
         tolerance: the smallest SQNR allowed, in dB; None takes it from a table by pass and dtype.
         verify: "each" pass, only the "ends", or "off".
         dump_dir: a directory for numbered drawings of the graph after each step.
@@ -130,13 +132,13 @@ def optimize(
     module = _open_model(model)
     _check_mode(module)
     calls = _example_calls(example_inputs, example_kwargs)
-    calibration = None if calibration_data is None else _calibration_items(calibration_data)
+    calibration = None if calibration_data is None else _calibration_items(calibration_data, calls)
     directory = _dump_directory(dump_dir)
 
     tell("running the model on the example inputs")
     source = prepare(module, calls, dynamic_shapes)
     if calibration is not None:
-        _calibration_tensors(calibration, example_kwargs, source.signature)  # an error now, and not after a long capture
+        _calibration_tensors(calibration, source.signature)  # an error now, and not after a long capture
     numerics = Numerics(source.examples, tolerance)
     report = Report(inputs=[str(i) for i in source.signature.inputs], verified=verify != "off", dry_run=dry_run)
 
@@ -146,7 +148,7 @@ def optimize(
         captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
     program = captured.program
     _refuse_lowered(program)
-    observe_on = None if calibration is None else _calibration_tensors(calibration, example_kwargs, program.signature)
+    observe_on = None if calibration is None else _calibration_tensors(calibration, program.signature)
     report.capture_seconds = time.perf_counter() - clock
     report.frontend, report.frontend_reason = captured.frontend, captured.reason
     report.frontend_refusals, report.captured_nodes = captured.refusals, len(program)
@@ -392,7 +394,10 @@ def _refuse_lowered(program: Program) -> None:
         )
 
 
-def _example_calls(example_inputs: Any, example_kwargs: dict[str, Any] | None) -> list[tuple[tuple, dict[str, Any]]]:
+_Call: TypeAlias = tuple[tuple, dict[str, Any]]
+
+
+def _example_calls(example_inputs: Any, example_kwargs: dict[str, Any] | None) -> list[_Call]:
     if example_inputs is None and not example_kwargs:
         raise InputError(
             "example_inputs are missing: sizes and dtypes are taken from them, and the numbers are verified on them. "
@@ -417,28 +422,37 @@ def _arguments(item: Any, expected: str = EXAMPLES_EXPECTED) -> tuple:
     raise InputError(f"{expected}, got {type(item).__name__}")
 
 
-def _calibration_items(calibration_data: Any) -> list[tuple]:
-    """The arguments of each call, read once. A tensor, tuple, dict or text would be iterated too, and is no list of calls."""
+def _calibration_items(calibration_data: Any, examples: Sequence[_Call]) -> list[_Call]:
+    """The arguments of each call, read once. A tensor, tuple, dict or text would be iterated too, and is no list of calls.
+
+    A dict holds keyword arguments, unless it stands for one that the examples give by position: their first argument is a
+    dict then. Those of the examples go with each call, and what the call has itself goes first.
+    """
     if not isinstance(calibration_data, Iterable) or isinstance(calibration_data, (torch.Tensor, tuple, Mapping, str, bytes)):
         raise InputError(
-            "calibration_data must be a list, or another iterable, of calls (tensors, or tuples of arguments), "
-            f"got {type(calibration_data).__name__}"
+            "calibration_data must be a list, or another iterable, of calls (tensors, tuples or lists of arguments, dicts of "
+            f"keyword arguments), got {type(calibration_data).__name__}"
         )
-    expected = "calibration_data[{}] must be a tensor or a tuple of arguments"
-    items = [_arguments(item, expected.format(i)) for i, item in enumerate(calibration_data)]
+    by_position = any(arguments and isinstance(arguments[0], Mapping) for arguments, _ in examples)
+    kwargs = examples[0][1]
+    items: list[_Call] = []
+    for i, item in enumerate(calibration_data):
+        if isinstance(item, Mapping) and not by_position:
+            items.append(((), {**kwargs, **{str(name): value for name, value in item.items()}}))
+        else:
+            expected = f"calibration_data[{i}] must be a tensor, a tuple or list of arguments, or a dict of keyword arguments"
+            items.append((tuple(item) if isinstance(item, list) else _arguments(item, expected), kwargs))
     if not items:
         raise InputError("calibration_data is empty; give at least one call, or leave it out to use the example inputs")
     return items
 
 
-def _calibration_tensors(
-    items: Sequence[tuple], example_kwargs: dict[str, Any] | None, signature: Signature
-) -> list[list[torch.Tensor]]:
+def _calibration_tensors(items: Sequence[_Call], signature: Signature) -> list[list[torch.Tensor]]:
     """The flat tensors of each call. Raises `InputError` for one that does not fit what the example inputs fixed."""
     calls = []
-    for i, arguments in enumerate(items):
+    for i, (arguments, kwargs) in enumerate(items):
         try:
-            tensors = signature.flatten(arguments, dict(example_kwargs or {}))
+            tensors = signature.flatten(arguments, kwargs)
             signature.check(tensors)
         except SignatureError as error:
             raise InputError(f"calibration_data[{i}] does not fit the example inputs: {error}") from None

@@ -41,7 +41,8 @@ CHOICES_HELP = (
 )
 CALIBRATION_HELP = (
     "Calls on which passes that lower precision observe how large values get, in place of the random --input: a file that "
-    "torch.save wrote of a list, each call a tensor or a tuple of arguments. Nothing else is unpickled."
+    "torch.save wrote of a list, each call a tensor, a tuple or list of arguments, or a dict of keyword arguments. "
+    "Nothing else is unpickled."
 )
 SOURCE_HELP = f"The model: {FORMS}."
 

@@ -155,12 +155,13 @@ def test_a_file_of_ours_brings_its_own_inputs(workplace):
 
 
 def test_calibration_calls_come_from_a_file(workplace):
-    torch.save([torch.ones(1, 3, 16, 16), (torch.zeros(1, 3, 16, 16),)], "calls.pt")
+    x = torch.ones(1, 3, 16, 16)
+    torch.save([x, (x * 0,), [x * 2], {"x": x}], "calls.pt")
     arguments = ("cli_zoo:Net", *INPUT, "--passes", "cast_half:on_slower=keep", "--calibration", "calls.pt")
     out = succeeds("optimize", *arguments, "--no-bench")
-    assert "cast_half: ranges observed on 2 calls of calibration_data" in out
+    assert "cast_half: ranges observed on 4 calls of calibration_data" in out
     assert re.search(r"bfloat16(: | is SLOWER than float32 on this machine: )[\d.]+ → [\d.]+ ms, [\d.]+x as fast", out)
-    assert "cast_half: ranges observed on 2 calls of calibration_data" in succeeds("explain", *arguments)
+    assert "cast_half: ranges observed on 4 calls of calibration_data" in succeeds("explain", *arguments)
     assert "ranges observed on 1 call of the example inputs" in succeeds("explain", *arguments[:-2])
 
 
@@ -175,10 +176,10 @@ def test_calibration_calls_come_from_a_file(workplace):
         ([Path("x")], "holds something else than tensors, or is damaged"),
         ([torch.nn.Linear(1, 1)], "holds something else than tensors, or is damaged"),
         ([], "calibration_data is empty"),
-        ([torch.ones(1, 3, 16, 16), [torch.ones(1)]], "calibration_data[1] must be a tensor or a tuple of arguments, got list"),
+        ([torch.ones(1, 3, 16, 16), "x"], "calibration_data[1] must be a tensor, a tuple or list of arguments, or a dict of"),
         ([torch.ones(1, 3, 8, 8)], "calibration_data[0] does not fit the example inputs: input 'x' must have shape"),
     ],
-    ids=["missing", "empty file", "text", "a tensor", "a dict", "objects", "a module", "empty", "lists", "shape"],
+    ids=["missing", "empty file", "text", "a tensor", "a dict", "objects", "a module", "empty", "texts", "shape"],
 )
 @pytest.mark.parametrize("command", ["optimize", "explain"])
 def test_calibration_files_that_are_not(workplace, command, content, message):
