@@ -239,12 +239,38 @@ def test_explain_says_why_a_pass_would_not_fire(workplace):
 def test_passes_lists_every_pass_and_group():
     out = succeeds("passes")
     for name, entry in catalogue.CATALOGUE.items():
-        options = "".join(f"  {k}={v}" for k, v in entry.options.items())
-        assert f"{name}  {entry.declares}{options}\n" in out
+        assert f"{name}  {entry.declares}\n" in out
         assert entry.summary in out
         assert entry.equation.splitlines()[0] in out
     for name, members in catalogue.GROUPS.items():
         assert f"{name} = {', '.join(members)}" in out
+
+
+def test_options_are_listed_as_they_are_typed_with_what_they_may_be():
+    out = succeeds("passes")
+    for line in (
+        "dtype=bfloat16|float16", "level=O2|O1|O3", "keep_float=NAME+NAME", "overrides=NAME=O1|O2|O3|float+NAME=...",
+        "on_slower=warn|keep|revert", "choose=measured|fused", "choices=TEXT",
+    ):  # fmt: skip
+        assert f"  :{line}\n" in out
+    assert "keep_float=()" not in out and "{}" not in out and "the first is the default" in " ".join(out.split())
+    help_text = " ".join(succeeds("optimize", "--help").split())
+    assert "keep_float=head+softmax" in help_text
+
+
+@pytest.mark.parametrize(
+    "passes, message",
+    [
+        ("cast_half:keep_float=a,b", "there is no pass 'b'; commas part passes, and names in an option are joined by '+': "
+                                     "keep_float=a+b"),
+        ("cast_half:overrides=0=O1,1=float", "joined by '+': overrides=0=O1+1=float"),
+        ("cast_half:keep_float=a,b,fuse_conv_bn", "keep_float=a+b"),
+        ("cast_half:level=O1,fuse_conf_bn", "there is no pass 'fuse_conf_bn'; did you mean fuse_"),
+    ],
+)  # fmt: skip
+def test_names_in_an_option_are_not_joined_by_commas(workplace, passes, message):
+    result = run("explain", "cli_zoo:Net", *INPUT, "-p", passes)
+    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_equations_are_not_cut_on_a_narrow_terminal(monkeypatch):
