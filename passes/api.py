@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -41,6 +41,7 @@ from passes.hooks import (
     dump,
     dumped,
     explained,
+    float_dtypes,
     forked,
     narrowest_float,
     observed,
@@ -88,8 +89,10 @@ def optimize(
         example_kwargs: keyword arguments that go with them.
         frontend: "auto" (export, trace, script, fx, in this order), or one of these.
         engine: "auto", "aten" (files that move between devices) or "onednn_ops" (packed oneDNN kernels, CPU only).
-        calibration_data: calls on which passes that lower precision observe how large values get: an iterable of tensors and
-            tuples of arguments, as in `example_inputs`, read once. None: they observe the example inputs.
+        calibration_data: calls on which passes that lower precision observe how large values get: an iterable, read once,
+            whose items are each a tensor, a tuple or list of arguments, or a dict of keyword arguments (a DataLoader gives
+            such). `example_kwargs` go with each, where it does not have its own. A dict is one argument where
+            `example_inputs` has a dict in first place. None: they observe the example inputs.
         tolerance: the smallest SQNR allowed, in dB; None takes it from a table by pass and dtype.
         verify: "each" pass, only the "ends", or "off".
         dump_dir: a directory for numbered drawings of the graph after each step.
@@ -104,6 +107,7 @@ def optimize(
     pass, both are timed in turn for about two seconds at most (one round each of models that are slow), and `report.speed` has
     the verdict. Where the pass makes the model slower here, `on_slower` decides: "warn" raises a `SlowerWarning`, "keep" does
     not, "revert" gives the model without the pass. That costs a second emission and, while it lasts, a second set of weights.
+    Of several such passes the first that changed something is judged; the others stay in both models.
 
     Returns:
         An `OptimizedModel` (called like `model`), or a `Report` when `dry_run`.
@@ -128,13 +132,13 @@ def optimize(
     module = _open_model(model)
     _check_mode(module)
     calls = _example_calls(example_inputs, example_kwargs)
-    calibration = None if calibration_data is None else _calibration_items(calibration_data)
+    calibration = None if calibration_data is None else _calibration_items(calibration_data, calls)
     directory = _dump_directory(dump_dir)
 
     tell("running the model on the example inputs")
     source = prepare(module, calls, dynamic_shapes)
     if calibration is not None:
-        _calibration_tensors(calibration, example_kwargs, source.signature)  # an error now, and not after a long capture
+        _calibration_tensors(calibration, source.signature)  # an error now, and not after a long capture
     numerics = Numerics(source.examples, tolerance)
     report = Report(inputs=[str(i) for i in source.signature.inputs], verified=verify != "off", dry_run=dry_run)
 
@@ -144,7 +148,7 @@ def optimize(
         captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
     program = captured.program
     _refuse_lowered(program)
-    observe_on = None if calibration is None else _calibration_tensors(calibration, example_kwargs, program.signature)
+    observe_on = None if calibration is None else _calibration_tensors(calibration, program.signature)
     report.capture_seconds = time.perf_counter() - clock
     report.frontend, report.frontend_reason = captured.frontend, captured.reason
     report.frontend_refusals, report.captured_nodes = captured.refusals, len(program)
@@ -259,18 +263,22 @@ class _Course:
 def _faster(
     course: _Course, way: _Way, fork: Fork, pipeline: Sequence[Pass], tell: Callable[[str], None]
 ) -> tuple[Speed, _Way]:
-    """The verdict on the pass at which the pipeline forked, and the way to give: `way`, or the one without that pass."""
+    """The verdict on the pass at which the pipeline forked, and the way to give: `way`, or the one without that pass.
+
+    Only that pass is left out. Later ones that ask for a verdict too are in both ways, and are not judged.
+    """
     clock = time.perf_counter()
     pass_ = fork.step.pass_
-    dtype, reference = _dtype_name(way.program), _dtype_name(fork.program)
+    dtype, reference = _speed_names(pass_, fork.program)
     aside = announced(lambda line: tell(f"without {pass_.name}: {line}"))
     at = fork.step.index
-    first, rest = ([p for p in part if not asks_for_verdict(p)] for part in (pipeline[:at], pipeline[at:]))
+    first, rest = [p for p in pipeline[:at] if not asks_for_verdict(p)], pipeline[at:]  # any before that asks changed nothing
     fork.numerics.declare(first)  # with verify="ends" nothing was declared on the way
     try:
         other = course.take(fork.program, rest, fork.numerics, [aside])
         tell(f"emitting TorchScript without {pass_.name}")
         course.emit(other)
+        dtype, reference = _speed_names(pass_, other.program)
         tell(f"timing the model without {pass_.name} and with it in turn")
         without, with_pass = (Contestant(w.program, w.scripted, course.arguments[0]) for w in (other, way))
         speed = decide(pass_, dtype, reference, without, with_pass)
@@ -278,14 +286,26 @@ def _faster(
         speed = Speed(pass_.name, dtype, reference, "unknown", reason=f"{type(error).__name__}: {first_line(error)}")
     speed = replace(speed, seconds=time.perf_counter() - clock)
     if speed.decision != "reverted":
+        way.told.notes += _not_judged(rest, way.steps[at:])
         return speed, way
+    other.told.notes += _not_judged(rest, other.steps)
     fork.step.report.reverted = str(speed)
     other.steps = [*way.steps[: fork.step.index], *other.steps]
     return speed, other
 
 
-def _dtype_name(program: Program) -> str:
-    return str(narrowest_float(program)).removeprefix("torch.")
+def _not_judged(passes: Sequence[Pass], steps: Sequence[StepReport]) -> list[str]:
+    """A line for each pass behind the one that was judged which asks for a verdict too."""
+    asked = [p for p, step in zip(passes, steps, strict=True) if asks_for_verdict(p) and step.rewrote]
+    return [f"{p}: its speed was not judged and its on_slower not read; only the first pass of these is judged" for p in asked]
+
+
+def _speed_names(pass_: Pass, reference: Program) -> tuple[str, str]:
+    """What `Speed` calls the dtype that the pass brings, and that of the model without it; "" for what has no such name."""
+    if "dtype" not in pass_.options:
+        return "", ""
+    dtype = pass_.given.get("dtype", pass_.options["dtype"])
+    return str(dtype).removeprefix("torch."), "float32" if float_dtypes(reference) == {torch.float32} else ""
 
 
 def plan(passes: str | Pass | Iterable[str | Pass], engine: str) -> list[Pass]:
@@ -374,7 +394,10 @@ def _refuse_lowered(program: Program) -> None:
         )
 
 
-def _example_calls(example_inputs: Any, example_kwargs: dict[str, Any] | None) -> list[tuple[tuple, dict[str, Any]]]:
+_Call: TypeAlias = tuple[tuple, dict[str, Any]]
+
+
+def _example_calls(example_inputs: Any, example_kwargs: dict[str, Any] | None) -> list[_Call]:
     if example_inputs is None and not example_kwargs:
         raise InputError(
             "example_inputs are missing: sizes and dtypes are taken from them, and the numbers are verified on them. "
@@ -399,28 +422,37 @@ def _arguments(item: Any, expected: str = EXAMPLES_EXPECTED) -> tuple:
     raise InputError(f"{expected}, got {type(item).__name__}")
 
 
-def _calibration_items(calibration_data: Any) -> list[tuple]:
-    """The arguments of each call, read once. A tensor, tuple, dict or text would be iterated too, and is no list of calls."""
+def _calibration_items(calibration_data: Any, examples: Sequence[_Call]) -> list[_Call]:
+    """The arguments of each call, read once. A tensor, tuple, dict or text would be iterated too, and is no list of calls.
+
+    A dict holds keyword arguments, unless it stands for one that the examples give by position: their first argument is a
+    dict then. Those of the examples go with each call, and what the call has itself goes first.
+    """
     if not isinstance(calibration_data, Iterable) or isinstance(calibration_data, (torch.Tensor, tuple, Mapping, str, bytes)):
         raise InputError(
-            "calibration_data must be a list, or another iterable, of calls (tensors, or tuples of arguments), "
-            f"got {type(calibration_data).__name__}"
+            "calibration_data must be a list, or another iterable, of calls (tensors, tuples or lists of arguments, dicts of "
+            f"keyword arguments), got {type(calibration_data).__name__}"
         )
-    expected = "calibration_data[{}] must be a tensor or a tuple of arguments"
-    items = [_arguments(item, expected.format(i)) for i, item in enumerate(calibration_data)]
+    by_position = any(arguments and isinstance(arguments[0], Mapping) for arguments, _ in examples)
+    kwargs = examples[0][1]
+    items: list[_Call] = []
+    for i, item in enumerate(calibration_data):
+        if isinstance(item, Mapping) and not by_position:
+            items.append(((), {**kwargs, **{str(name): value for name, value in item.items()}}))
+        else:
+            expected = f"calibration_data[{i}] must be a tensor, a tuple or list of arguments, or a dict of keyword arguments"
+            items.append((tuple(item) if isinstance(item, list) else _arguments(item, expected), kwargs))
     if not items:
         raise InputError("calibration_data is empty; give at least one call, or leave it out to use the example inputs")
     return items
 
 
-def _calibration_tensors(
-    items: Sequence[tuple], example_kwargs: dict[str, Any] | None, signature: Signature
-) -> list[list[torch.Tensor]]:
+def _calibration_tensors(items: Sequence[_Call], signature: Signature) -> list[list[torch.Tensor]]:
     """The flat tensors of each call. Raises `InputError` for one that does not fit what the example inputs fixed."""
     calls = []
-    for i, arguments in enumerate(items):
+    for i, (arguments, kwargs) in enumerate(items):
         try:
-            tensors = signature.flatten(arguments, dict(example_kwargs or {}))
+            tensors = signature.flatten(arguments, kwargs)
             signature.check(tensors)
         except SignatureError as error:
             raise InputError(f"calibration_data[{i}] does not fit the example inputs: {error}") from None

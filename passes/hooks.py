@@ -345,6 +345,11 @@ WIDTH = {torch.float64: 4, torch.float32: 3, torch.float16: 2, torch.bfloat16: 1
 
 def narrowest_float(program: Program) -> torch.dtype:
     """The narrowest floating dtype that the graph computes in."""
-    found: set[Any] = {facts.dtype(n) for node in program.all_calls for n in (node, *nodes_in(node.args))}
-    floats = [d for d in found if d in WIDTH]
+    floats = [d for d in float_dtypes(program) if d in WIDTH]
     return min(floats, key=WIDTH.__getitem__, default=torch.float32)
+
+
+def float_dtypes(program: Program) -> set[torch.dtype]:
+    """The floating dtypes that the graph computes in."""
+    found: set[Any] = {facts.dtype(n) for node in program.all_calls for n in (node, *nodes_in(node.args))}
+    return {d for d in found if d is not None and d.is_floating_point}

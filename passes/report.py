@@ -143,18 +143,19 @@ class Report:
         return grid
 
     def table(self) -> Table:
-        """One row per pass."""
+        """One row per pass. Refusals that go without saying are not counted."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
         table.add_column("pass", overflow="fold")
         for heading in ("rewrites", "refused", "nodes", "max error", "SQNR dB", "seconds"):
             table.add_column(heading, justify="right", no_wrap=True)
         for step in self.steps:
+            refusals = len([r for r in step.refusals if not _expected(r)])
             nodes = f"{step.nodes_before}→{step.nodes_after}" if step.rewrote else str(step.nodes_after)
             details = [*(f"{k}={_option(v)}" for k, v in step.options.items()), *(["reverted"] if step.reverted else [])]
             table.add_row(
                 Text("\n  ".join([step.name, *details])),
                 Text(str(len(step.rewrites)), style="bold green" if step.rewrites else "dim"),
-                Text(str(len(step.refusals)), style="yellow" if step.refusals else "dim"),
+                Text(str(refusals), style="yellow" if refusals else "dim"),
                 nodes,
                 _error(step.max_abs_error),
                 _decibel(step.sqnr_db, unit=""),
@@ -195,16 +196,17 @@ class Report:
         for step in self.steps:
             if step.ranges:
                 yield Text(f"{step.name}: ranges observed on {step.ranges}")
-            if step.casts is not None:
+            if step.casts is not None and any(t.count for t in (step.casts.before, step.casts.one_by_one, step.casts.after)):
                 undone = " (reverted)" if step.reverted else ""
                 yield Text(f"{step.name}: {_casts(step.casts)}{undone}")
 
-    def refused(self, limit: int = REASONS_SHOWN) -> Iterable[Text | Padding]:
-        """Refusals grouped by pass and reason, the most frequent first."""
+    def refused(self, limit: int = REASONS_SHOWN, expected: bool = False) -> Iterable[Text | Padding]:
+        """Refusals grouped by pass and reason, the most frequent first; with `expected` those too that go without saying."""
         groups: dict[tuple[str, str], list[Refusal]] = {}
         for step in self.steps:
             for refusal in step.refusals:
-                groups.setdefault((step.name, refusal.reason), []).append(refusal)
+                if expected or not _expected(refusal):
+                    groups.setdefault((step.name, refusal.reason), []).append(refusal)
         if not groups:
             return
         yield Text("\nrefused", style="bold")
@@ -264,6 +266,11 @@ def places(modules: Sequence[str], limit: int = MODULES_SHOWN) -> str:
     return ", ".join(distinct[:limit]) + (f", … {more} more" if more > 0 else "")
 
 
+def _expected(refusal: Refusal) -> bool:
+    """The refusal goes without saying: it is in `to_dict` and in what the CLI's `explain` prints, and nowhere else."""
+    return bool(getattr(refusal, "expected", False))
+
+
 # -- numbers for people -----------------------------------------------------------------------------------------------
 
 
@@ -291,11 +298,14 @@ def _seconds(value: float) -> str:
 
 
 def _casts(casts: Casts) -> str:
-    """`casts: 4 that move 1.2 MB per call; op by op it would be 107 and 93 MB; 0 before`."""
+    """`casts: 4 that move 1.2 MB in one pass through the graph; op by op it would be 107 and 93 MB; 0 before`.
+
+    Not "per call": the body of a loop counts once, and both sides of a branch do.
+    """
     after, one_by_one, before = casts.after, casts.one_by_one, casts.before
     moves = "moves" if after.count == 1 else "move"
     return (
-        f"casts: {after.count} that {moves} {_bytes(after.bytes)} per call; "
+        f"casts: {after.count} that {moves} {_bytes(after.bytes)} in one pass through the graph; "
         f"op by op it would be {one_by_one.count} and {_bytes(one_by_one.bytes)}; {before.count} before"
     )
 

@@ -239,11 +239,11 @@ def example_inputs(texts: Iterable[str], seed: int = SEED) -> tuple[torch.Tensor
     return tuple(example_input(text, generator) for text in texts)
 
 
-CALIBRATION_EXPECTED = "expected what torch.save writes of a list of calls, each a tensor or a tuple of arguments"
+CALIBRATION_EXPECTED = "expected what torch.save writes of a list of calls, each a tensor, a tuple, or a dict of arguments"
 
 
 def calibration_calls(path: Path) -> list[Any]:
-    """The calls that a file holds, each a tensor or a tuple of arguments. Nothing but tensors and containers is unpickled.
+    """The calls that a file holds, as `optimize` takes them. Nothing but tensors and containers is unpickled.
 
     Raises `InputError` when there is no such file, or it holds something else.
     """

@@ -9,6 +9,9 @@ and what a machine was busy with must not change what it gives. `optimize` reads
     warn      give the model with the pass, and raise a `SlowerWarning`
     keep      give it, and say so in the report
     revert    give the model without the pass
+
+One pass is judged: the first that asks and changed something. A later one that asks stays in both models, whatever the verdict
+on the first; its own `on_slower` is not read, and the report says so.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ def asks_for_verdict(pass_: Pass) -> bool:
 class Speed:
     """The verdict on one pass: median seconds per call of the models without and with it, over `rounds` rounds.
 
-    - `dtype`, `reference`: what the model with the pass computes in, and the one without.
+    - `dtype`: the pass's option of this name, "" of a pass that has none.
+    - `reference`: "float32" where the model without such a pass computes in that alone, "" otherwise.
     - `decision`: "faster" or "even"; or what was done with a slower model: "warned", "kept", "reverted"; or "unknown".
     - `reason`: why it is unknown. `seconds`: what the verdict took, with the emission of the model without the pass.
     """
@@ -74,9 +78,7 @@ class Speed:
     @property
     def names(self) -> tuple[str, str]:
         """What to call the models with and without the pass."""
-        if self.dtype != self.reference:
-            return self.dtype, self.reference
-        return f"the model with {self.pass_name}", f"the model without {self.pass_name}"
+        return self.dtype or f"the model with {self.pass_name}", self.reference or f"the model without {self.pass_name}"
 
     @property
     def times(self) -> str:

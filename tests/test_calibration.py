@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils.data import DataLoader, TensorDataset
 
 from ir_tools.frontends.source import Example
 from ir_tools.ir import Block
@@ -98,6 +100,59 @@ def test_keyword_arguments_of_the_example_go_with_each_call() -> None:
         net(), [looks], example_inputs=X, example_kwargs={"scale": 2.0, "shift": shift}, calibration_data=[X, X * 2],
     )  # fmt: skip
     assert told[0]["shift"] == range_of(shift) + range_of(shift)
+
+
+class ByKeyword(nn.Module):
+    def forward(self, *, input_ids: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        y = input_ids.relu() * scale
+        return y if mask is None else y + mask
+
+
+def test_a_dict_is_keyword_arguments_that_go_before_those_of_the_example() -> None:
+    looks, told = looker()
+    example = {"input_ids": X, "mask": X * 7, "scale": 2.0}
+    calls = [{"input_ids": X * 10}, UserDict({"mask": X * 100, "input_ids": X * 1000})]
+    optimize(ByKeyword().eval(), [looks], example_kwargs=example, calibration_data=calls)
+    assert told[0]["input_ids"] == range_of(X * 10) + range_of(X * 1000)
+    assert told[0]["mask"] == range_of(X * 7) + range_of(X * 100), "the example's stands in for what a call does not have"
+    with pytest.raises(InputError, match=r"calibration_data\[0\] does not fit the example inputs: .*'scale' was 2.0"):
+        optimize(ByKeyword().eval(), [looks], example_kwargs=example, calibration_data=[{"scale": 3.0}])
+    with pytest.raises(InputError, match=r"calibration_data\[1\] does not fit the example inputs: .*unexpected .*'ids'"):
+        optimize(ByKeyword().eval(), [looks], example_kwargs=example, calibration_data=[{}, {"ids": X}])
+    with pytest.raises(InputError, match=r"calibration_data\[0\] does not fit the example inputs: .*positional"):
+        optimize(ByKeyword().eval(), [looks], example_kwargs=example, calibration_data=[X])
+
+
+def test_a_dict_may_name_what_the_example_gives_by_position() -> None:
+    looks, told = looker()
+    optimize(net(), [looks], example_inputs=X, calibration_data=[{"x": X * 10}])
+    assert told[0]["x"] == range_of(X * 10)
+
+
+class TakesDict(nn.Module):
+    def forward(self, batch: dict[str, Tensor], shift: Tensor) -> Tensor:
+        return batch["x"].relu() + shift
+
+
+def test_a_dict_is_one_argument_where_the_example_has_a_dict_there() -> None:
+    looks, told = looker()
+    options = {"example_inputs": {"x": X}, "example_kwargs": {"shift": X}}
+    optimize(TakesDict().eval(), [looks], **options, calibration_data=[{"x": X * 10}, ({"x": X * 20},)])
+    (x,) = [r for name, r in told[0].items() if "x" in name.split("_")]
+    assert x == range_of(X * 10) + range_of(X * 20)
+
+
+def test_a_data_loader_gives_lists_of_arguments() -> None:
+    looks, told = looker()
+    data = TensorDataset(torch.ones(4, 4) * 10, torch.ones(4, 3))
+    options = {"example_inputs": (X, 1.0, torch.zeros(2, 3))}
+    loader = [[x, 1.0, shift] for x, shift in DataLoader(data, batch_size=2)]
+    optimize(net(), [looks], **options, calibration_data=loader)
+    assert told[0]["x"] == range_of(torch.ones(4, 4) * 10)
+    optimize(net(), [looks], example_inputs=X, calibration_data=DataLoader(TensorDataset(torch.ones(4, 4)), batch_size=2))
+    assert told[1]["x"] == range_of(torch.ones(4, 4))
+    with pytest.raises(InputError, match=r"calibration_data\[0\] does not fit .*input 'x' must be a tensor, got list"):
+        optimize(net(), [looks], example_inputs=X, calibration_data=[[[X]]])
 
 
 def test_sizes_may_differ_where_they_are_dynamic() -> None:

@@ -155,12 +155,13 @@ def test_a_file_of_ours_brings_its_own_inputs(workplace):
 
 
 def test_calibration_calls_come_from_a_file(workplace):
-    torch.save([torch.ones(1, 3, 16, 16), (torch.zeros(1, 3, 16, 16),)], "calls.pt")
+    x = torch.ones(1, 3, 16, 16)
+    torch.save([x, (x * 0,), [x * 2], {"x": x}], "calls.pt")
     arguments = ("cli_zoo:Net", *INPUT, "--passes", "cast_half:on_slower=keep", "--calibration", "calls.pt")
     out = succeeds("optimize", *arguments, "--no-bench")
-    assert "cast_half: ranges observed on 2 calls of calibration_data" in out
+    assert "cast_half: ranges observed on 4 calls of calibration_data" in out
     assert re.search(r"bfloat16(: | is SLOWER than float32 on this machine: )[\d.]+ → [\d.]+ ms, [\d.]+x as fast", out)
-    assert "cast_half: ranges observed on 2 calls of calibration_data" in succeeds("explain", *arguments)
+    assert "cast_half: ranges observed on 4 calls of calibration_data" in succeeds("explain", *arguments)
     assert "ranges observed on 1 call of the example inputs" in succeeds("explain", *arguments[:-2])
 
 
@@ -175,10 +176,10 @@ def test_calibration_calls_come_from_a_file(workplace):
         ([Path("x")], "holds something else than tensors, or is damaged"),
         ([torch.nn.Linear(1, 1)], "holds something else than tensors, or is damaged"),
         ([], "calibration_data is empty"),
-        ([torch.ones(1, 3, 16, 16), [torch.ones(1)]], "calibration_data[1] must be a tensor or a tuple of arguments, got list"),
+        ([torch.ones(1, 3, 16, 16), "x"], "calibration_data[1] must be a tensor, a tuple or list of arguments, or a dict of"),
         ([torch.ones(1, 3, 8, 8)], "calibration_data[0] does not fit the example inputs: input 'x' must have shape"),
     ],
-    ids=["missing", "empty file", "text", "a tensor", "a dict", "objects", "a module", "empty", "lists", "shape"],
+    ids=["missing", "empty file", "text", "a tensor", "a dict", "objects", "a module", "empty", "texts", "shape"],
 )
 @pytest.mark.parametrize("command", ["optimize", "explain"])
 def test_calibration_files_that_are_not(workplace, command, content, message):
@@ -238,12 +239,38 @@ def test_explain_says_why_a_pass_would_not_fire(workplace):
 def test_passes_lists_every_pass_and_group():
     out = succeeds("passes")
     for name, entry in catalogue.CATALOGUE.items():
-        options = "".join(f"  {k}={v}" for k, v in entry.options.items())
-        assert f"{name}  {entry.declares}{options}\n" in out
+        assert f"{name}  {entry.declares}\n" in out
         assert entry.summary in out
         assert entry.equation.splitlines()[0] in out
     for name, members in catalogue.GROUPS.items():
         assert f"{name} = {', '.join(members)}" in out
+
+
+def test_options_are_listed_as_they_are_typed_with_what_they_may_be():
+    out = succeeds("passes")
+    for line in (
+        "dtype=bfloat16|float16", "level=O2|O1|O3", "keep_float=NAME+NAME", "overrides=NAME=O1|O2|O3|float+NAME=...",
+        "on_slower=warn|keep|revert", "choose=measured|fused", "choices=TEXT",
+    ):  # fmt: skip
+        assert f"  :{line}\n" in out
+    assert "keep_float=()" not in out and "{}" not in out and "the first is the default" in " ".join(out.split())
+    help_text = " ".join(succeeds("optimize", "--help").split())
+    assert "keep_float=head+softmax" in help_text
+
+
+@pytest.mark.parametrize(
+    "passes, message",
+    [
+        ("cast_half:keep_float=a,b", "there is no pass 'b'; commas part passes, and names in an option are joined by '+': "
+                                     "keep_float=a+b"),
+        ("cast_half:overrides=0=O1,1=float", "joined by '+': overrides=0=O1+1=float"),
+        ("cast_half:keep_float=a,b,fuse_conv_bn", "keep_float=a+b"),
+        ("cast_half:level=O1,fuse_conf_bn", "there is no pass 'fuse_conf_bn'; did you mean fuse_"),
+    ],
+)  # fmt: skip
+def test_names_in_an_option_are_not_joined_by_commas(workplace, passes, message):
+    result = run("explain", "cli_zoo:Net", *INPUT, "-p", passes)
+    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_equations_are_not_cut_on_a_narrow_terminal(monkeypatch):

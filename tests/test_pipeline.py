@@ -414,6 +414,33 @@ def test_a_rule_of_the_users_own_through_the_public_api() -> None:
     assert [r.reason for r in report.steps[0].refusals] == ["not so: The factor is not zero."]
 
 
+def test_a_dtype_stands_for_its_name_in_an_option() -> None:
+    cast_half = CATALOGUE["cast_half"]
+    assert cast_half.with_options(dtype=torch.float16).given == {"dtype": "float16"}
+    assert str(cast_half.with_options(dtype=torch.bfloat16)) == "cast_half:dtype=bfloat16"
+    for option, given in (("dtype", torch.float32), ("level", torch.float16)):
+        with pytest.raises(OptionError, match=rf"cast_half: {option} must be one of .*, got {given}"):
+            cast_half.with_options(**{option: given})
+
+
+@pytest.mark.parametrize("text", ["keep_float=a,b", "overrides=a=O1,b=float"])
+def test_names_in_an_option_are_joined_by_plus(text) -> None:
+    with pytest.raises(OptionError, match=r"names are joined by '\+', not by ','"):
+        find_passes(f"cast_half:{text}")
+    assert CATALOGUE["cast_half"].with_options(keep_float=["a,b"]).given == {"keep_float": ("a,b",)}, "a name is free"
+
+
+def test_options_say_how_they_are_written() -> None:
+    assert CATALOGUE["cast_half"].spellings == {
+        "dtype": "dtype=bfloat16|float16",
+        "level": "level=O2|O1|O3",
+        "keep_float": "keep_float=NAME+NAME",
+        "overrides": "overrides=NAME=O1|O2|O3|float+NAME=...",
+        "on_slower": "on_slower=warn|keep|revert",
+    }
+    assert CATALOGUE["fold_constants"].spellings == {}
+
+
 def test_a_whole_graph_pass_with_options_of_the_users_own() -> None:
     seen: list[str] = []
 

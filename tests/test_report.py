@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import dataclass
 from io import StringIO
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.journal import Casts, Refusal, Rewrite, Traffic
-from passes import optimize
+from passes import cli, optimize
 from passes.report import Report, StepReport, places
 from passes.speed import Speed
 
@@ -194,6 +195,31 @@ def test_rewrites_are_grouped_by_pass_and_rule():
     assert "layer1.0.bn1, layer1.1.bn1, layer1.2.bn1, … 50 more" in text
 
 
+# -- refusals that go without saying ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Silent(Refusal):
+    """As `Refusal` is with a field `expected`."""
+
+    expected: bool = False
+
+
+def test_expected_refusals_are_data_and_not_printed(capsys):
+    def step(*refusals: Refusal) -> Report:
+        return Report(steps=[StepReport("cast_half", refusals=list(refusals))], dry_run=True)
+
+    quiet, told = Silent("a@1", "a", "embed", "integers stay integers", True), Silent("a@2", "a", "head", "too large", False)
+    report = step(quiet, told)
+    assert "too large ×1" in str(report) and "integers" not in str(report)
+    assert row(str(report), "cast_half ")[2] == "1" and row(str(step(quiet)), "cast_half ")[2] == "0"
+    assert "refused\n" not in str(step(quiet))
+    assert [r["expected"] for r in report.to_dict()["steps"][0]["refusals"]] == [True, False]
+    cli._explain(report, Console(width=80))
+    out = capsys.readouterr().out
+    assert "integers stay integers ×1" in out and "too large ×1" in out
+
+
 # -- casts and ranges ---------------------------------------------------------------------------------------------------
 
 MOVED = Casts(Traffic(), Traffic(107, 93_400_000), Traffic(4, 1_234_567))
@@ -208,7 +234,7 @@ def test_casts_are_a_line_that_says_what_they_move():
     report.steps[2].casts = MOVED
     report.steps[2].ranges = "64 calls of calibration_data"
     text = unwrapped(report)
-    line = "cast_half: casts: 4 that move 1.2 MB per call; op by op it would be 107 and 93 MB; 0 before"
+    line = "cast_half: casts: 4 that move 1.2 MB in one pass through the graph; op by op it would be 107 and 93 MB; 0 before"
     assert line in text and "reverted" not in text
     assert "cast_half: ranges observed on 64 calls of calibration_data" in text
     assert "casts:" not in str(full()) and "ranges" not in str(full())
@@ -224,7 +250,14 @@ def test_casts_are_a_line_that_says_what_they_move():
 )  # fmt: skip
 def test_bytes_are_told_in_decimal_units(count, text):
     report = Report(steps=[StepReport("cast", casts=Casts(after=Traffic(1, count)))])
-    assert f"1 that moves {text} per call" in unwrapped(report)
+    assert f"1 that moves {text} in one pass" in unwrapped(report)
+
+
+def test_no_casts_are_no_line():
+    report = Report(steps=[StepReport("cast", casts=Casts())])
+    assert "casts:" not in str(report) and report.to_dict()["steps"][0]["casts"]["after"] == {"count": 0, "bytes": 0}
+    for moved in (Casts(before=Traffic(1, 8)), Casts(one_by_one=Traffic(1, 8)), Casts(after=Traffic(1, 8))):
+        assert "casts:" in str(Report(steps=[StepReport("cast", casts=moved)]))
 
 
 def test_casts_add_up():
@@ -243,7 +276,7 @@ def test_what_a_pass_says_of_its_casts_is_in_the_report():
 
     report = optimize(torch.nn.ReLU().eval(), [counts_casts, "remove_dropout"], example_inputs=torch.ones(2)).report
     assert [step.casts for step in report.steps[:2]] == [MOVED, None]
-    assert "counts_casts: casts: 4 that move 1.2 MB per call" in unwrapped(report)
+    assert "counts_casts: casts: 4 that move 1.2 MB in one pass through the graph" in unwrapped(report)
     first, second = json.loads(json.dumps(report.to_dict()))["steps"][:2]
     assert first["casts"]["one_by_one"] == {"count": 107, "bytes": 93_400_000} and second["casts"] is None
 

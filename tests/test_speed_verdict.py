@@ -169,14 +169,49 @@ def test_revert_reports_the_choices_of_the_model_that_is_given(monkeypatch) -> N
     assert kept.asked and all("bfloat16" in signature for signature in kept.asked)
 
 
-def test_only_a_pass_that_asked_is_left_out(monkeypatch) -> None:
-    """Passes before it and after it stay, and a second one that asks goes with the first."""
+@pytest.mark.parametrize("verify", ["each", "ends"])
+def test_only_the_pass_that_was_judged_is_left_out(monkeypatch, verify) -> None:
+    """Passes before it and after it stay, a second one that asks too, and a line says that nobody judged that one."""
     inject(monkeypatch, SLOWER)
-    passes = ["fuse_conv_relu", "cast_half:on_slower=revert", "cast_half:level=O3", "remove_dead_code"]
-    fast = optimize(net(), passes, example_inputs=X, engine="aten")
+    second = "cast_half:dtype=float16:on_slower=keep"
+    passes = ["fuse_conv_relu", "cast_half:level=O1:on_slower=revert", second, "remove_dead_code"]
+    fast = optimize(net(), passes, example_inputs=X, engine="aten", verify=verify)
     names = [step.name for step in fast.report.steps]
-    assert names == ["fuse_conv_relu", "cast_half", "remove_dead_code", "lower_aten"] and dtypes(fast) == {torch.float32}
-    assert [step.name for step in fast.report.steps if step.reverted] == ["cast_half"]
+    assert names == ["fuse_conv_relu", "cast_half", "cast_half", "remove_dead_code", "lower_aten"]
+    assert [bool(step.reverted) for step in fast.report.steps] == [False, True, False, False, False]
+    assert dtypes(fast) == {torch.float16} and fast.manifest["passes"].count("cast_half") == 1
+    (note,) = [note for note in fast.report.notes if "judged" in note]
+    assert note.startswith(f"{second}: its speed was not judged")
+    assert fast.report.speed.names == ("bfloat16", "the model without cast_half"), "which computes in float16"
+
+
+def test_a_second_pass_that_asks_stays_with_the_first_too(monkeypatch) -> None:
+    inject(monkeypatch, FASTER)
+    passes = ["cast_half:level=O1:keep_float=linear", "cast_half:dtype=float16"]
+    fast = optimize(net(), passes, example_inputs=X, engine="aten")
+    assert dtypes(fast) == {torch.bfloat16, torch.float16} and len([n for n in fast.report.notes if "judged" in n]) == 1
+    alone = optimize(net(), [passes[0], "cast_half:level=O1:keep_float=linear"], example_inputs=X, engine="aten")
+    assert not any("judged" in note for note in alone.report.notes), "the second one changed nothing"
+
+
+class OneHalfLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu().half()).float()
+
+
+def test_a_model_that_is_not_float32_alone_is_not_called_so(monkeypatch) -> None:
+    """Nor is it called after its narrowest layer, which the pass did not touch."""
+    inject(monkeypatch, SLOWER)
+    fast = optimize(OneHalfLayer().eval(), "cast_half:on_slower=keep", example_inputs=torch.randn(4, 8))
+    assert (fast.report.speed.dtype, fast.report.speed.reference) == ("bfloat16", "")
+    assert "bfloat16 is SLOWER than the model without cast_half on this machine" in " ".join(str(fast.report).split())
+    inject(monkeypatch, FASTER)
+    fast = optimize(OneHalfLayer().eval(), "cast_half:dtype=float16", example_inputs=torch.randn(4, 8))
+    assert str(fast.report.speed).startswith("float16: ") and str(fast.report.speed).count("the model without cast_half") == 1
 
 
 # -- measuring ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import fx
 
 from ir_tools.errors import PassesError
@@ -77,6 +78,12 @@ class Pass:
         return {name: p.default for name, p in _option_parameters(self.function).items()}
 
     @property
+    def spellings(self) -> dict[str, str]:
+        """How each option is written: `dtype=bfloat16|float16`, the default first; `keep_float=NAME+NAME`."""
+        hints = typing.get_type_hints(self.function)
+        return {name: f"{name}={_spelling(hints.get(name), default)}" for name, default in self.options.items()}
+
+    @property
     def summary(self) -> str:
         """The first line of the pass's docstring."""
         return self.doc.strip().splitlines()[0] if self.doc.strip() else ""
@@ -115,9 +122,14 @@ class Pass:
 def _read_option(what: str, value: Any, hint: Any) -> Any:
     """An option's value as its annotation wants it; one of several values, or of a mapping, may be given as text.
 
-    `Literal`: one of these. `tuple[str, ...]`: a list, or "a+b". `Mapping[str, Literal]`: a dict, or "a=O1+b=float".
+    `Literal`: one of these; a `torch.dtype` for its name. `tuple[str, ...]`: a list, or "a+b". `Mapping[str, Literal]`: a dict,
+    or "a=O1+b=float".
     """
     kind, choices = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal and isinstance(value, torch.dtype) and dtype_name(value) in choices:
+        return dtype_name(value)
+    if kind in (tuple, Mapping) and isinstance(value, str) and "," in value:
+        raise OptionError(f"{what}: names are joined by '+', not by ',': got {value!r}")
     if kind is Literal and value not in choices:
         raise OptionError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     if kind is tuple:
@@ -131,6 +143,22 @@ def _read_option(what: str, value: Any, hint: Any) -> Any:
             raise OptionError(f"{what} must be a dict from names, or text like 'name=value+name=value', got {value!r}")
         return {part: _read_option(f"{what}[{part!r}]", given, choices[1]) for part, given in parts.items()}
     return value
+
+
+def _spelling(hint: Any, default: Any) -> str:
+    """What an option may be, as text that `_read_option` takes; the default first."""
+    kind, choices = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal:
+        return "|".join(map(str, sorted(choices, key=lambda choice: choice != default)))
+    if kind is tuple:
+        return "NAME+NAME"
+    if kind is Mapping:
+        return f"NAME={_spelling(choices[1], None)}+NAME=..."
+    return str(default) if default is not None else "TEXT"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def spelled_option(value: Any) -> str:
