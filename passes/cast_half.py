@@ -94,8 +94,8 @@ def cast_half(
                 journal.refused(site, "cast_half", place(node), CLAMPED)
             if node in in_half and new is not node and not is_part and site not in prepared:
                 journal.rewrote(site, short_name(node.target), place(node))
-        if stance.reason and stance.reason not in EXPECTED and not is_part:
-            journal.refused(site, "cast_half", place(node), stance.reason)
+        if stance.reason and not is_part:
+            journal.refused(site, "cast_half", place(node), stance.reason, expected=stance.reason in EXPECTED)
     caster.restore_outputs(outputs)
     said = {node.name for node, stance in policy.stances.items() if stance.reason in (IS_WIDE, OVERFLOWS)}
     for value in caster.clamped_values:

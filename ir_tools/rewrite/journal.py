@@ -22,12 +22,16 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One place where a rule matched but was not applied, and the reason in a sentence."""
+    """One place where a rule matched but was not applied, and the reason in a sentence.
+
+    `expected`: it goes without saying, and only who asks is told (`explain`, `to_dict`).
+    """
 
     site: str
     rule: str
     module: str
     reason: str
+    expected: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,5 +84,5 @@ class Journal:
     def rewrote(self, site: str, rule: str, module: str) -> None:
         self.rewrites.append(Rewrite(site, rule, module))
 
-    def refused(self, site: str, rule: str, module: str, reason: str) -> None:
-        self.refusals.append(Refusal(site, rule, module, reason))
+    def refused(self, site: str, rule: str, module: str, reason: str, *, expected: bool = False) -> None:
+        self.refusals.append(Refusal(site, rule, module, reason, expected))
