@@ -22,6 +22,7 @@ server does, so that eager autocast casts its weights in each. Every round calls
 SQNR is 10 log10(signal / noise) against eager float32, in float64, both summed over four inputs; the worst output counts.
 Casts are those between floating dtypes that are done in each call, as the graph is written: for the trace, in its graph before
 freezing, with those of weights, and in brackets those of values that follow from an input, which freezing leaves.
+A Program is held against both.
 """
 
 from __future__ import annotations
