@@ -97,6 +97,7 @@ def cast_half(
         if stance.reason and not is_part:
             journal.refused(site, "cast_half", place(node), stance.reason, expected=stance.reason in EXPECTED)
     caster.restore_outputs(outputs)
+    caster.skip_idle()
     said = {node.name for node, stance in policy.stances.items() if stance.reason in (IS_WIDE, OVERFLOWS)}
     for value in caster.clamped_values:
         if value.name not in said:

@@ -118,8 +118,9 @@ class Numbers:
     def _why_constants(self, node: Any) -> str | None:
         """Why the constants of an op need float. Those that are added are masks, and clamped; small biases may be lost."""
         name, given = short_name(node.target), bound_arguments(node)
-        spared = [given.get(argument) for argument in ("bias", "b", *FLOAT_PARAMETERS.get(name, ()))]
-        for constant in [n for n in node.all_input_nodes if self.block.constant(n) is not None]:
+        biases = (given.get("bias"), given.get("b"))
+        stay = [given.get(argument) for argument in FLOAT_PARAMETERS.get(name, ())]
+        for constant in [n for n in node.all_input_nodes if self.block.constant(n) is not None and n not in stay]:
             tensor = self.block.constants[str(constant.target)]
             if tensor.dtype is not torch.float32 or tensor.numel() == 0:
                 continue
@@ -129,7 +130,7 @@ class Numbers:
             if seen.largest > self.limits.max and name not in (*ADDS, *MASKS):
                 self.wide.add(node)
                 return IS_WIDE
-            if constant not in spared and is_lost(seen, self.half, is_divisor=constant in self.divisors):
+            if constant not in biases and is_lost(seen, self.half, is_divisor=constant in self.divisors):
                 return CONSTANT_LOST
         return None
 

@@ -149,7 +149,7 @@ class Report:
         for heading in ("rewrites", "refused", "nodes", "max error", "SQNR dB", "seconds"):
             table.add_column(heading, justify="right", no_wrap=True)
         for step in self.steps:
-            refusals = len([r for r in step.refusals if not _expected(r)])
+            refusals = len([r for r in step.refusals if not r.expected])
             nodes = f"{step.nodes_before}→{step.nodes_after}" if step.rewrote else str(step.nodes_after)
             details = [*(f"{k}={_option(v)}" for k, v in step.options.items()), *(["reverted"] if step.reverted else [])]
             table.add_row(
@@ -205,7 +205,7 @@ class Report:
         groups: dict[tuple[str, str], list[Refusal]] = {}
         for step in self.steps:
             for refusal in step.refusals:
-                if expected or not _expected(refusal):
+                if expected or not refusal.expected:
                     groups.setdefault((step.name, refusal.reason), []).append(refusal)
         if not groups:
             return
@@ -264,11 +264,6 @@ def places(modules: Sequence[str], limit: int = MODULES_SHOWN) -> str:
     distinct = list(dict.fromkeys(modules))
     more = len(distinct) - limit
     return ", ".join(distinct[:limit]) + (f", … {more} more" if more > 0 else "")
-
-
-def _expected(refusal: Refusal) -> bool:
-    """The refusal goes without saying: it is in `to_dict` and in what the CLI's `explain` prints, and nowhere else."""
-    return bool(getattr(refusal, "expected", False))
 
 
 # -- numbers for people -----------------------------------------------------------------------------------------------

@@ -69,6 +69,17 @@ class Caster:
         self.draft.replace(node, new)
         return new
 
+    def skip_idle(self) -> None:
+        """Let who reads a cast of the model that has become none, its operand being of that dtype now, read the operand."""
+        mutated = self.draft.program.mutated_values
+        for node in self.draft.program.calls:
+            if node.target is not aten.to.dtype or node in mutated:
+                continue
+            given = bound_arguments(node)
+            plain = not given["copy"] and given["memory_format"] is None
+            if plain and given["self"] in self._made and facts.dtype(given["self"]) is facts.dtype(node):
+                self.draft.redirect(node, given["self"])
+
     def restore_outputs(self, dtypes: Sequence[torch.dtype | None]) -> None:
         """Cast the Block's outputs back to `dtypes`."""
         output = self.draft.program.output

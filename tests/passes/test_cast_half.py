@@ -809,6 +809,12 @@ def test_two_outputs_do_not_come_to_share_memory() -> None:
     assert len({t.untyped_storage().data_ptr() for t in outputs_of(after, X)}) == 3
 
 
+def test_a_cast_of_the_model_that_has_become_none_goes() -> None:
+    model = Model(lambda m, x: m.l(m.l(x).bfloat16().float() + 1), l=nn.Linear(4, 4)).eval()
+    after, _ = check_cast(model, X)
+    assert ops(after) == ["to", "linear", "add", "linear", "to"]
+
+
 def test_a_mask_that_the_model_casts_is_clamped() -> None:
     def attend(m: Model, x: Tensor, keep: Tensor) -> Tensor:
         q = m.l(x)[None]
