@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ir_tools.ir import Program, facts
-from ir_tools.ir.dialect import argument, short_name
+from ir_tools.ir import Draft, Program, facts
+from ir_tools.ir.dialect import argument, aten, short_name
 from ir_tools.rewrite import Journal
 from passes.half_ops import PERIODIC
 from passes.half_rescaling import LARGEST_SHIFT
 from tests.check import captured, outputs_of, relative_error, rewritten
-from tests.passes.test_cast_half import HALVES, LEVELS, Model, X, cast_half, check_cast, numbers, seen_on
+from tests.passes.test_cast_half import HALVES, LEVELS, Model, X, cast_half, check_cast, numbers, policy, seen_on
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
@@ -199,6 +199,7 @@ MASKED = {
     "sub": lambda y, k: y - k,
     "rsub": lambda y, k: torch.rsub(y, k),
     "where": lambda y, k: torch.where(y > 0, y, k),
+    "masked_fill": lambda y, k: k.masked_fill(y > 0, 0.0),
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
@@ -277,3 +278,25 @@ def test_what_moves_floats_is_half_only_where_all_its_readers_are() -> None:
 
     after, _ = check_cast(Model(function, l=nn.Linear(4, 4)), X, level="O1")
     assert marked(after) == ["relu", "abs", "neg", *["linear*"] * 3, "cat", "exp"]
+
+
+# -- what the front ends seldom give --------------------------------------------------------------------------------------
+
+
+def test_results_that_somebody_reads_as_one_list_stay_float() -> None:
+    model = Model(lambda m, x: torch.cat(m.l(x).split(2, 1), 1).relu(), l=nn.Linear(4, 4)).eval()
+    draft = Draft.of(captured(model, X))
+    split, joined = (next(n for n in draft.program.calls if short_name(n.target) == name) for name in ("split", "cat"))
+    with draft.before(joined):
+        draft.replace(joined, draft.call(aten.cat.default, split, 1))
+    after, journal = rewritten(cast_half, draft.finish(), X)
+    assert marked(after)[:2] == ["linear*", "split"] and policy.IS_READ_WHOLE in {r.reason for r in journal.refusals}
+
+
+def test_what_reads_a_value_of_unknown_dtype_stays_as_it_is() -> None:
+    program = captured(Model(lambda m, x: m.l(m.l(x).relu()), l=nn.Linear(4, 4)).eval(), X)
+    next(n for n in program.calls if short_name(n.target) == "relu").meta.pop("val")
+    stances = policy.Policy(program, torch.bfloat16, "O3", {}, Journal()).stances
+    assert [(short_name(n.target), s.reason) for n, s in stances.items()] == [
+        ("linear", ""), ("relu", policy.IS_UNKNOWN), ("linear", policy.IS_UNKNOWN)
+    ]  # fmt: skip
