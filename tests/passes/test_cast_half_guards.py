@@ -82,7 +82,7 @@ def test_values_that_lose_one_bit_stay_float(magnitudes: tuple[float, float], ex
     assert ({numbers.LOSES, numbers.READS_UNFIT} <= {r.reason for r in journal.refusals}) == (expected == "abs")
 
 
-@pytest.mark.parametrize("shift, found", [(LARGEST_SHIFT, True), (LARGEST_SHIFT + 8, False)])
+@pytest.mark.parametrize("shift, found", [(20, True), (LARGEST_SHIFT + 8, False)])
 def test_products_are_scaled_by_so_much_and_no_more(shift: int, found: bool) -> None:
     x = X.clamp(-3, 3).sign() * 2.0 ** (13 + shift)
     program = captured(Model(lambda m, x: m.l(x), l=identity()).eval(), x)
@@ -263,7 +263,8 @@ def test_no_float_is_rounded_for_a_softmax_or_a_search(name: str) -> None:
     """A cast of the sum is there, for the linear. To read it would save the cast of the result."""
     model = Model(lambda m, x, *floats: BEHIND[name](m, _added_up(m, x, *floats)), l=nn.Linear(4, 4))
     after, _ = check_cast(model, X, *FLOATS)
-    assert {"addcmul", name} <= set(marked(after)), marked(after)
+    (node,) = (n for n in after.calls if short_name(n.target) == name)
+    assert short_name(argument(node, "self").target) == "addcmul" and facts.dtype(argument(node, "self")) is torch.float32
     alone = Model(lambda m, x: (m.l(x), BEHIND[name](m, m.l(x)))[1], l=nn.Linear(4, 4))
     (node,) = (n for n in check_cast(alone, X)[0].calls if short_name(n.target) == name)
     assert facts.dtype(argument(node, "self")) is torch.bfloat16
