@@ -127,7 +127,7 @@ class Numbers:
             if constant not in self.of_constants:
                 self.of_constants[constant] = range_of(tensor)
             seen = self.of_constants[constant]
-            if seen.largest > self.limits.max and name not in (*ADDS, *MASKS):
+            if seen.largest > self.limits.max and name not in ADDS and constant is not given.get(MASKS.get(name, "")):
                 self.wide.add(node)
                 return IS_WIDE
             if constant not in biases and is_lost(seen, self.half, is_divisor=constant in self.divisors):
