@@ -71,7 +71,12 @@ class Numbers:
         self.masks = mask_inputs(self.block)
         if self.half is torch.float16:
             self.wide |= self.masks  # -65504 - 20 is -inf already, while in bfloat16 the lowest number swallows what is added
-        self.cancelling = {value for node in self.divisors if self._cancels(node) for value in (node, *node.all_input_nodes)}
+        differences = {node for node in self.divisors if self._cancels(node)}
+        self.cancelling = {value for node in differences for value in (node, *node.all_input_nodes)}
+        for node in self.block.calls:  # and as they are moved to what divides by them
+            if short_name(node.target) in MOVES and not differences.isdisjoint(node.all_input_nodes):
+                differences.add(node)
+        self.cancelling |= differences
         values = (*self.block.placeholders, *self.block.calls)
         self.unfit = {value: why for value in values if (why := self._why_unfit(value)) is not None}
         for node in reversed(self.block.calls):  # what merely moves a value that does not fit was given one

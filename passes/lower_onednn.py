@@ -52,8 +52,7 @@ def lower_onednn(
     table: dict[Any, Any] = {quant_stub: without_stub, **dict.fromkeys(PRODUCTS, lowering(packed))}
     if any(is_ours(Call(node)) for node in program.calls):
         table[ATTENTION] = partial(if_ours, lowering(attended, cache(later_keys)))
-    if choose == "measured":
-        table |= dict.fromkeys(MEANS, lowering(averaged))
+    table |= dict.fromkeys(MEANS, lowering(averaged))
     return replace_by_table(program, table, "lower_onednn", journal)
 
 
@@ -72,11 +71,7 @@ def attended(choices, later, op, call):
 
 def averaged(choices, op, call):
     pooling = Pooling.of(call)
-    if pooling is None or not pooling_forms.can_be_timed(pooling):
-        return None
-    forms = pooling_forms.forms_of(pooling)
-    choice = choices.choose(pooling_forms.signature(pooling), partial(pooling_forms.timed_forms, pooling), among=forms)
-    return None if choice.is_favourite else forms[choice.form](op, pooling)
+    return pooling and in_its_form(choices, op, pooling_forms, pooling)
 
 
 def if_ours(lower, op, call):

@@ -60,7 +60,7 @@ def test_a_mean_is_pooled(case: str, dtype: torch.dtype, layout: torch.memory_fo
     assert ops(after) == expected and len(journal.rewrites) == 1
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) <= WITHIN[dtype]
     monkeypatch.setattr(choices, "measure", winner(0))
-    assert rewritten(lower_onednn, program, x)[0] is program
+    assert ops(rewritten(lower_onednn, program, x)[0]) == ops(program)
 
 
 @pytest.mark.parametrize("case", OTHERS)
@@ -86,7 +86,7 @@ def test_what_was_chosen_is_replayed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_without_measuring_a_mean_stays() -> None:
     x = torch.randn(2, 5, 9, 7)
     program = captured(Means(MEANS["keeps axes"][0]).eval(), x)
-    assert lower_onednn.with_options(choose="fused")(program) is program
+    assert ops(lower_onednn.with_options(choose="fused")(program)) == ops(program)
 
 
 def test_the_signature_and_the_forms_that_are_timed() -> None:
