@@ -15,9 +15,9 @@ reads its source instead. An op with a float64 operand, an op that writes in pla
 half already stay as they are. So does an op with a number beyond the range of half (a mask of -1e9), or below its smallest
 normal number (an epsilon of 1e-12 in float16), and what reads it; a mask is clamped to the range where it is cast.
 
-Options: `keep_float` names modules and ops, `overrides` gives a module or op a level of its own, or "float"; the longest name
-that fits decides. What values were seen on example or calibration data (`journal.ranges`) keeps in float what would overflow or
-be lost. `on_slower` is read by `optimize`: what to do where half is slower on this machine.
+Options: `keep_float` names modules and ops, `overrides` gives a module or op a level of its own, or "float"; a module decides
+before a kind of op, the longest path before others. What values were seen on example or calibration data (`journal.ranges`)
+keeps in float what would overflow or be lost. `on_slower` is read by `optimize`: what to do where half is slower on this machine.
 """
 
 import difflib

@@ -3,7 +3,7 @@
     HALF           in half                                       matrix ops; at O3 whatever the table knows
     FLOAT          in float, with a reason                       fragile ops, and what would break
     EITHER         wherever casts are fewer                      ops that are as precise as their operands, behind half ones
-    WITH_READERS   in half only where all its readers are        what only moves float values: rounded before or behind it
+    WITH_READERS   in half only where all its readers are        what only moves float values; at O2 all that no half op gave
     BETWEEN        the same, and its operands too                fragile ops whose half kernel computes in float inside
     WITH_OPERANDS  what its operands are                         searches: nothing is rounded for them
     AS_IT_COMES    takes what it gets                            explicit casts, comparisons, ops without float operands
