@@ -17,7 +17,7 @@ normal number (an epsilon of 1e-12 in float16), and what reads it; a mask is cla
 
 Options: `keep_float` names modules and ops, `overrides` gives a module or op a level of its own, or "float"; a module decides
 before a kind of op, the longest path before others. What values were seen on example or calibration data (`journal.ranges`)
-keeps in float what would overflow or be lost. `on_slower` is read by `optimize`: what to do where half is slower on this machine.
+keeps in float what would overflow or be lost. `on_slower` is read by `optimize`: what to do where half is slower here.
 """
 
 import difflib
