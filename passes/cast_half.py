@@ -38,7 +38,7 @@ from ir_tools.rewrite.nearest import places_of
 from passes.half_numbers import CLAMPED, IS_WIDE, OVERFLOWS, VALUE_CLAMPED
 from passes.half_ops import FLOAT_PARAMETERS, NAMED
 from passes.half_placement import casts_one_by_one, placed
-from passes.half_policy import AS_IT_COMES, EXPECTED, Policy
+from passes.half_policy import AS_IT_COMES, EXPECTED, Policy, site_of
 from passes.half_rescaling import rescale
 from passes.half_residuals import take_residuals_out
 
@@ -106,10 +106,6 @@ def cast_half(
     casts = Casts(traffic(program), one_by_one, traffic(after))
     journal.casts = casts if journal.casts is None else journal.casts + casts  # the blocks of a Program come one by one
     return after
-
-
-def site_of(node):
-    return f"cast_half@{node.name}"
 
 
 def check_names(program, names):

@@ -41,6 +41,8 @@ DIVIDES = {"div": "other", **dict.fromkeys("reciprocal rsqrt log log2 log10 pow"
 ADDS = frozenset("add sub rsub where masked_fill maximum minimum".split())
 """Ops whose constants may be masks."""
 
+MOVES_OR_FOLLOWS, MOVES_OR_ADDS = MOVES | FOLLOWS, MOVES | ADDS
+
 SUMS = frozenset("add sub rsub".split())
 BOUNDS = frozenset("clamp clamp_min clamp_max clip hardtanh".split())
 """Ops whose numbers may keep a value from 1 or -1, where a logarithm or quotient has no end: log(1 - p.clamp(max=1 - 1e-7))."""
@@ -51,7 +53,7 @@ SCALES = frozenset("mul div".split())
 
 @dataclass
 class Numbers:
-    """Which ops of a Block numbers keep in float. To be asked in order of execution (`why_not`).
+    """Which ops of a Block numbers keep in float. To be asked in order of execution (`why_written`, `why_read`).
 
     `wide` and `tiny`: values beyond half's range, or kept from zero by less than it knows, because of a number written in the
     model. `unfit`: those that were seen not to fit on example data, and why. `guards`: bounds and differences in front of which
@@ -100,7 +102,7 @@ class Numbers:
     def why_read(self, node: Any, floats: list[Any]) -> str | None:
         """Why the numbers that an op reads, `floats` and constants, or gives, keep it in float."""
         name = short_name(node.target)
-        if name in MOVES | FOLLOWS and not self.wide.isdisjoint(floats):
+        if name in MOVES_OR_FOLLOWS and not self.wide.isdisjoint(floats):
             self.wide.add(node)
             return READS_WIDE
         if why := self.unfit.get(node) or self._why_constants(node):
@@ -173,7 +175,7 @@ def mask_inputs(block: Block) -> set[Any]:
     found: set[Any] = set()
     for node in reversed(block.calls):
         name = short_name(node.target)
-        if name in ("softmax", "log_softmax") or (node in found and name in MOVES | ADDS):
+        if name in ("softmax", "log_softmax") or (node in found and name in MOVES_OR_ADDS):
             found.update(node.all_input_nodes)
         elif name in MASKS:
             found.update(nodes_in(bound_arguments(node)[MASKS[name]]))

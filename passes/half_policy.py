@@ -29,7 +29,7 @@ from ir_tools.ir.view import upstream
 from ir_tools.rewrite import Journal
 from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
 from ir_tools.rewrite.nearest import places_of
-from passes.half_numbers import READS_TINY, READS_WIDE, Numbers, rounds
+from passes.half_numbers import MOVES_OR_FOLLOWS, READS_TINY, READS_WIDE, Numbers, rounds
 from passes.half_ops import (
     CASTS,
     CONSTRUCTORS,
@@ -77,6 +77,10 @@ EXPECTED = frozenset(
      IS_CONTROL_FLOW, IS_SKIPPED)
 )  # fmt: skip
 """Reasons that go without saying: the report does not list them."""
+
+POINTWISE = MOVES | FOLLOWS | INSIDE
+KNOWN = POINTWISE | FRAGILE
+
 
 @dataclass(frozen=True)
 class Stance:
@@ -131,7 +135,9 @@ class Policy:
 
     def is_free(self, value: Any) -> bool:
         """There in either dtype without a cast at run time: constants, and new tensors that hold one number."""
-        return self.block.constant(value) is not None or (is_filled(value) and value not in self.numbers.wide | self.mutated)
+        return self.block.constant(value) is not None or (
+            is_filled(value) and value not in self.numbers.wide and value not in self.mutated
+        )
 
     def _is_half_by_nature(self, node: Any, stance: Stance) -> bool:
         return stance is HALF or (stance in (EITHER, WITH_OPERANDS) and self._follows_half(node))
@@ -201,7 +207,7 @@ class Policy:
             return KEEPS_FLOAT
         if self.level_of(node) == "float":
             return IS_KEPT
-        if not self.journal.allows(f"cast_half@{node.name}"):
+        if not self.journal.allows(site_of(node)):
             return IS_SKIPPED
         if is_read_whole(node):
             return IS_READ_WHOLE
@@ -252,7 +258,7 @@ class Policy:
             return in_float(IS_FRAGILE)
         if why := WHY_FLOAT.get(name):
             return in_float(why)
-        if name not in MOVES | FOLLOWS | INSIDE | FRAGILE:
+        if name not in KNOWN:
             return in_float(f"{name} is in no table of cast_half")
         if level == "O3":
             return HALF
@@ -263,6 +269,10 @@ class Policy:
         if self._follows_half(node):
             return EITHER
         return WITH_READERS if name in MOVES or level == "O2" else in_float(FOLLOWS_FLOAT)
+
+
+def site_of(node: Any) -> str:
+    return f"cast_half@{node.name}"
 
 
 def is_told_its_dtype(node: Any) -> bool:
@@ -278,7 +288,7 @@ def is_periodic(node: Any) -> bool:
 
 
 def is_pointwise(node: Any) -> bool:
-    return short_name(node.target) in MOVES | FOLLOWS | INSIDE
+    return short_name(node.target) in POINTWISE
 
 
 def passes_a_phase_on(block: Block) -> Any:
@@ -287,6 +297,6 @@ def passes_a_phase_on(block: Block) -> Any:
     for node in block.calls:
         if any(n in after_product or short_name(n.target) in MATRIX for n in nodes_in(node.args)):
             after_product.add(node)
-    return lambda node: short_name(node.target) in FOLLOWS | MOVES or (
+    return lambda node: short_name(node.target) in MOVES_OR_FOLLOWS or (
         short_name(node.target) in MATRIX and node not in after_product
     )

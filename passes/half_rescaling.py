@@ -6,7 +6,6 @@ Exact: powers of two move exponents alone, and the products in between were seen
 float, where x and the result fit; what is in half is the product. A relu or leaky_relu fused to it scales along.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Journal
 from ir_tools.verify.ranges import Range
 from passes.half_numbers import LOSES, OVERFLOWS, READS_UNFIT
-from passes.half_policy import Policy
+from passes.half_policy import Policy, site_of
 from passes.half_ranges import fits
 
 LAYERS = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
@@ -37,12 +36,6 @@ SCALE_ALONG = ("", "relu", "leaky_relu")
 LARGEST_SHIFT = 24
 
 
-@dataclass(frozen=True)
-class Operands:
-    x: Any
-    b: Any
-
-
 def rescale(draft: Draft, policy: Policy, journal: Journal) -> bool:
     """Scale the products that are float for their ranges alone, where that helps; whether there were any."""
     edited = False
@@ -50,18 +43,19 @@ def rescale(draft: Draft, policy: Policy, journal: Journal) -> bool:
         operands = operands_of(node) if stance.reason in OUT_OF_RANGE else None
         if operands is None:
             continue
-        shift = shift_for(journal.ranges.get(operands.x.name), journal.ranges.get(node.name), policy.half)
-        bias = draft.program.constant(operands.b)
-        if shift == 0 or (operands.b is not None and bias is None):
+        x, b = operands
+        shift = shift_for(journal.ranges.get(x.name), journal.ranges.get(node.name), policy.half)
+        bias = draft.program.constant(b)
+        if shift == 0 or (b is not None and bias is None):
             continue
         with draft.before(node, "cast_half"):
-            scaled = {operands.x: draft.call(aten.mul.Scalar, operands.x, 2.0**shift)}
+            scaled = {x: draft.call(aten.mul.Scalar, x, 2.0**shift)}
             if bias is not None:
-                scaled[operands.b] = draft.constant(f"{public_name(str(operands.b.target))}@cast_half", bias * 2.0**shift)
+                scaled[b] = draft.constant(f"{public_name(str(b.target))}@cast_half", bias * 2.0**shift)
             product = draft.again(node, with_swapped(node.args, scaled), dict(node.kwargs))
             draft.replace(node, draft.call(aten.mul.Scalar, product, 2.0**-shift))
         name = short_name(product.target)
-        journal.rewrote(f"cast_half@{node.name}", f"{name}(x) -> 2^{-shift} {name}(2^{shift} x)", place(product))
+        journal.rewrote(site_of(node), f"{name}(x) -> 2^{-shift} {name}(2^{shift} x)", place(product))
         edited = True
     return edited
 
@@ -70,8 +64,8 @@ def with_swapped(args: Any, swapped: dict[Any, Any]) -> Any:
     return map_argument(args, lambda leaf: swapped.get(leaf, leaf) if isinstance(leaf, fx.Node) else leaf)
 
 
-def operands_of(node: Any) -> Operands | None:
-    """What of a float32 product would be scaled, None where scaling it is no more than scaling that."""
+def operands_of(node: Any) -> tuple[Any, Any] | None:
+    """The operand and the bias of a float32 product that would be scaled; None where that is not all there is to scaling it."""
     name, given = short_name(node.target), bound_arguments(node)
     if name not in LINEAR_IN or facts.dtype(node) is not torch.float32:
         return None
@@ -79,7 +73,7 @@ def operands_of(node: Any) -> Operands | None:
         return None
     x, b = (given.get(argument) for argument in LINEAR_IN[name])
     alone = list(node.all_input_nodes).count(x) == 1 and sum(value is x for value in given.values()) == 1
-    return Operands(x, b) if alone and facts.dtype(x) is torch.float32 else None
+    return (x, b) if alone and facts.dtype(x) is torch.float32 else None
 
 
 def shift_for(x: Range | None, result: Range | None, half: torch.dtype) -> int:

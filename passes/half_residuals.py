@@ -10,7 +10,7 @@ from ir_tools.ir.dialect import short_name
 from ir_tools.ir.origin import place
 from ir_tools.rewrite import Call, Journal, Ops
 from ir_tools.rewrite.rule import unwrap
-from passes.half_policy import Policy
+from passes.half_policy import Policy, site_of
 from passes.lower_aten import PLAIN
 
 
@@ -22,5 +22,5 @@ def take_residuals_out(draft: Draft, policy: Policy, journal: Journal) -> bool:
             apart = PLAIN[fused.target](Ops(draft, "cast_half", node), fused)
         draft.replace(node, unwrap(apart))
         name = short_name(node.target)
-        journal.rewrote(f"cast_half@{node.name}", f"{name}(x, r) -> {name.removesuffix('_act')}(x) + r", place(node))
+        journal.rewrote(site_of(node), f"{name}(x, r) -> {name.removesuffix('_act')}(x) + r", place(node))
     return bool(policy.adds_a_float)

@@ -71,6 +71,8 @@ class Caster:
 
     def skip_idle(self) -> None:
         """Let who reads a cast of the model that has become none, its operand being of that dtype now, read the operand."""
+        if not self._made:
+            return
         mutated = self.draft.program.mutated_values
         for node in self.draft.program.calls:
             if node.target is not aten.to.dtype or node in mutated:
