@@ -32,8 +32,8 @@ from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.regions import is_region
 from passes import DEFAULT
-from passes.api import plan
-from passes.pipeline import run_pipeline
+from passes.driver.optimize import plan
+from passes.driver.pipeline import run_pipeline
 
 LIST = Path(__file__).with_name("zoo_ops.txt")
 HEAD = """\

@@ -13,8 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ir_tools.rewrite import Pass, Rule, Value, graph_pass, rule_pass, table_pass
-from passes.api import optimize
-from passes.catalogue import CATALOGUE, GROUPS
+from passes.driver.catalogue import CATALOGUE, GROUPS
+from passes.driver.compiled_model import LoadedModel, OptimizedModel, load
+from passes.driver.optimize import optimize
+from passes.driver.pipeline import DEFAULT
 from passes.errors import (
     CaptureError,
     DynamicShapesError,
@@ -29,10 +31,8 @@ from passes.errors import (
     SignatureError,
     UnknownPassError,
 )
-from passes.optimized import LoadedModel, OptimizedModel, load
-from passes.pipeline import DEFAULT
-from passes.report import Report, StepReport
-from passes.speed import SlowerWarning, Speed
+from passes.report.report import Report, StepReport
+from passes.tune.speed_comparison import SlowerWarning, Speed
 
 __all__ = [
     "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "DynamicShapesError", "EmitError", "InputError", "LoadedModel",

@@ -29,10 +29,10 @@ from passes import (
     optimize,
     rule_pass,
 )
-from passes.api import plan
-from passes.catalogue import find_passes
-from passes.hooks import Step, run_pass, timed, wrap
-from passes.pipeline import LOWERINGS, ORDER_RULES, check_order, run_pipeline
+from passes.driver.catalogue import find_passes
+from passes.driver.instrumentation import Step, run_pass, timed, wrap
+from passes.driver.optimize import plan
+from passes.driver.pipeline import LOWERINGS, ORDER_RULES, check_order, run_pipeline
 from tests.check import captured, ops, with_random_statistics
 
 ONEDNN = torch.backends.mkldnn.is_available()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ir_tools.frontends.capture import FRONTENDS
 from ir_tools.frontends.source import prepare
 from passes import CATALOGUE
-from passes.pipeline import LOWERINGS
+from passes.driver.pipeline import LOWERINGS
 from passes.testing import CaptureRefused, Trial
 from passes.testing.phrases import PHRASES
 from passes.testing.search import Failure, search

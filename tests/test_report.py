@@ -11,9 +11,10 @@ from rich.console import Console
 
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.journal import Casts, Refusal, Rewrite, Traffic
-from passes import cli, optimize
-from passes.report import Report, StepReport, places
-from passes.speed import Speed
+from passes import optimize
+from passes.cli import main as cli
+from passes.report.report import Report, StepReport, places
+from passes.tune.speed_comparison import Speed
 
 
 def rewrites(count: int) -> list[Rewrite]:

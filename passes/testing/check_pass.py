@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ir_tools.errors import PassesError
 from ir_tools.rewrite import Pass
-from passes.catalogue import CATALOGUE, find_passes
+from passes.driver.catalogue import CATALOGUE, find_passes
 from passes.testing.laws import LawBroken
 from passes.testing.random_models import RandomModel, random_models
 from passes.testing.search import Failure, search

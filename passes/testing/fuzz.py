@@ -34,8 +34,8 @@ import typer
 from hypothesis import strategies as st
 from rich.console import Console
 
-from passes.catalogue import CATALOGUE, find_passes
-from passes.pipeline import LOWERINGS
+from passes.driver.catalogue import CATALOGUE, find_passes
+from passes.driver.pipeline import LOWERINGS
 from passes.testing.pipelines import pipelines
 from passes.testing.random_models import random_models
 from passes.testing.search import Failure, search

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from passes.pipeline import legal_order
+from passes.driver.pipeline import legal_order
 
 
 @st.composite

@@ -18,11 +18,11 @@ from ir_tools.ir import check_wellformed
 from ir_tools.ir.signature import result_tensors
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.shapes import DECLARATIONS
-from passes.api import optimize
-from passes.catalogue import CATALOGUE, find_passes
+from passes.driver.catalogue import CATALOGUE, find_passes
+from passes.driver.compiled_model import load
+from passes.driver.instrumentation import run_seeded
+from passes.driver.optimize import optimize
 from passes.errors import CaptureError, EmitError, NumericsError
-from passes.hooks import run_seeded
-from passes.optimized import load
 from passes.testing.laws import LawBroken, Oracle, hold_to_laws
 from passes.testing.random_models import RandomModel, build, make_inputs
 from passes.testing.tally import Tally, kind_of

@@ -27,9 +27,9 @@ from tests.check import (
 )
 
 cast_half = CATALOGUE["cast_half"]
-source = importlib.import_module("passes.cast_half")
-policy = importlib.import_module("passes.half_policy")
-numbers = importlib.import_module("passes.half_numbers")
+source = importlib.import_module("passes.precision.cast_half")
+policy = importlib.import_module("passes.precision.constraints")
+numbers = importlib.import_module("passes.precision.hazards")
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHIN = {"bfloat16": 4e-2, "float16": 5e-3}
@@ -1009,7 +1009,7 @@ def test_a_product_that_cannot_be_scaled_stays_float() -> None:
 
 
 def test_a_scale_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    rescaling = importlib.import_module("passes.half_rescaling")
+    rescaling = importlib.import_module("passes.precision.rescaling")
     monkeypatch.setattr(rescaling, "LINEAR_IN", {"linear": ("input", "")})  # forgets the bias
     program = captured(Model(RESCALED["a layer of too large values"], b=with_large_bias()).eval(), X)
     after, _ = seen_on(program, X)

@@ -19,7 +19,7 @@ from tests.check import assert_numbers_agree, assert_sites_can_be_skipped, captu
 from tests.layers import EXACT, LAYERS, Around, check_folds, layer_and_input, output_channels, per_channel, refusals
 
 fold_affine = CATALOGUE["fold_affine"]
-source = importlib.import_module("passes.fold_affine")
+source = importlib.import_module("passes.fold.fold_affine")
 
 FUNCTIONS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "times": lambda layer, x, c: layer(x) * c,
@@ -221,7 +221,7 @@ def test_a_second_reader_and_a_run_time_weight_are_refused() -> None:
 
 def test_folds_compute_where_the_weight_is() -> None:
     """Plain numbers are on no device: what is made of them must be on that of the weight."""
-    folding = importlib.import_module("passes.folding")
+    folding = importlib.import_module("passes.fold.arithmetic")
     with FakeTensorMode():
         w = torch.empty(4, 3, 2, 2, device="cuda")
         layer = SimpleNamespace(target=torch.ops.aten.conv2d.default, groups=1)

@@ -25,7 +25,7 @@ from tests.layers import (
 )
 
 fold_input_affine = CATALOGUE["fold_input_affine"]
-source = importlib.import_module("passes.fold_input_affine")
+source = importlib.import_module("passes.fold.fold_input_affine")
 
 SCALES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "times": lambda layer, x, c: layer(x * c),

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from rich.console import Console
 
 from passes import CATALOGUE, CaptureError, Pass
-from passes.catalogue import find_passes
-from passes.pipeline import check_order
+from passes.driver.catalogue import find_passes
+from passes.driver.pipeline import check_order
 from passes.testing import LawBroken, fuzz, random_models
 from passes.testing.fuzz import Segment, run_segment, trials, write_failures
 from passes.testing.search import Failure, search
