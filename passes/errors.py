@@ -1,4 +1,4 @@
-"""The errors that users meet, one tree. Each message says what was given, what was expected, and what to do."""
+"""The errors and the warning that users meet. Each message says what was given, what was expected, and what to do."""
 
 from ir_tools.emit.errors import EmitError, ModelFileError
 from ir_tools.errors import PassesError
@@ -19,6 +19,7 @@ __all__ = [
     "PassOrderError",
     "PassesError",
     "SignatureError",
+    "SlowerWarning",
     "UnknownPassError",
 ]
 
@@ -41,3 +42,7 @@ class ModelInTrainingError(PassesError, ValueError):
 
 class NumericsError(PassesError, ArithmeticError):
     """The numbers moved further than the pass may move them."""
+
+
+class SlowerWarning(UserWarning):
+    """A pass made the model slower on this machine."""

@@ -11,9 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from passes.cli.main import app, check_writable, progress_line
+from passes.cli.main import app
+from passes.cli.terminal import check_writable, progress_line
 from passes.driver import catalogue
-from passes.errors import ModelFileError
+from passes.errors import ModelFileError, SlowerWarning
 
 REPOSITORY = Path(__file__).parents[1]
 INPUT = ("--input", "1x3x16x16")
@@ -206,7 +207,7 @@ def test_the_command_line_prints_the_verdict_on_speed_once(workplace, monkeypatc
     assert out.count("bfloat16 is SLOWER than float32 on this machine: 1 → 2 ms, 0.50x as fast") == 1
     out = succeeds(*OPTIMIZE, "--no-bench", "--passes", "cast_half:on_slower=revert")
     assert "float32 is given (on_slower='revert')" in out and "reverted" in out
-    monkeypatch.setattr(cli, "app", lambda prog_name: warnings.warn("slower", speed.SlowerWarning, stacklevel=1))
+    monkeypatch.setattr(cli, "app", lambda prog_name: warnings.warn("slower", SlowerWarning, stacklevel=1))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         cli.main()

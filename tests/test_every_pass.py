@@ -18,7 +18,7 @@ from ir_tools.rewrite import Journal
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.verify.numerics import compare, smallest_sqnr
 from passes import CATALOGUE, DEFAULT, GROUPS, Pass
-from passes.driver.instrumentation import narrowest_float
+from passes.driver.verification import narrowest_float
 from passes.testing import assert_facts_are_true, rewritten
 from tests.check import captured, outputs_of, with_random_statistics
 from tests.script_models import SCRIPT_MODELS, ScriptCase, case

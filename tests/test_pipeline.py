@@ -30,9 +30,9 @@ from passes import (
     rule_pass,
 )
 from passes.driver.catalogue import find_passes
-from passes.driver.instrumentation import Step, run_pass, timed, wrap
-from passes.driver.optimize import plan
-from passes.driver.pipeline import LOWERINGS, ORDER_RULES, check_order, run_pipeline
+from passes.driver.instrumentation import timed
+from passes.driver.pipeline import LOWERINGS, ORDER_RULES, check_order, plan
+from passes.driver.step import Step, run_pass, run_steps, wrap
 from tests.check import captured, ops, with_random_statistics
 
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -191,14 +191,14 @@ def test_hooks_wrap_a_step_the_first_one_outermost() -> None:
 
     program = captured(net(), X)
     passes = [CATALOGUE["remove_dropout"], CATALOGUE["fuse_conv_bn"]]
-    after, reports = run_pipeline(program, passes, [hook("outer"), hook("inner"), timed])
+    after, steps = run_steps(program, passes, [hook("outer"), hook("inner"), timed])
     assert heard == [
         f"{who} {when} {name}"
         for name in ("remove_dropout", "fuse_conv_bn")
         for who, when in (("outer", "before"), ("inner", "before"), ("inner", "after"), ("outer", "after"))
     ]
-    assert [len(r.rewrites) for r in reports] == [1, 1]
-    assert [(r.nodes_before, r.nodes_after) for r in reports] == [(6, 5), (5, 4)]
+    assert [len(step.report.rewrites) for step in steps] == [1, 1]
+    assert [(step.report.nodes_before, step.report.nodes_after) for step in steps] == [(6, 5), (5, 4)]
     assert ops(after) == ["conv2d", "relu", "mean", "linear"]
     assert wrap(run_pass, [])(Step(1, passes[0]), program) is not program
 

@@ -269,7 +269,7 @@ def test_progress_tells_of_the_model_without_the_pass(monkeypatch) -> None:
 @pytest.mark.parametrize("on_slower", ["warn", "keep", "revert"])
 def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, on_slower) -> None:
     """The second emission fails: the verdict says why there is none, and the half model is given."""
-    from passes.driver import optimize as api
+    from passes.driver import compilation as api
 
     emit, emitted = api.emit, []
 

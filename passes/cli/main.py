@@ -1,51 +1,21 @@
-"""The command line: `torch-passes optimize | explain | passes | draw | verify`."""
+"""The command `torch-passes`: `optimize | explain | passes | draw | verify`. Starting it needs no torch."""
 
 from __future__ import annotations
 
-import os
-import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from ir_tools.emit import package
-from ir_tools.ir import Program
-from ir_tools.visualize import draw_svg, to_dot
-from ir_tools.visualize.to_dot import write_whole
-from passes.cli.sources import FORMS, calibration_calls, example_inputs, load_source
-from passes.driver.compiled_model import OptimizedModel
-from passes.errors import InputError, ModelFileError, OptionError, PassesError, UnknownPassError
-from passes.report.report import Report
-from passes.tune.speed_comparison import SlowerWarning
-from passes.tune.timing import compare_latency
+from passes.cli import commands
+from passes.errors import PassesError, SlowerWarning
+from passes.version import installed_version
 
 FAILED = 2
 """Exit code of every error that torch-passes raises on purpose."""
-
-INPUTS_HELP = (
-    "An example input, once per tensor argument: 1x3x224x224 (random floats), 8x128:bfloat16 (another dtype), "
-    "1x128:int64 (random integers from 0 to 99), 1x128:int64:30522 (from 0 to 30521), scalar:int64 (rank 0)."
-)
-CHOICES_HELP = (
-    "A file of measured choices, which ops oneDNN's kernels fuse: it is replayed if it exists, which gives the same graph "
-    "again, and written otherwise."
-)
-CALIBRATION_HELP = (
-    "Calls on which passes that lower precision observe how large values get, in place of the random --input: a file that "
-    "torch.save wrote of a list, each call a tensor, a tuple or list of arguments, or a dict of keyword arguments. "
-    "Nothing else is unpickled."
-)
-SOURCE_HELP = f"The model: {FORMS}."
 
 
 class _Commands(TyperGroup):
@@ -68,163 +38,22 @@ app = typer.Typer(
     help="Optimise PyTorch models for inference: rewrite the graph, check the numbers, write TorchScript.",
 )
 
-Source = Annotated[str, typer.Argument(help=SOURCE_HELP)]
-Inputs = Annotated[list[str] | None, typer.Option("--input", "-i", help=INPUTS_HELP, metavar="SHAPE[:DTYPE[:BELOW]]")]
-PassNames = Annotated[
-    str | None,
-    typer.Option(
-        "--passes",
-        "-p",
-        help="Passes and groups, comma-separated, with options after colons: fuse_conv_bn_relu,cast_half:level=O1. An option "
-        "of several names joins them by +: keep_float=head+softmax, overrides=head=O1+encoder=float. Default: the pipeline "
-        "that changes no precision. `torch-passes passes` lists passes, options and what these may be.",
-        metavar="NAME[:OPTION=VALUE]…,…",
-    ),
-]
-Frontend = Annotated[str, typer.Option(help="How to capture: auto, export, trace, script or fx.")]
-Calibration = Annotated[Path | None, typer.Option(help=CALIBRATION_HELP, metavar="FILE")]
-Engine = Annotated[str, typer.Option(help="What to emit: auto, aten or onednn_ops.")]
+for _name, _command in commands.COMMANDS.items():
+    app.command(_name)(_command)
 
 
-@app.command()
-def optimize(
-    source: Source,
-    input: Inputs = None,
-    passes: PassNames = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the TorchScript file.")] = None,
-    dump_dir: Annotated[Path | None, typer.Option(help="Where to write the graph after each pass (DOT, SVG).")] = None,
-    frontend: Frontend = "auto",
-    engine: Engine = "auto",
-    tolerance: Annotated[float | None, typer.Option(help="Least SQNR in dB that a pass may leave.")] = None,
-    verify: Annotated[str, typer.Option(help="Compare numbers with the eager model: each, ends or off.")] = "each",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
-    choices: Annotated[Path | None, typer.Option(help=CHOICES_HELP)] = None,
-    calibration: Calibration = None,
-    bench: Annotated[bool, typer.Option(help="Time the eager and the optimised model side by side.")] = True,
-) -> None:
-    """Optimise a model, report what was done, and write the result."""
-    from passes import optimize as run
-
-    if out is not None:
-        check_writable(out)
-    calls = calibration_calls(calibration) if calibration is not None else None
-    console = Console()
-    model, inputs = _read(source, input, console)
-    options = _options(passes, frontend=frontend, engine=engine, tolerance=tolerance, verify=verify, dump_dir=dump_dir)
-    options["calibration_data"] = calls
-    replays = choices is not None and choices.exists()
-    if choices is not None and not replays:
-        check_writable(choices)
-    with progress_line() as progress:
-        recorded = choices if replays else None
-        result = run(model, example_inputs=inputs, progress=progress, dry_run=dry_run, choices=recorded, **options)
-    if choices is not None and not replays:
-        _save_choices(result if dry_run else result.report, choices, console)
-    if dry_run:
-        _explain(result, console)
-        return
-    console.print(result.report)
-    if out is not None:
-        _save(result, out)
-    if bench:
-        _print_latency(model, result, inputs, console)
-    if out is not None:
-        _fact(console, "saved", str(out))
-    _say_where_dumps_are(result.dumps, console)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"torch-passes {installed_version()}")
+        raise typer.Exit
 
 
-@app.command()
-def explain(
-    source: Source,
-    input: Inputs = None,
-    passes: PassNames = None,
-    at: Annotated[str | None, typer.Option(help="A module path or op: say how near each rule came there.")] = None,
-    calibration: Calibration = None,
-    frontend: Frontend = "auto",
-    engine: Engine = "auto",
-) -> None:
-    """Say which passes would fire on a model, which would not, and why; emit nothing."""
-    from passes import optimize as run
-
-    calls = calibration_calls(calibration) if calibration is not None else None
-    console = Console()
-    model, inputs = _read(source, input, console)
-    options = _options(passes, frontend=frontend, engine=engine, calibration_data=calls)
-    with progress_line() as progress:
-        report = run(model, example_inputs=inputs, progress=progress, dry_run=True, explain_at=at, **options)
-    _explain(report, console)
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 
 
-@app.command("passes")
-def list_passes() -> None:
-    """List the passes, what each may do to numbers, their options, and the groups."""
-    from passes.driver.catalogue import CATALOGUE, GROUPS
-
-    console = Console()
-    console.print("What a pass may do to numbers: exact (nothing), reassociates (rounds), stabilises (rounds, and "
-        "may turn NaN and Inf into numbers), lower_precision, quantizes. Options are written behind the name, as in "
-        "cast_half:level=O1:keep_float=head+softmax; of several values the first is the default.")
-    for name, entry in CATALOGUE.items():
-        console.print(Text.assemble((f"\n{name}", "bold"), (f"  {entry.declares}", "cyan")))
-        console.print(Padding(Text(entry.summary), (0, 0, 0, 2), expand=False))
-        for spelling in entry.spellings.values():
-            console.print(Text(f"  :{spelling}", style="cyan"), soft_wrap=True)
-        # Equations are as wide as the code they come from: on a narrow terminal they wrap, they are never cut.
-        console.print(Text(textwrap.indent(entry.equation, " " * 6), style="dim"), soft_wrap=True)
-    console.print(Text("\nGroups", style="bold"))
-    for name, members in GROUPS.items():
-        console.print(Text(f"{name} = {', '.join(members)}"))
-
-
-@app.command()
-def draw(
-    source: Source,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The drawing to write: a .svg or a .dot file.")],
-    input: Inputs = None,
-    passes: PassNames = None,
-    frontend: Frontend = "auto",
-    engine: Engine = "auto",
-) -> None:
-    """Draw the graph of a model: as captured, or with --passes as these passes and the lowering leave it."""
-    if out.suffix not in (".svg", ".dot"):
-        raise OptionError(f"--out must end in .svg or .dot, got {str(out)!r}")
-    check_writable(out)
-    console = Console()
-    model, inputs = _read(source, input, console)
-    with progress_line() as progress:
-        progress("capturing")
-        program = _program(model, inputs, _options(passes, frontend=frontend, engine=engine))
-    text = to_dot(program, title=f"{source}: {len(program)} ops")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".svg":
-        with progress_line() as progress:
-            progress("drawing")
-            reason = draw_svg(text, out)
-        if reason is None:
-            _fact(console, "drawn", str(out))
-            return
-        _fact(console, "no SVG", reason)
-        out = out.with_suffix(".dot")
-    write_whole(out, text.encode())
-    _fact(console, "drawn", str(out))
-
-
-@app.command()
-def verify(file: Annotated[Path, typer.Argument(help="A file that `optimize` wrote.")]) -> None:
-    """Check that a saved model still gives the outputs stored with it; exit code 2 when it does not."""
-    from passes import load
-
-    manifest = load(file).manifest
-    console = Console()
-    _fact(console, "file", str(file))
-    _fact(console, "versions", f"torch-passes {manifest['torch_passes']}, torch {manifest['torch']}")
-    _fact(console, "front end", manifest["frontend"])
-    _fact(console, "engine", manifest["engine"])
-    _fact(console, "passes", ", ".join(manifest["passes"]))
-    inputs = (f"{i['name']}: {i['dtype']}{i['shape']}" for i in manifest["inputs"])
-    _fact(console, "inputs", "; ".join(inputs))
-    _fact(console, "numbers", _numbers(manifest))
-    console.print(Text("verified: the file gives its golden outputs on this machine", style="bold green"))
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Options of the command itself; `--version` is done when it is read."""
 
 
 def main() -> None:
@@ -232,150 +61,3 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
     warnings.filterwarnings("ignore", category=SlowerWarning)  # the printed report says it
     app(prog_name="torch-passes")
-
-
-# -- shared by the commands -------------------------------------------------------------------------------------------
-
-
-def _read(source: str, input: list[str] | None, console: Console) -> tuple[Any, tuple[Any, ...]]:
-    """The model and its example inputs: from --input, or for a file that `optimize` wrote the golden ones in it."""
-    inputs = example_inputs(input) if input else None
-    told: list[str] = []
-    with progress_line() as progress:
-        progress("loading the model")
-        model = load_source(source, told.append)
-        if isinstance(model, str):
-            path = model
-            model, manifest = package.read_torchscript(path)
-            if inputs is None and manifest is not None:
-                inputs = tuple(package.load(path)[2])
-    for line in told:
-        _fact(console, "model", line)
-    if inputs is None:
-        raise InputError(
-            "no --input was given; sizes and dtypes are taken from it, and numbers are compared on it. "
-            "Give one per tensor argument, for example --input 1x3x224x224"
-        )
-    return model, inputs
-
-
-def _options(passes: str | None, **options: Any) -> dict[str, Any]:
-    if passes is not None:
-        names = [name.strip() for name in passes.split(",") if name.strip()]
-        _check_commas(names)
-        options["passes"] = names
-    return options
-
-
-def _check_commas(names: Sequence[str]) -> None:
-    """Raise `UnknownPassError` for what is no pass and stands behind the comma of an option that takes several names."""
-    from passes.driver.catalogue import CATALOGUE, GROUPS
-
-    for before, name in pairwise(names):
-        pass_, option = CATALOGUE.get(before.split(":")[0]), before.split(":")[-1]
-        takes_several = pass_ is not None and "+" in pass_.spellings.get(option.partition("=")[0], "")
-        if takes_several and name.split(":")[0] not in {*CATALOGUE, *GROUPS}:
-            raise UnknownPassError(
-                f"there is no pass {name!r}; commas part passes, and names in an option are joined by '+': {option}+{name}"
-            )
-
-
-def _fact(console: Console, name: str, text: str) -> None:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True, min_width=9)
-    grid.add_column(overflow="fold")
-    grid.add_row(name, Text(text))
-    console.print(grid)
-
-
-def _explain(report: Report, console: Console) -> None:
-    console.print(report.header(), Text(""), report.table(), sep="\n")
-    parts = (report.rewritten(), report.refused(limit=10_000, expected=True), report.missed(), report.idle(), report.noted())
-    console.print(*(line for part in parts for line in part), sep="\n")
-    console.print(*report.verdict(), sep="\n")
-
-
-def _program(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Program:
-    """The graph to draw: as captured, or as the passes asked for and the lowering leave it."""
-    if "passes" in options:
-        from passes import optimize as run
-
-        return run(model, example_inputs=inputs, verify="off", **options).program
-    from ir_tools.frontends.capture import capture
-    from ir_tools.frontends.source import prepare
-
-    return capture(prepare(model, [(inputs, {})]), options["frontend"]).program
-
-
-def _save(result: OptimizedModel, out: Path) -> None:
-    _make_folder_of(out)
-    result.save(out)
-
-
-def _make_folder_of(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _save_choices(report: Report, path: Path, console: Console) -> None:
-    if report.choices is None:
-        _fact(console, "choices", f"none were measured: {path} is not written")
-        return
-    _make_folder_of(path)
-    report.choices.save(path)
-    _fact(console, "choices", f"written to {path}")
-
-
-def _print_latency(model: Any, result: OptimizedModel, inputs: tuple[Any, ...], console: Console) -> None:
-    with progress_line(still=True) as progress:
-        progress("timing the eager and the optimised model in turn")
-        comparison = compare_latency(model, result, inputs)
-    medians = f"medians of {comparison.rounds} interleaved rounds"
-    _fact(console, "latency", f"eager → optimised: {comparison} ({medians})")
-
-
-def _numbers(manifest: dict[str, Any]) -> str:
-    if not manifest["verified"]:
-        return "not verified when it was written"
-    sqnr = manifest["sqnr_db"]
-    return f"SQNR {sqnr if isinstance(sqnr, str) else f'{sqnr:.1f}'} dB against the eager model when it was written"
-
-
-def _say_where_dumps_are(dumps: list[Any], console: Console) -> None:
-    if not dumps:
-        return
-    paths = [Path(p) for p in dumps]
-    kinds = {suffix: [p for p in paths if p.suffix == suffix] for suffix in (".dot", ".svg")}
-    counts = ", ".join(f"{len(found)} {suffix[1:].upper()}" for suffix, found in kinds.items() if found)
-    last = (kinds[".svg"] or kinds[".dot"] or paths)[-1]
-    _fact(console, "graphs", f"{paths[0].parent}: {counts} files, one per pass; the last is {last}")
-
-
-def check_writable(path: Path) -> None:
-    """Raise `ModelFileError` when a file cannot be written at `path`: better before the work than after it."""
-    if path.is_dir():
-        raise ModelFileError(f"{path} is a directory; expected the name of a file to write")
-    folder = next(p for p in path.absolute().parents if p.exists())
-    if not folder.is_dir():
-        raise ModelFileError(f"{path} cannot be written: {folder} is not a directory")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise ModelFileError(f"{path} cannot be written: no permission")
-
-
-@contextmanager
-def progress_line(still: bool = False) -> Iterator[Callable[[str], None]]:
-    """A function that shows what is being done now, with a spinner; on anything but a terminal it shows nothing.
-
-    `still`: a plain line in place of the spinner, whose redrawing would disturb what is being timed.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda description: None
-        return
-    if still:
-        yield lambda description: console.print(Text(description, style="dim"))
-        return
-    with console.status("starting") as status:
-        yield lambda description: status.update(Text(description))

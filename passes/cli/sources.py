@@ -32,10 +32,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from passes.cli.arguments import SOURCES
 from passes.errors import InputError, PassesError
 
 SEED = 0
-FORMS = "a TorchScript file (.pt), package.module:callable, torchvision:NAME, or timm:NAME"
 _INTEGERS_BELOW = 100
 
 
@@ -58,7 +58,7 @@ def load_source(text: str, tell: Tell = lambda line: None) -> nn.Module | str:
         return text
     kind, colon, name = text.partition(":")
     if not colon or not name or not kind:
-        raise SourceError(f"{text!r} is not a model; expected {FORMS}")
+        raise SourceError(f"{text!r} is not a model; expected {SOURCES}")
     if kind == "torchvision":
         return _with_random_weights(_torchvision_builder(name), text, tell)
     if kind == "timm":
@@ -144,7 +144,7 @@ def randomize_batch_norms(model: nn.Module) -> int:
 def _from_callable(module_name: str, attribute: str, tell: Tell) -> nn.Module:
     text = f"{module_name}:{attribute}"
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise SourceError(f"{text!r} is not a model; expected {FORMS}")
+        raise SourceError(f"{text!r} is not a model; expected {SOURCES}")
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(SEED)  # importing may build models too
         target = _find_or_build(module_name, attribute, text)
@@ -178,7 +178,7 @@ def _import(module_name: str) -> ModuleType:
             raise
         raise SourceError(
             f"there is no Python module {module_name!r} in the working directory or among the installed packages; "
-            f"expected {FORMS}"
+            f"expected {SOURCES}"
         ) from error
 
 

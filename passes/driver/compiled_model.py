@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,30 +12,15 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ir_tools.emit import package
-from ir_tools.emit.calling import arguments_for, flat_outputs, typed_outputs
+from ir_tools.emit.calling import arguments_for, flat_outputs
 from ir_tools.emit.torch_jit import ScriptModule
 from ir_tools.frontends.source import seeded
-from ir_tools.ir import Program, Signature
+from ir_tools.ir import Program
 from ir_tools.verify.numerics import compare
 from ir_tools.visualize.to_dot import draw_svg, to_dot, write_whole
-from passes.errors import ModelFileError, NumericsError, PassesError
+from passes.driver.manifest import check_manifest, read_tree
+from passes.errors import NumericsError, PassesError
 from passes.report.report import Report
-
-FORMAT = 1
-MANIFEST: dict[str, tuple[type, ...]] = {
-    "torch": (str,),
-    "torch_passes": (str,),
-    "frontend": (str,),
-    "engine": (str,),
-    "passes": (list,),
-    "inputs": (list,),
-    "typed_outputs": (bool,),
-    "out_tree": (str, type(None)),
-    "out_leaves": (list,),
-    "verified": (bool,),
-    "golden_sqnr_db": (int, float),
-}
-"""What a manifest of this format must hold, by type."""
 
 
 class OptimizedModel(nn.Module):
@@ -111,7 +95,7 @@ class LoadedModel(nn.Module):
         super().__init__()
         self.scripted = scripted
         self.manifest = manifest
-        self._out_tree = _read_tree(manifest.get("out_tree"))
+        self._out_tree = read_tree(manifest.get("out_tree"))
         super().train(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,7 +121,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     >>> y = model(torch.randn(1, 3, 224, 224))                  # doctest: +SKIP
     """
     scripted, manifest, inputs, expected = package.load(path)
-    _check_manifest(path, manifest, inputs, expected)
+    check_manifest(path, manifest, inputs, expected)
     with torch.no_grad():
         outputs = call_flat(scripted, inputs)
     comparison = compare(expected, outputs)
@@ -149,27 +133,6 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     return LoadedModel(scripted, manifest)
 
 
-def _check_manifest(path: str | os.PathLike[str], manifest: Any, inputs: Any, outputs: Any) -> None:
-    """Raise `ModelFileError` for a manifest or golden tensors that `save` would not write."""
-    if not isinstance(manifest, dict) or "golden_sqnr_db" not in manifest:
-        raise ModelFileError(f"{path} has no torch-passes manifest; load it with torch.jit.load")
-    if manifest.get("format") != FORMAT:
-        raise ModelFileError(f"{path} has format {manifest.get('format')!r}, and this version reads {FORMAT}; save it again")
-    for key, types in MANIFEST.items():
-        if key not in manifest or type(manifest[key]) not in types:
-            names = " or ".join(t.__name__ for t in types)
-            raise ModelFileError(f"{path} has a damaged manifest: {key} must be {names}, got {manifest.get(key)!r}")
-    if not math.isfinite(manifest["golden_sqnr_db"]):
-        raise ModelFileError(f"{path} has a damaged manifest: golden_sqnr_db is {manifest['golden_sqnr_db']}")
-    leaves, tree = manifest["out_leaves"], _read_tree(manifest["out_tree"])
-    if any(leaf != "tensor" and not (isinstance(leaf, dict) and "baked" in leaf) for leaf in leaves):
-        raise ModelFileError(f'{path} has a damaged manifest: out_leaves are "tensor" or {{"baked": value}}, got {leaves!r}')
-    if not isinstance(inputs, list) or not isinstance(outputs, list) or not all(isinstance(t, torch.Tensor) for t in outputs):
-        raise ModelFileError(f"{path} has damaged golden tensors: they are two lists, of arguments and of output tensors")
-    if leaves.count("tensor") != len(outputs) or (tree is not None and tree.num_leaves != len(leaves)):
-        raise ModelFileError(f"{path} has a damaged manifest: out_leaves do not fit out_tree and the golden outputs")
-
-
 def call_flat(scripted: ScriptModule, arguments: Sequence[Any]) -> list[torch.Tensor]:
     """The tensors that an emitted module returns on copies of its arguments; its state is put back afterwards."""
     with torch.no_grad(), seeded():
@@ -179,69 +142,3 @@ def call_flat(scripted: ScriptModule, arguments: Sequence[Any]) -> list[torch.Te
         for buffer, value in state:
             buffer.copy_(value)
     return tensors
-
-
-def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> dict[str, Any]:
-    """What a file says about itself: versions, passes, signature, baked sizes, numbers."""
-    signature = program.signature
-    return {
-        "format": FORMAT,
-        "torch": torch.__version__,
-        "torch_passes": version(),
-        "frontend": report.frontend,
-        "engine": report.engine,
-        "passes": [step.name for step in report.steps if not step.reverted],
-        "choices": report.choices.to_dict() if report.choices is not None else None,
-        "speed": report.to_dict()["speed"],
-        "inputs": [
-            {
-                "name": i.name,
-                "shape": [size if isinstance(size, int) else size.name for size in i.shape],
-                "dtype": str(i.dtype).removeprefix("torch."),
-            }
-            for i in signature.inputs
-        ],
-        "typed_outputs": typed_outputs(signature),
-        "out_tree": _write_tree(signature),
-        "out_leaves": ["tensor" if isinstance(leaf, int) else {"baked": _plain(leaf.value)} for leaf in signature.out_leaves],
-        "verified": report.verified,
-        "sqnr_db": report.to_dict()["sqnr_db"],
-        "max_abs_error": report.max_abs_error,
-        "golden_sqnr_db": golden_sqnr_db,
-    }
-
-
-def version() -> str:
-    """The version of the installed distribution, "unknown" when run from a bare checkout."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("torch-passes")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in (type(None), bool, int, float, str)  # what JSON gives back as it was; an IntEnum is not
-
-
-def _plain(value: Any) -> Any:
-    return value if _is_plain(value) else repr(value)
-
-
-def _write_tree(signature: Signature) -> str | None:
-    """The output structure as text; None where a file cannot tell it, and gives flat tensors."""
-    if not all(isinstance(leaf, int) or _is_plain(leaf.value) for leaf in signature.out_leaves):
-        return None
-    try:
-        return pytree.treespec_dumps(signature.out_tree)
-    except Exception:  # an output class that registers no serialisation: the file gives flat tensors then
-        return None
-
-
-def _read_tree(text: str | None) -> pytree.TreeSpec | None:
-    try:
-        return pytree.treespec_loads(text) if text is not None else None
-    except Exception:  # the output class is not importable here: give flat tensors
-        return None

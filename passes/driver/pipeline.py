@@ -1,16 +1,16 @@
-"""The default pipeline, the order rules, and running steps under hooks."""
+"""Which passes run, and in which order: the default pipeline, the order rules, the lowering of an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import networkx as nx
+import torch
 
-from ir_tools.ir import Program
+from ir_tools.frontends.source import Source
 from ir_tools.rewrite import Pass
-from passes.driver.instrumentation import Hook, Step, run_pass, wrap
-from passes.errors import PassOrderError
-from passes.report.report import StepReport
+from passes.driver.catalogue import CATALOGUE, find_passes
+from passes.errors import OptionError, PassOrderError
 
 DEFAULT = (
     "fold_constants",  # first: rules ask for constants, and computed weights become ones here
@@ -55,6 +55,8 @@ ORDER_RULES: tuple[tuple[str, str, str], ...] = (
 LOWERINGS = {"lower_aten": "aten", "lower_onednn": "onednn_ops"}
 """Lowering passes and the engine each one stands for."""
 
+ENGINES = ("auto", *LOWERINGS.values())
+
 
 def check_order(passes: Sequence[Pass]) -> None:
     """Raise `PassOrderError` with the reason when a hard order rule is broken."""
@@ -75,12 +77,36 @@ def legal_order(names: Sequence[str]) -> list[str]:
     return list(nx.lexicographical_topological_sort(graph, key=names.index))
 
 
-def run_pipeline(program: Program, passes: Sequence[Pass], hooks: Sequence[Hook]) -> tuple[Program, list[StepReport]]:
-    """Run the passes in order, each inside all hooks (the first hook outermost)."""
-    run = wrap(run_pass, hooks)
-    reports = []
-    for index, pass_ in enumerate(passes, start=1):
-        step = Step(index, pass_)
-        reports.append(step.report)
-        program = run(step, program)
-    return program, reports
+def plan(passes: str | Pass | Iterable[str | Pass], engine: str) -> list[Pass]:
+    """The passes that will run, checked for order, with dead-code removal before any lowering."""
+    if engine not in ENGINES:
+        raise OptionError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+    found = find_passes(passes)
+    check_order(found)
+    lowering = lowering_of(found)
+    if lowering and engine not in ("auto", LOWERINGS[lowering]):
+        raise OptionError(f"the pass {lowering} stands for engine={LOWERINGS[lowering]!r}, but engine={engine!r} was given")
+    if CATALOGUE["remove_dead_code"] not in found:
+        at = [p.name for p in found].index(lowering) if lowering else len(found)
+        found.insert(at, CATALOGUE["remove_dead_code"])
+    return found
+
+
+def lowering_of(passes: Sequence[Pass]) -> str:
+    """The name of the lowering among the passes, "" where there is none."""
+    return next((p.name for p in passes if p.name in LOWERINGS), "")
+
+
+def with_lowering(passes: Sequence[Pass], engine: str, source: Source) -> list[Pass]:
+    """The passes, and behind them the lowering of the engine where they have none."""
+    return [*passes, *([] if lowering_of(passes) else [CATALOGUE[lowering_for(engine, source)]])]
+
+
+def lowering_for(engine: str, source: Source) -> str:
+    """The lowering pass of an engine; "auto" is oneDNN where it is built in and the inputs are on the CPU."""
+    on_cpu = all(t.device.type == "cpu" for t in source.tensors)
+    if engine == "auto":
+        engine = "onednn_ops" if torch.backends.mkldnn.is_available() and on_cpu else "aten"
+    if engine == "onednn_ops" and not torch.backends.mkldnn.is_available():
+        raise OptionError("engine='onednn_ops' needs a torch built with oneDNN, which this one is not; use engine='aten'")
+    return next(name for name, stands_for in LOWERINGS.items() if stands_for == engine)

@@ -27,7 +27,7 @@ from ir_tools.ir.program import all_nodes
 from ir_tools.rewrite import Journal, Pass
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.verify.numerics import compare, smallest_sqnr
-from passes.driver.instrumentation import narrowest_float, run_seeded
+from passes.driver.verification import narrowest_float, run_seeded
 
 LARGEST_ERROR = 1e-10
 """What reassociation may do to float64, as the largest |difference| over the largest |reference| of an output."""

@@ -20,8 +20,8 @@ from ir_tools.rewrite import Pass
 from ir_tools.rewrite.shapes import DECLARATIONS
 from passes.driver.catalogue import CATALOGUE, find_passes
 from passes.driver.compiled_model import load
-from passes.driver.instrumentation import run_seeded
 from passes.driver.optimize import optimize
+from passes.driver.verification import run_seeded
 from passes.errors import CaptureError, EmitError, NumericsError
 from passes.testing.laws import LawBroken, Oracle, hold_to_laws
 from passes.testing.random_models import RandomModel, build, make_inputs

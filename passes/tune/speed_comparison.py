@@ -38,10 +38,6 @@ WARM_UP_SECONDS, SECONDS, MOST_ROUNDS = 0.2, 0.8, 40
 ON_SLOWER = "on_slower"
 
 
-class SlowerWarning(UserWarning):
-    """A pass made the model slower on this machine."""
-
-
 def asks_for_verdict(pass_: Pass) -> bool:
     return ON_SLOWER in pass_.options
 
