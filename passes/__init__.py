@@ -42,13 +42,13 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from passes.testing.check_pass import check_pass
+    from passes.testing.pass_check import check_pass
 
 
 def __getattr__(name: str) -> Any:
     """`check_pass` brings hypothesis, which compiling a model has no use for: it is imported when it is asked for."""
     if name == "check_pass":
-        from passes.testing.check_pass import check_pass
+        from passes.testing.pass_check import check_pass
 
         return check_pass
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
