@@ -21,7 +21,7 @@ from passes import CATALOGUE, DEFAULT, GROUPS, Pass
 from passes.hooks import narrowest_float
 from passes.testing import assert_facts_are_true, rewritten
 from tests.check import captured, outputs_of, with_random_statistics
-from tests.script_models import SCRIPT_MODELS, ScriptCase, case
+from tests.script_cases import SCRIPT_MODELS, ScriptCase, case
 
 
 class Residual(nn.Module):
