@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ir_tools.rewrite.journal import Casts, Refusal, Rewrite
 from ir_tools.rewrite.nearest import NearMiss
+from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite
 from ir_tools.rewrite.shapes import spelled_option
 from passes.choices import Choices
 from passes.speed import Speed
