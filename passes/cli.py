@@ -19,9 +19,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ir_tools.emit import package
+from ir_tools.files import write_atomically
 from ir_tools.ir import Program
 from ir_tools.visualize import draw_svg, to_dot
-from ir_tools.visualize.to_dot import write_whole
 from passes.errors import InputError, ModelFileError, OptionError, PassesError, UnknownPassError
 from passes.optimized import OptimizedModel
 from passes.report import Report
@@ -205,7 +205,7 @@ def draw(
             return
         _fact(console, "no SVG", reason)
         out = out.with_suffix(".dot")
-    write_whole(out, text.encode())
+    write_atomically(out, text.encode())
     _fact(console, "drawn", str(out))
 
 
