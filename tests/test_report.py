@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ir_tools.rewrite import Journal, graph_pass
-from ir_tools.rewrite.journal import Casts, Refusal, Rewrite, Traffic
+from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite, Traffic
 from passes import optimize
 from passes.cli import commands
 from passes.report.data import StepReport

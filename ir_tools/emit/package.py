@@ -14,8 +14,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +26,7 @@ from torch.utils import _pytree as pytree
 from ir_tools.emit.errors import ModelFileError
 from ir_tools.emit.torch_jit import from_bytes, from_file, to_bytes, to_file
 from ir_tools.errors import first_line
+from ir_tools.files import replacing
 
 MANIFEST = "manifest.json"
 GOLDEN_INPUTS = "golden_inputs.pt"
@@ -64,20 +63,11 @@ def save(
         GOLDEN_INPUTS: _tensor_bytes(inputs),
         GOLDEN_OUTPUTS: _tensor_bytes(outputs),
     }
-    folder = None
     try:
-        # A folder, not a file, so that the archive's inner name is the target's own.
-        folder = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        unfinished = os.path.join(folder, target.name)
-        to_file(scripted, unfinished, extra_files)
-        _flush(unfinished)
-        os.replace(unfinished, target)
-        _flush(target.parent)
+        with replacing(target, flushed=True) as unfinished:
+            to_file(scripted, str(unfinished), extra_files)
     except (OSError, RuntimeError) as error:
         raise ModelFileError(f"cannot write {path}: {first_line(error)}") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def load(path: PathLike) -> tuple[ScriptModule, dict[str, Any], list[Any], list[torch.Tensor]]:
@@ -205,12 +195,3 @@ def _tensor_bytes(arguments: Sequence[Any]) -> bytes:
     # Clones, so that a view does not bring all of its storage into the file.
     torch.save(pytree.tree_map(lambda t: t.detach().clone(), list(arguments)), buffer)
     return buffer.getvalue()
-
-
-def _flush(path: PathLike) -> None:
-    """Make the system write a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

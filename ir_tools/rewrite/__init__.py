@@ -2,7 +2,7 @@
 
 from ir_tools.rewrite.apply import apply_rules
 from ir_tools.rewrite.build import Ops
-from ir_tools.rewrite.journal import Journal, Refusal, Rewrite
+from ir_tools.rewrite.rewrite_log import Journal, Refusal, Rewrite
 from ir_tools.rewrite.rule import Call, Known, Rule, Value
 from ir_tools.rewrite.shapes import OptionError, Pass, graph_pass, replace_by_table, rule_pass, table_pass
 

@@ -26,8 +26,8 @@ from ir_tools.ir.dialect import bound_arguments, nodes_in, short_name
 from ir_tools.ir.host import TENSOR, value_type
 from ir_tools.ir.origin import place, stand_for
 from ir_tools.rewrite.build import Ops
-from ir_tools.rewrite.journal import Journal
 from ir_tools.rewrite.match import Match, matches_at
+from ir_tools.rewrite.rewrite_log import Journal
 from ir_tools.rewrite.rule import Rule, Value, call_with, reason
 
 B = TypeVar("B", bound=Block)

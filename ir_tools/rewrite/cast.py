@@ -13,7 +13,7 @@ from ir_tools.ir import Draft, facts
 from ir_tools.ir.dialect import aten, bound_arguments, getitem, map_argument, nodes_in, short_name
 from ir_tools.ir.program import Block, public_name
 from ir_tools.ir.regions import is_region
-from ir_tools.rewrite.journal import Traffic
+from ir_tools.rewrite.rewrite_log import Traffic
 
 FILLED = frozenset("zeros ones full eye empty scalar_tensor".split())
 """Ops that fill a tensor with one number: told another dtype, they give the cast of what they gave, if it holds the number."""

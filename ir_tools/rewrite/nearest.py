@@ -18,8 +18,8 @@ from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments, short_name
 from ir_tools.ir.origin import origin, place
 from ir_tools.rewrite.apply import objection
-from ir_tools.rewrite.journal import Journal
 from ir_tools.rewrite.match import matches_at, ways_at
+from ir_tools.rewrite.rewrite_log import Journal
 from ir_tools.rewrite.rule import COMMUTATIVE, Each, OneOf, OpPattern, Rule, Unknown, call_with, reason
 from ir_tools.rewrite.shapes import Pass
 

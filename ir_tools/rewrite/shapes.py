@@ -22,7 +22,7 @@ from ir_tools.ir.origin import origin, place
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
 from ir_tools.rewrite.build import Ops
-from ir_tools.rewrite.journal import Journal
+from ir_tools.rewrite.rewrite_log import Journal
 from ir_tools.rewrite.rule import Call, Rule
 
 B = TypeVar("B", bound=Block)

@@ -15,7 +15,6 @@ import html
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from graphviz import Digraph, escape
 from torch import fx
 from torch._ops import OpOverload
 
+from ir_tools.files import write_atomically
 from ir_tools.ir.dialect import (
     DIALECT_ONLY,
     bound_arguments,
@@ -515,21 +515,8 @@ def draw_svg(dot_text: str, path: str | os.PathLike[str], timeout: float = 20) -
     if done.returncode != 0:
         reason = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"])[0]
         return f"graphviz `dot` failed ({reason}): the DOT file is written, no SVG"
-    write_whole(Path(path), done.stdout)
+    write_atomically(Path(path), done.stdout)
     return None
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_dump(
@@ -557,7 +544,7 @@ def write_dump(
         title += " (unchanged)" if program is previous else f" ({len(previous)} before, {len(new)} new)"
     text = to_dot(program, title=title, new_nodes=new)
     dot_path = folder / f"{stem}.dot"
-    write_whole(dot_path, text.encode())
+    write_atomically(dot_path, text.encode())
     svg_path = folder / f"{stem}.svg"
     svg_path.unlink(missing_ok=True)  # a drawing of an earlier run would show another graph
     reason = draw_svg(text, svg_path, timeout)

@@ -123,8 +123,8 @@ def draw(
     engine: Engine = "auto",
 ) -> None:
     """Draw the graph of a model: as captured, or with --passes as these passes and the lowering leave it."""
+    from ir_tools.files import write_atomically
     from ir_tools.visualize import draw_svg, to_dot
-    from ir_tools.visualize.to_dot import write_whole
 
     if out.suffix not in (".svg", ".dot"):
         raise OptionError(f"--out must end in .svg or .dot, got {str(out)!r}")
@@ -145,7 +145,7 @@ def draw(
             return
         print_fact(console, "no SVG", reason)
         out = out.with_suffix(".dot")
-    write_whole(out, text.encode())
+    write_atomically(out, text.encode())
     print_fact(console, "drawn", str(out))
 
 

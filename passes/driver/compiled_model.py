@@ -14,10 +14,11 @@ from torch.utils import _pytree as pytree
 from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for, flat_outputs
 from ir_tools.emit.torch_jit import ScriptModule
+from ir_tools.files import write_atomically
 from ir_tools.frontends.source import seeded
 from ir_tools.ir import Program
 from ir_tools.verify.numerics import compare
-from ir_tools.visualize.to_dot import draw_svg, to_dot, write_whole
+from ir_tools.visualize.to_dot import draw_svg, to_dot
 from passes.driver.manifest import check_manifest, read_tree
 from passes.errors import NumericsError, PassesError
 from passes.report.report import Report
@@ -83,7 +84,7 @@ class OptimizedModel(nn.Module):
         """Draw the final graph: DOT text for `.dot`, else SVG. Returns None, or a line that says why there is no SVG."""
         text = to_dot(self.program, title="optimised")
         if str(path).endswith(".dot"):
-            write_whole(Path(path), text.encode())
+            write_atomically(Path(path), text.encode())
             return None
         return draw_svg(text, Path(path))
 

@@ -33,8 +33,8 @@ from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.origin import place
 from ir_tools.rewrite import Journal, OptionError, graph_pass
 from ir_tools.rewrite.cast import Caster, traffic, whole
-from ir_tools.rewrite.journal import Casts
 from ir_tools.rewrite.nearest import places_of
+from ir_tools.rewrite.rewrite_log import Casts
 from passes.precision.cast_placement import casts_one_by_one, placed
 from passes.precision.constraints import AS_IT_COMES, EXPECTED, Policy, site_of
 from passes.precision.hazards import CLAMPED, IS_WIDE, OVERFLOWS, VALUE_CLAMPED

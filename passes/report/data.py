@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ir_tools.rewrite.journal import Casts, Refusal, Rewrite
 from ir_tools.rewrite.nearest import NearMiss
+from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite
 from passes.report.formatting import option
 from passes.tune.speed_comparison import Speed
 from passes.tune.tuning_record import Choices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ir_tools.rewrite.journal import Casts
+from ir_tools.rewrite.rewrite_log import Casts
 from ir_tools.rewrite.shapes import spelled_option
 
 

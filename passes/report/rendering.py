@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ir_tools.errors import first_line
-from ir_tools.rewrite.journal import Refusal, Rewrite
 from ir_tools.rewrite.nearest import NearMiss
+from ir_tools.rewrite.rewrite_log import Refusal, Rewrite
 from passes.report.data import ReportData
 from passes.report.formatting import agreement, casts_line, decibel, error, option, seconds
 

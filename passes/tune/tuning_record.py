@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from ir_tools.emit.errors import ModelFileError
+from ir_tools.files import write_atomically
 from ir_tools.rewrite import OptionError
-from ir_tools.visualize.to_dot import write_whole
 from passes.tune.timing import interleaved_seconds, milliseconds
 
 FORMAT = 1
@@ -154,7 +154,7 @@ class Choices:
         Raises `ModelFileError` when the path cannot be written.
         """
         try:
-            write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+            write_atomically(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
         except OSError as error:
             raise ModelFileError(f"{os.fspath(path)} cannot be written: {error.strerror or error}") from error
 

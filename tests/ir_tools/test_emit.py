@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 import passes
-from ir_tools.emit import to_torchscript
+from ir_tools.emit import statements
 from ir_tools.emit.calling import arguments_for, emitted_arguments, flat_outputs, typed_outputs
 from ir_tools.emit.constants import place_constants
 from ir_tools.emit.errors import EmitError
@@ -697,12 +697,12 @@ def test_results_never_require_gradients(engine, tmp_path):
 def test_a_call_that_resolves_to_another_overload_is_refused(monkeypatch):
     program = unary(aten.mean.dim, [1], True)
     emit(program)
-    write = to_torchscript._Writer._call
+    write = statements.call_text
 
-    def sabotaged(self, node, target):
-        return write(self, node, target).replace("mean(x, [1], True, ", "mean(x, ")
+    def sabotaged(node, target, variables):
+        return write(node, target, variables).replace("mean(x, [1], True, ", "mean(x, ")
 
-    monkeypatch.setattr(to_torchscript._Writer, "_call", sabotaged)
+    monkeypatch.setattr(statements, "call_text", sabotaged)
     with pytest.raises(EmitError) as error:
         emit(program)
     message = str(error.value)
@@ -711,17 +711,17 @@ def test_a_call_that_resolves_to_another_overload_is_refused(monkeypatch):
 
 def test_a_call_too_many_and_a_call_too_few_are_refused(monkeypatch):
     program = unary(aten.relu.default)
-    write = to_torchscript._Writer._call
-    monkeypatch.setattr(to_torchscript._Writer, "_call", lambda self, n, t: f"torch.neg({write(self, n, t)})")
+    write = statements.call_text
+    monkeypatch.setattr(statements, "call_text", lambda n, t, v: f"torch.neg({write(n, t, v)})")
     with pytest.raises(EmitError, match="a call that the Program does not have: aten::neg"):
         emit(program)
-    monkeypatch.setattr(to_torchscript._Writer, "_call", lambda self, n, t: self._variable(n.args[0]))
+    monkeypatch.setattr(statements, "call_text", lambda n, t, v: v.read(n.args[0]))
     with pytest.raises(EmitError, match="the call is gone"):
         emit(program)
 
 
 def test_text_that_does_not_compile_is_an_emit_error(monkeypatch):
-    monkeypatch.setattr(to_torchscript._Writer, "_call", lambda self, n, t: "torch.no_such_op(x)")
+    monkeypatch.setattr(statements, "call_text", lambda n, t, v: "torch.no_such_op(x)")
     with pytest.raises(EmitError, match=r"does not accept the text of _chunk_0:[\s\S]*no_such_op"):
         emit(unary(aten.relu.default))
 
@@ -860,11 +860,11 @@ def test_a_dead_write_in_a_region_that_may_raise_is_not_taken_for_a_misreading()
 
 def test_a_call_in_a_region_that_is_read_differently_is_refused(monkeypatch):
     program = region_program(lambda r, d, x: r.branches(d, r.is_positive(d, x), [x], r.doubled, r.negated, [x])[0])
-    original = to_torchscript._Writer._call
+    original = statements.call_text
 
-    def misread(self, node, target):
-        return original(self, node, target).replace("aten.mul(", "aten.add(")
+    def misread(node, target, variables):
+        return original(node, target, variables).replace("aten.mul(", "aten.add(")
 
-    monkeypatch.setattr(to_torchscript._Writer, "_call", misread)
+    monkeypatch.setattr(statements, "call_text", misread)
     with pytest.raises(EmitError, match=r"aten::add"):
         emit(program)

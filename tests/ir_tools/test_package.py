@@ -11,6 +11,7 @@ import zipfile
 import pytest
 import torch
 
+from ir_tools import files
 from ir_tools.emit import package
 from ir_tools.emit.errors import ModelFileError
 from ir_tools.emit.package import load, read_torchscript, round_trip, save
@@ -118,7 +119,8 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(saved, monkeypatch, step
                 half.write(b"half of a file")
         raise error
 
-    monkeypatch.setattr(*((package.os, "replace") if step == "replace" else (package, step)), fail)
+    place = {"to_file": package, "_flush": files, "replace": files.os}[step]
+    monkeypatch.setattr(place, step, fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ModelFileError):
         save(other_module(), saved, {}, [], [])
     assert saved.read_bytes() == before and os.listdir(saved.parent) == ["model.pt"]
