@@ -25,8 +25,9 @@ from torch.utils import _pytree as pytree
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.functionalize import functionalize
 from ir_tools.frontends.fx_graph import source_line
-from ir_tools.frontends.normalize import Normalizer, purify
+from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.frontends.torchscript_ops import HANDLERS, TAKES_TEXT, part_of
 from ir_tools.frontends.torchscript_values import (
     ARGUMENT,
@@ -53,7 +54,7 @@ from ir_tools.frontends.torchscript_values import (
     where,
 )
 from ir_tools.ir import Draft, Origin, facts
-from ir_tools.ir.dialect import getitem, spell_arguments, written_arguments
+from ir_tools.ir.dialect import canonicalize_arguments, getitem, written_arguments
 from ir_tools.ir.host import fail, inner_types, is_host, make_dict, make_list, make_tuple, set_value_type, value_type
 from ir_tools.ir.program import body_of
 from ir_tools.ir.regions import Body, region_if, region_loop
@@ -479,7 +480,7 @@ class GraphWalk:
         draft = frame.draft
         placeholders = [*before, *(frame.operand(n) for n in operands)]
         draft.output(results)
-        purify(draft)
+        functionalize(draft)
         draft.finish()
         for placeholder in reversed(placeholders):
             first = next(iter(draft.graph.nodes))
@@ -579,7 +580,7 @@ class GraphWalk:
     def _compute(self, overload: OpOverload, positional: list[Any], keywords: dict[str, Any]) -> Any:
         """Run an operator now: all its arguments are known."""
         if overload.namespace == "aten":
-            args, keywords = spell_arguments(overload, tuple(positional), keywords)
+            args, keywords = canonicalize_arguments(overload, tuple(positional), keywords)
             positional = list(args)
         result = overload(*positional, **keywords)
         return NUMBER_OF_DTYPE[result] if isinstance(result, torch.dtype) else result
