@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ir_tools.ir import Program
+from ir_tools.ir import Draft, Program
 from ir_tools.rewrite import Journal
 from passes import (
     CATALOGUE,
@@ -329,6 +329,21 @@ def test_each_step_is_measured_against_the_eager_model() -> None:
     assert 15 < by_name["cast_half"].sqnr_db < 80
     assert by_name["fold_constants"].sqnr_db is None, "a pass that changed nothing is not measured"
     assert report.verified and 15 < report.sqnr_db < 80
+
+
+def test_a_pass_that_swaps_classes_is_caught_however_large_the_products_are() -> None:
+    @graph_pass(declares="lower_precision")
+    def swap_classes(program, journal):
+        draft = Draft.of(program)
+        last = draft.program.calls[-1]
+        if str(last.target) != "aten.flip.default":
+            draft.insert_after(last, list(last.users), "swap_classes", torch.ops.aten.flip.default, [1])
+        return draft.finish()
+
+    model = nn.Sequential(nn.Linear(8, 4), nn.Softmax(-1)).eval()
+    x = torch.randn(2, 8) * 1000
+    with pytest.raises(NumericsError, match="swap_classes"):
+        optimize(model, ["cast_half", swap_classes], example_inputs=x)
 
 
 # -- dry runs and reports -----------------------------------------------------------------------------------------------

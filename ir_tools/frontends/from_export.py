@@ -14,7 +14,7 @@ from ir_tools.frontends.dynamic import enlarged, exported_conditions, size_obliv
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.exported import sources_in_guards
 from ir_tools.frontends.fx_graph import copy_graph
-from ir_tools.frontends.normalize import Normalizer
+from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.frontends.source import FlatModel, Source, finish, forward_parameters, start_draft, undisturbed
 from ir_tools.ir import Program
 from ir_tools.ir.signature import Condition

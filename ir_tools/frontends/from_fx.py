@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from ir_tools.frontends.dynamic import Symbols, size_oblivious
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import copy_graph
-from ir_tools.frontends.normalize import Normalizer
+from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.ir import Program
 from ir_tools.ir.signature import Condition

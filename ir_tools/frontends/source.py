@@ -30,7 +30,7 @@ from ir_tools.frontends.exported import (
     refuse_training,
     sizes_of_exported,
 )
-from ir_tools.frontends.normalize import purify
+from ir_tools.frontends.functionalize import functionalize
 from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
 from ir_tools.ir.signature import (
     Condition,
@@ -437,7 +437,7 @@ def start_draft(source: Source, frontend: str) -> tuple[Capture, list[fx.Node]]:
 
 
 def finish(draft: Capture, outputs: Sequence[Any], conditions: Sequence[Condition] = ()) -> Program:
-    """Close a draft that a front end filled: outputs, purification, sweeping, the contract.
+    """Close a draft that a front end filled: outputs, functionalization, sweeping, the contract.
 
     `conditions` on dynamic sizes are those that the front end itself found.
     """
@@ -447,7 +447,7 @@ def finish(draft: Capture, outputs: Sequence[Any], conditions: Sequence[Conditio
             f"the captured graph gives {len(values)} tensors, the model {draft.program.signature.output_count}"
         )
     draft.output(values)
-    purify(draft)
+    functionalize(draft)
     program = draft.finish()
     for name in program.state:  # nobody else may move it
         program.constants[name] = program.constants[name].clone()

@@ -194,8 +194,8 @@ def argument_names(target: OpOverload) -> tuple[tuple[str, ...], tuple[str, ...]
     )
 
 
-def spell_arguments(target: OpOverload, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Arguments in the dialect's one spelling: by position with defaults filled in, keyword-only by name.
+def canonicalize_arguments(target: OpOverload, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Arguments in the dialect's canonical form: by position with defaults filled in, keyword-only by name.
 
     Raises `TypeError` when an argument is missing, unknown, or given twice.
     """

@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.ir import facts
-from ir_tools.ir.dialect import getitem, has_effect, map_argument, short_name, spell_arguments
+from ir_tools.ir.dialect import canonicalize_arguments, getitem, has_effect, map_argument, short_name
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.origin import Origin, origin, place, set_origin
 from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
@@ -147,7 +147,7 @@ class Draft(Generic[B]):
         Raises `TypeError` for arguments that the schema does not take, `FactError` for shapes that the op rejects.
         """
         if isinstance(target, OpOverload):
-            args, kwargs = spell_arguments(target, args, kwargs)
+            args, kwargs = canonicalize_arguments(target, args, kwargs)
         args = tuple(map_argument(a, self._as_argument) for a in args)
         kwargs = {k: map_argument(v, self._as_argument) for k, v in kwargs.items()}
         value = facts.compute_fact(self.program.mode, target, args, kwargs)

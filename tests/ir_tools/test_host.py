@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ir_tools.emit.torch_jit import define, new_box, script_tree
-from ir_tools.frontends.torchscript_values import overload_of
+from ir_tools.frontends.torchscript.nodes import overload_of
 from ir_tools.ir.dialect import changed_containers, overload_name
 from ir_tools.ir.facts import holds_always, new_mode, unknown_number
 from ir_tools.ir.host import (

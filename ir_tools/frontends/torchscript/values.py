@@ -1,19 +1,19 @@
-"""What the walk over a TorchScript graph knows values as, and the small questions it asks of that graph."""
+"""What a TorchScript value stands for during a walk.
+
+That is a Python value known now (numbers, strings, lists, dicts, small tensors made of numbers), an fx node (a tensor, number
+or container at run time), or one of the classes below.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.frontends.errors import CaptureError
-from ir_tools.frontends.fx_graph import source_line
 from ir_tools.ir.dialect import DTYPE_NUMBERS
 from ir_tools.ir.host import TENSOR
 
@@ -41,7 +41,7 @@ class ObjectValue:
 
 
 class Uninitialized:
-    """What a variable holds on a path where nobody reads it."""
+    """What a variable holds on a path where nobody uses it."""
 
     def __repr__(self) -> str:
         return "uninitialized"
@@ -51,7 +51,7 @@ UNINITIALIZED = Uninitialized()
 
 
 class TextOfData(str):
-    """A message with values of the run in it, of which only the template is known."""
+    """A message with runtime values in it, of which only the template is known."""
 
 
 class Raised(Exception):
@@ -103,35 +103,6 @@ def is_tensor_type(annotation: str) -> bool:
     return annotation in (TENSOR, f"Optional[{TENSOR}]")
 
 
-def count_nodes(block: Any) -> int:
-    """The nodes of a TorchScript block, nested ones included."""
-    return sum(1 + sum(count_nodes(inner) for inner in node.blocks()) for node in block.nodes())
-
-
-def where(node: Any) -> str:
-    line = source_line(node.sourceRange())
-    return f" (at {line})" if line else ""
-
-
-def constant_value(node: Any) -> Any:
-    (output,) = node.outputs()
-    value = output.toIValue() if node.hasAttribute("value") else None
-    return NUMBER_OF_DTYPE[value] if isinstance(value, torch.dtype) else value
-
-
-@lru_cache(maxsize=4096)
-def overload_of(schema: str, kind: str, at: str) -> OpOverload:
-    """The overload behind a node, from its printed schema."""
-    match = re.match(r"(\w+)::(\w+)(?:\.(\w+))?\(", schema)
-    if match is None:
-        raise CaptureError(f"{kind} has no operator schema{at}; it cannot be captured")
-    namespace, name, overload = match.groups()
-    try:
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
-    except AttributeError as error:
-        raise CaptureError(f"the operator {namespace}::{name} is not registered in this process{at}") from error
-
-
 def holds(values: Any, kind: type) -> bool:
     if isinstance(values, kind):
         return True
@@ -145,7 +116,3 @@ def is_small(values: Any) -> bool:
     if isinstance(values, torch.Tensor):
         return values.numel() <= 16
     return not isinstance(values, (list, tuple)) or all(is_small(v) for v in values)
-
-
-def makes_a_tensor(overload: OpOverload) -> bool:
-    return any("Tensor" in str(r.type) for r in overload._schema.returns)
