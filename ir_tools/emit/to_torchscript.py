@@ -31,16 +31,10 @@ from ir_tools.emit.literals import spell, spell_float, spell_int, spell_plain, s
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.emit.packed_weights import add_packed_weights, attach_packing, packing_text
 from ir_tools.emit.torch_jit import define, script_tree
-from ir_tools.ir.dialect import (
-    DIALECT_ONLY,
-    argument_names,
-    getitem,
-    has_effect,
-    overload_name,
-    short_name,
-    written_nodes,
-)
-from ir_tools.ir.facts import FactError, compute_fact, dtype, fact, mutated_values, storage_classes
+from ir_tools.ir.alias_analysis import mutated_values, storage_classes
+from ir_tools.ir.dialect import DIALECT_ONLY, argument_names, getitem, overload_name, short_name
+from ir_tools.ir.effects import has_effect, written_nodes
+from ir_tools.ir.facts import dtype, fact
 from ir_tools.ir.host import (
     CONSTRUCTORS,
     READERS,
@@ -56,6 +50,7 @@ from ir_tools.ir.host import (
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import Body, bodies, is_region, region_if
+from ir_tools.ir.shape_inference import FactError, compute_fact
 from ir_tools.ir.signature import DynamicSize, InputSpec
 
 # Namespaces whose ops stock libtorch does not know: they have to be lowered first.

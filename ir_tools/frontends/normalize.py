@@ -26,22 +26,9 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.frontends.errors import CaptureError
-from ir_tools.ir import Draft, facts
-from ir_tools.ir.dialect import (
-    acts,
-    aliased_nodes,
-    argument_kind,
-    changed_containers,
-    getitem,
-    has_effect,
-    map_argument,
-    op_name,
-    overload_name,
-    short_name,
-    spell_arguments,
-    written_arguments,
-    written_nodes,
-)
+from ir_tools.ir import Draft, alias_analysis, facts, shape_inference
+from ir_tools.ir.dialect import argument_kind, getitem, map_argument, op_name, overload_name, short_name, spell_arguments
+from ir_tools.ir.effects import acts, aliased_nodes, changed_containers, has_effect, written_arguments, written_nodes
 from ir_tools.ir.host import value_type
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
@@ -322,7 +309,7 @@ def _contiguous(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 def _to(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     x = a["self"]
     before = facts.fact(x)
-    result = facts.compute_fact(draft.program.mode, target, tuple(_positional(target, a)), _keyword_only(target, a))
+    result = shape_inference.compute_fact(draft.program.mode, target, tuple(_positional(target, a)), _keyword_only(target, a))
     if before is None or result is None:
         return draft.call(target, **a)
     if result.device != before.device:
@@ -411,8 +398,8 @@ def purify(draft: Draft) -> None:
                 sharing[member] = group
         sharing[node] = group
     _drop_unread_writes(draft)
-    memory = facts.Memory(graph)
-    written = facts.mutated_values(graph)
+    memory = alias_analysis.Memory(graph)
+    written = alias_analysis.mutated_values(graph)
     for name in memory.written_constants(graph):
         if name == "constant" or name.startswith("constant@"):
             raise CaptureError("the model writes into a tensor that is no buffer; make it a buffer")
@@ -450,11 +437,11 @@ def purify(draft: Draft) -> None:
 
 def _drop_unread_writes(draft: Draft) -> None:
     """Remove writes into memory of the graph's own that neither an output nor an effect reads, with what they alone need."""
-    classes = facts.storage_classes(draft.graph.nodes)
+    classes = alias_analysis.storage_classes(draft.graph.nodes)
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in draft.graph.nodes:
         members.setdefault(classes[node], []).append(node)
-    own = {root for root, group in members.items() if facts.is_own(group)}
+    own = {root for root, group in members.items() if alias_analysis.is_own(group)}
 
     def only_writes_own(node: fx.Node) -> bool:
         does_more = acts(node) or bool(changed_containers(node))
@@ -533,7 +520,7 @@ def _purified(
         return None
     now = order[writer]
     for member in sharing[target]:
-        if not facts.is_own([member]):
+        if not alias_analysis.is_own([member]):
             return None
         if member is not target and any(order[reader] > now for reader in member.users):
             return None

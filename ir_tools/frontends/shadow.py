@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ir_tools.ir.dialect import HIDDEN_WRITES, op_name, written_arguments
+from ir_tools.ir.dialect import op_name
+from ir_tools.ir.effects import HIDDEN_WRITES, written_arguments
 
 aten = torch.ops.aten
 

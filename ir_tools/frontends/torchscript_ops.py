@@ -25,7 +25,8 @@ from ir_tools.frontends.torchscript_values import (
     where,
 )
 from ir_tools.ir import Draft, facts
-from ir_tools.ir.dialect import DTYPE_NUMBERS, getitem, written_nodes
+from ir_tools.ir.dialect import DTYPE_NUMBERS, getitem
+from ir_tools.ir.effects import written_nodes
 from ir_tools.ir.host import TENSOR, inner_types, pop_first_item, set_value_type, value_type
 
 if TYPE_CHECKING:
