@@ -22,7 +22,8 @@ from ir_tools.emit.to_torchscript import emit
 from ir_tools.errors import first_line
 from ir_tools.frontends.capture import FRONTENDS, capture
 from ir_tools.frontends.portability import follow_inputs
-from ir_tools.frontends.source import Source, one_at_a_time, prepare
+from ir_tools.frontends.source import Source, prepare
+from ir_tools.frontends.undisturbed import one_at_a_time
 from ir_tools.ir import Program, Signature, check_wellformed
 from ir_tools.ir.dialect import op_name, short_name
 from ir_tools.rewrite import Pass

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
+from ir_tools.frontends.capture_draft import finish, start_draft
+from ir_tools.frontends.source import Source
 from ir_tools.frontends.torchscript_graph import GraphWalk
 from ir_tools.frontends.torchscript_ops import flat_values
+from ir_tools.frontends.undisturbed import undisturbed
+from ir_tools.frontends.user_model import FlatModel
 from ir_tools.ir import Program
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import PassesError
-from ir_tools.frontends.source import Example, seeded
+from ir_tools.frontends.source import Example
+from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, check_wellformed, facts, joins
 from ir_tools.ir.host import value_type
 from ir_tools.ir.program import all_nodes
