@@ -2,8 +2,7 @@
 
 from ir_tools.emit.errors import EmitError, ModelFileError
 from ir_tools.errors import PassesError
-from ir_tools.frontends.dynamic import DynamicShapesError
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.errors import CaptureError, DynamicShapesError
 from ir_tools.ir.signature import SignatureError
 from ir_tools.rewrite import OptionError
 

@@ -21,7 +21,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from ir_tools.frontends.errors import CaptureError
-from ir_tools.ir import Draft, facts
+from ir_tools.ir import Draft, facts, shape_inference
 from ir_tools.ir.dialect import op_name, short_name
 
 aten = torch.ops.aten
@@ -218,7 +218,7 @@ def _contiguous(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 def _to(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     x = a["self"]
     before = facts.fact(x)
-    result = facts.compute_fact(draft.program.mode, target, tuple(_positional(target, a)), _keyword_only(target, a))
+    result = shape_inference.compute_fact(draft.program.mode, target, tuple(_positional(target, a)), _keyword_only(target, a))
     if before is None or result is None:
         return draft.call(target, **a)
     if result.device != before.device:

@@ -10,9 +10,11 @@ from torch import nn
 from torch.jit import _recursive
 from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.source import Source, finish, forward_parameters, start_draft
+from ir_tools.frontends.capture_draft import finish, start_draft
+from ir_tools.frontends.source import Source
 from ir_tools.frontends.torchscript.forward import walk_forward
 from ir_tools.frontends.torchscript.outputs import flat_values
+from ir_tools.frontends.user_model import forward_parameters
 from ir_tools.ir import Program
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
+from ir_tools.frontends.capture_draft import finish, start_draft
+from ir_tools.frontends.source import Source
 from ir_tools.frontends.torchscript.forward import walk_forward
 from ir_tools.frontends.torchscript.outputs import flat_values
+from ir_tools.frontends.undisturbed import undisturbed
+from ir_tools.frontends.user_model import FlatModel
 from ir_tools.ir import Program
 
 

@@ -17,18 +17,9 @@ from torch import fx
 from torch._ops import OpOverload
 
 from ir_tools.frontends.errors import CaptureError
-from ir_tools.ir import Draft, facts
-from ir_tools.ir.dialect import (
-    acts,
-    aliased_nodes,
-    changed_containers,
-    getitem,
-    has_effect,
-    op_name,
-    short_name,
-    written_arguments,
-    written_nodes,
-)
+from ir_tools.ir import Draft, alias_analysis, facts
+from ir_tools.ir.dialect import getitem, op_name, short_name
+from ir_tools.ir.effects import acts, aliased_nodes, changed_containers, has_effect, written_arguments, written_nodes
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
 
@@ -58,8 +49,8 @@ def functionalize(draft: Draft) -> None:
                 sharing[member] = group
         sharing[node] = group
     _drop_unread_writes(draft)
-    memory = facts.Memory(graph)
-    written = facts.mutated_values(graph)
+    memory = alias_analysis.Memory(graph)
+    written = alias_analysis.mutated_values(graph)
     for name in memory.written_constants(graph):
         if name == "constant" or name.startswith("constant@"):
             raise CaptureError("the model writes into a tensor that is no buffer; make it a buffer")
@@ -97,11 +88,11 @@ def functionalize(draft: Draft) -> None:
 
 def _drop_unread_writes(draft: Draft) -> None:
     """Remove writes into memory of the graph's own that neither an output nor an effect reads, with what they alone need."""
-    classes = facts.storage_classes(draft.graph.nodes)
+    classes = alias_analysis.storage_classes(draft.graph.nodes)
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in draft.graph.nodes:
         members.setdefault(classes[node], []).append(node)
-    own = {root for root, group in members.items() if facts.is_own(group)}
+    own = {root for root, group in members.items() if alias_analysis.is_own(group)}
 
     def only_writes_own(node: fx.Node) -> bool:
         does_more = acts(node) or bool(changed_containers(node))
@@ -180,7 +171,7 @@ def _functionalized(
         return None
     now = order[writer]
     for member in sharing[target]:
-        if not facts.is_own([member]):
+        if not alias_analysis.is_own([member]):
             return None
         if member is not target and any(order[user] > now for user in member.users):
             return None

@@ -25,16 +25,8 @@ from torch import fx
 from torch._ops import OpOverload
 
 from ir_tools.files import write_atomically
-from ir_tools.ir.dialect import (
-    DIALECT_ONLY,
-    bound_arguments,
-    changed_containers,
-    getitem,
-    nodes_in,
-    op_name,
-    short_name,
-    written_nodes,
-)
+from ir_tools.ir.dialect import DIALECT_ONLY, bound_arguments, getitem, nodes_in, op_name, short_name
+from ir_tools.ir.effects import changed_containers, written_nodes
 from ir_tools.ir.host import fail, is_host
 from ir_tools.ir.origin import origin
 from ir_tools.ir.program import Program, all_nodes

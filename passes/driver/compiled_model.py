@@ -15,7 +15,7 @@ from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for, flat_outputs
 from ir_tools.emit.torch_jit import ScriptModule
 from ir_tools.files import write_atomically
-from ir_tools.frontends.source import seeded
+from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program
 from ir_tools.verify.numerics import compare
 from ir_tools.visualize.to_dot import draw_svg, to_dot

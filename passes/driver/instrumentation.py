@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from ir_tools.errors import first_line
-from ir_tools.frontends.source import Example, seeded
+from ir_tools.frontends.source import Example
+from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, check_wellformed
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.nearest import near_misses

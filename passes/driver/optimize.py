@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ir_tools.frontends.capture import capture
-from ir_tools.frontends.source import Source, one_at_a_time, prepare
+from ir_tools.frontends.source import Source, prepare
+from ir_tools.frontends.undisturbed import one_at_a_time
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import op_name
 from ir_tools.rewrite import Pass

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ir_tools.frontends.source import Example, seeded
+from ir_tools.frontends.source import Example
+from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import nodes_in, short_name
 from ir_tools.rewrite import Pass

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 
 from ir_tools.ir import Block
-from ir_tools.ir.dialect import argument, bound_arguments, conv_act, is_random, linear_act, nodes_in, short_name
-from ir_tools.ir.facts import derived, is_handed_out, is_unknown
+from ir_tools.ir.alias_analysis import derived, is_handed_out
+from ir_tools.ir.dialect import argument, bound_arguments, conv_act, linear_act, nodes_in, short_name
+from ir_tools.ir.effects import is_random
 from ir_tools.ir.facts import dtype as dtype_of
+from ir_tools.ir.facts import is_unknown
 from ir_tools.ir.origin import origin
 from ir_tools.ir.regions import is_region
 from ir_tools.ir.view import upstream

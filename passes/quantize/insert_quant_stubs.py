@@ -10,8 +10,9 @@ import torch
 
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import nodes_in, quant_stub, short_name
-from ir_tools.ir.facts import copy_keeps_layout, dtype
+from ir_tools.ir.facts import dtype
 from ir_tools.ir.origin import place
+from ir_tools.ir.shape_inference import copy_keeps_layout
 from ir_tools.ir.view import regions
 from ir_tools.rewrite import Journal, graph_pass
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import PassesError
-from ir_tools.frontends.source import Example, seeded
-from ir_tools.ir import Program, check_wellformed, facts
+from ir_tools.frontends.source import Example
+from ir_tools.frontends.undisturbed import seeded
+from ir_tools.ir import Program, check_wellformed, facts, joins
 from ir_tools.ir.host import value_type
 from ir_tools.ir.program import all_nodes
 from ir_tools.rewrite import Journal, Pass
@@ -119,7 +120,7 @@ def assert_facts_are_true(program: Program, *inputs: Tensor) -> None:
 
 
 def _fact_is_true(expected: Any, value: Any) -> bool:
-    if isinstance(expected, (*facts.SYMBOLS, facts.Elements)):  # any number, any container
+    if isinstance(expected, (*facts.SYMBOLS, joins.Elements)):  # any number, any container
         return not isinstance(value, Tensor)
     if isinstance(value, Tensor):
         return isinstance(expected, Tensor) and expected.dtype == value.dtype and _fits(expected.shape, value.shape)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ir_tools.errors import PassesError, first_line
 from ir_tools.frontends.capture import FRONTENDS, quiet
-from ir_tools.frontends.source import prepare, seeded, undisturbed
+from ir_tools.frontends.source import prepare
+from ir_tools.frontends.undisturbed import seeded, undisturbed
 from ir_tools.ir import check_wellformed
 from ir_tools.ir.signature import result_tensors
 from ir_tools.rewrite import Pass

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.source import seeded
+from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program
 from ir_tools.rewrite import Pass
 from passes.tune.timing import WARM_UP, interleaved_seconds, milliseconds

@@ -14,7 +14,8 @@ from ir_tools.frontends.torchscript.environment import Environment
 from ir_tools.frontends.torchscript.nodes import overload_of, where
 from ir_tools.frontends.torchscript.values import NUMBER_OF_DTYPE, holds, is_small
 from ir_tools.ir import facts
-from ir_tools.ir.dialect import canonicalize_arguments, getitem, written_arguments
+from ir_tools.ir.dialect import canonicalize_arguments, getitem
+from ir_tools.ir.effects import written_arguments
 from ir_tools.ir.host import is_host, set_value_type
 
 

@@ -20,7 +20,7 @@ from ir_tools.frontends.torchscript.environment import Environment, Frame
 from ir_tools.frontends.torchscript.nodes import where
 from ir_tools.frontends.torchscript.values import UNINITIALIZED, Raised, from_leaves, is_tensor_type, leaf_types, type_leaves
 from ir_tools.frontends.torchscript.walk import enter_round, walk_block
-from ir_tools.ir import facts
+from ir_tools.ir import facts, joins
 from ir_tools.ir.host import fail
 from ir_tools.ir.program import body_of
 from ir_tools.ir.regions import Body, region_if, region_loop
@@ -133,7 +133,7 @@ def loop_as_region(env: Environment, node: Any, done: int) -> None:
         if attempt == MOST_ATTEMPTS:
             raise CaptureError(f"what the loop carries changes its shape in ways that cannot be followed{where(node)}")
         env.region_count += 1
-        widened = facts.Elements.widened
+        widened = joins.Elements.widened
         with env.new_frame(f"loop{env.region_count}_") as frame:
             number = frame.draft.operand("round", facts.unknown_number(mode, "int"), "int")
             operands = [
@@ -152,13 +152,13 @@ def loop_as_region(env: Environment, node: Any, done: int) -> None:
             goes_on = env.here(results[0])
             found = [_slot_fact(mode, value, t) for value, t in zip(after, types, strict=True)]
         wider = [
-            facts.join(mode, fact, other, free) if is_tensor_type(t) else _same_elements(fact, other)
+            joins.join(mode, fact, other, free) if is_tensor_type(t) else _same_elements(fact, other)
             for fact, other, t in zip(assumed, found, types, strict=True)
         ]
-        if all(a is b for a, b in zip(wider, assumed, strict=True)) and facts.Elements.widened == widened:
-            if facts.NOTHING not in wider:
+        if all(a is b for a, b in zip(wider, assumed, strict=True)) and joins.Elements.widened == widened:
+            if joins.NOTHING not in wider:
                 break
-            wider = [None if known is facts.NOTHING else known for known in wider]  # None in every round
+            wider = [None if known is joins.NOTHING else known for known in wider]  # None in every round
         assumed = wider
     body = _close(env, frame, list(frame.operands), [goes_on, *after], [number, *operands], len(operands))
     limit = None if isinstance(trips, int) and trips >= NO_LIMIT else trips
@@ -200,24 +200,24 @@ def _slot_fact(mode: Any, value: Any, annotation: str) -> Any:
     """What is known of a value that a region hands on: a tensor's fact (where it is one), a symbol for a number."""
     if not is_tensor_type(annotation):
         return facts.fact(value) if annotation.startswith(("List[", "Dict[")) else facts.unknown_number(mode, annotation)
-    return facts.NOTHING if value is None else facts.fact(value)
+    return joins.NOTHING if value is None else facts.fact(value)
 
 
 def _after_loop(mode: Any, known: Any, annotation: str, free: set[Any]) -> Any:
     """What is known of a carried value when the loop is over."""
     if is_tensor_type(annotation):
-        return facts.fresh(mode, known, free)
-    return known if isinstance(known, facts.Elements) else facts.unknown_number(mode, annotation)
+        return joins.fresh(mode, known, free)
+    return known if isinstance(known, joins.Elements) else facts.unknown_number(mode, annotation)
 
 
 def _same_elements(one: Any, other: Any) -> Any:
     """The fact of a number stays its symbol; that of a container is lost where a round puts another in its place."""
-    return None if isinstance(one, facts.Elements) and other is not one else one
+    return None if isinstance(one, joins.Elements) and other is not one else one
 
 
 def _join(mode: Any, one: Any, other: Any, annotation: str) -> Any:
     """What is known of a result of an if."""
     known = [_slot_fact(mode, value, annotation) for value in (one, other)]
     if is_tensor_type(annotation):
-        return facts.join(mode, *known)
+        return joins.join(mode, *known)
     return known[0] if known[0] is known[1] else facts.unknown_number(mode, annotation)

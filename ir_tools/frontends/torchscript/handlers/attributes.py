@@ -12,7 +12,7 @@ from ir_tools.frontends.torchscript.environment import Environment
 from ir_tools.frontends.torchscript.nodes import where
 from ir_tools.frontends.torchscript.registry import handles
 from ir_tools.frontends.torchscript.values import ATTRIBUTE, NUMBER_OF_DTYPE, Container, ModuleValue, ObjectValue
-from ir_tools.ir.dialect import written_nodes
+from ir_tools.ir.effects import written_nodes
 
 
 @handles("prim::GetAttr")

@@ -1,4 +1,4 @@
-"""The verdict on a trace: each tracer warning gets one, and "auto" takes a trace only where value reads are proven harmless."""
+"""Trace validation: a finding for each tracer warning, and "auto" takes a trace only where reads are proven harmless."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from ir_tools.frontends.capture import capture
+from ir_tools.frontends.perturbed_inputs import PERTURBATIONS, perturbed
+from ir_tools.frontends.read_dependence import dependence_of_reads
 from ir_tools.frontends.source import prepare
-from ir_tools.frontends.verdict import PERTURBATIONS, dependence_of_reads, perturbed, run_eagerly, verdict_on_trace
+from ir_tools.frontends.trace_validation import validate_trace
+from ir_tools.frontends.value_reads import run_eagerly
 from passes import CaptureError, optimize
 
 
@@ -107,11 +110,11 @@ def test_auto_refuses_where_torch_saw_memory_read_and_nothing_was_recorded():
     program = capture(source, "trace").program
     for text, refusal in (("to a NumPy array", "numpy at a.py:3"), ("to a Python list", "numpy at a.py:3"), ("to a size", "")):
         heard = warnings.WarningMessage(f"Converting a tensor {text} might", torch.jit.TracerWarning, "a.py", 3)
-        assert refusal in (verdict := verdict_on_trace(program, source, [heard], proof_needed=True)).refusal
-        assert bool(verdict.refusal) == bool(refusal)
+        assert refusal in (validation := validate_trace(program, source, [heard], proof_needed=True)).refusal
+        assert bool(validation.refusal) == bool(refusal)
 
 
-# -- one verdict for each warning -----------------------------------------------------------------------------------------
+# -- one finding for each warning ------------------------------------------------------------------------------------------
 
 
 def test_a_clean_trace_has_nothing_to_say():
@@ -121,7 +124,7 @@ def test_a_clean_trace_has_nothing_to_say():
 def test_a_branch_on_data_mattered():
     (note,) = notes(EarlyExit(), row())
     assert "Converting a tensor to a Python boolean: mattered: with negated inputs the trace differs (SQNR" in note
-    assert note.startswith("test_trace_verdict.py:")
+    assert note.startswith("test_trace_validation.py:")
 
 
 def test_another_value_with_the_same_output_did_not_matter():
@@ -134,7 +137,7 @@ def test_a_value_that_is_always_the_same_did_not_matter():
     assert note.endswith("did not matter on 5 perturbed inputs: the value was the same")
 
 
-def test_a_read_without_a_warning_gets_a_verdict_too():
+def test_a_read_without_a_warning_gets_a_finding_too():
     x = row()
     (note,) = notes(ReadsEqual(), x, x.clone())
     assert "equal reads a value in Python: mattered: with shuffled inputs the trace differs" in note
@@ -231,12 +234,12 @@ def test_another_example_is_tried_like_a_perturbed_input():
 
 
 def test_a_wrong_trace_that_no_read_explains_is_said_to_be_wrong():
-    """The comparison does not hang on the reads: here the Program judged is that of another model."""
+    """The comparison does not hang on the reads: here the Program validated is that of another model."""
     source = prepare(nn.Tanh(), [((torch.zeros(2, 4),), {})])
     program = capture(prepare(nn.Identity(), [((torch.zeros(2, 4),), {})]), "trace").program
-    verdict = verdict_on_trace(program, source, [])
-    assert verdict.refusal.startswith("the trace is wrong for other inputs: with positive inputs it differs")
-    assert verdict.lines == [f"{verdict.refusal}, and no value that was read explains it"]
+    validation = validate_trace(program, source, [])
+    assert validation.refusal.startswith("the trace is wrong for other inputs: with positive inputs it differs")
+    assert validation.lines == [f"{validation.refusal}, and no value that was read explains it"]
 
 
 # -- perturbed inputs ---------------------------------------------------------------------------------------------------
@@ -374,8 +377,8 @@ DEPENDENT = {
     "the size of a selection": ("index", lambda model, x: x[x > 0].shape[0]),
     "a random number": ("item", lambda model, x: torch.rand(())),
     "a number made from a read": ("item", lambda model, x: torch.tensor(x[0, 0].item())),
-    "what shadows do not read": ("reads other values", lambda model, x: x.max() if type(x) is torch.Tensor else 1.0),
-    "a value that shadows replace": (
+    "what wrapper tensors do not read": ("reads other values", lambda model, x: x.max() if type(x) is torch.Tensor else 1.0),
+    "a value that wrapper tensors replace": (
         "reads other values",
         lambda model, x: x.max() if type(x) is torch.Tensor else model.weight.max(),
     ),
@@ -417,7 +420,7 @@ def test_a_read_of_constants_is_proven_to_be_one(what):
     assert found.independent, found
 
 
-def test_the_run_on_shadows_leaves_the_model_as_it_was():
+def test_the_run_on_wrapper_tensors_leaves_the_model_as_it_was():
     model = Reads(counted).eval()
     source = prepare(model, [((row(),), {})])
     dependence_of_reads(source, [])
@@ -435,7 +438,7 @@ def test_capturing_prints_nothing(capfd: pytest.CaptureFixture[str]):
     assert err == ""
 
 
-def test_judging_a_trace_warns_nobody():
+def test_validating_a_trace_warns_nobody():
     class Warns(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if not torch.jit.is_tracing() and float(x.min()) < 0:
