@@ -27,7 +27,7 @@ ValueRanges = value_ranges.ValueRanges
 bounds_of = value_ranges.bound_sympy
 """The range of an expression, given those of its symbols."""
 
-LOGGER = "torch.fx.experimental.symbolic_shapes"
+SYMBOLIC_SHAPES_LOGGER = "torch.fx.experimental.symbolic_shapes"
 """The logger that tells about failed guards."""
 
 

@@ -340,7 +340,7 @@ def _(door: Any) -> None:
     assert (bounds.lower, bounds.upper) == (7, 21)
 
 
-@canary("symbols.LOGGER", "the logger torch.fx.experimental.symbolic_shapes")
+@canary("symbols.SYMBOLIC_SHAPES_LOGGER", "the logger torch.fx.experimental.symbolic_shapes")
 def _(door: Any) -> None:
     assert door in logging.root.manager.loggerDict
     assert importlib.import_module(door).log.name == door
