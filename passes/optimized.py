@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for, flat_outputs, typed_outputs
 from ir_tools.emit.torch_jit import ScriptModule
 from ir_tools.frontends.source import seeded
 from ir_tools.ir import Program, Signature
+from ir_tools.torch_compat import pytree
 from ir_tools.verify.numerics import compare
 from ir_tools.visualize.to_dot import draw_svg, to_dot, write_whole
 from passes.errors import ModelFileError, NumericsError, PassesError

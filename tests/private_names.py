@@ -1,7 +1,7 @@
 """Where a file uses a name that is private to torch: with an underscore in front, or called experimental.
 
-    python -m tests.private_names               counts them, per folder
-    python -m tests.private_names passes tests  lists them
+python -m tests.private_names               counts them, per folder
+python -m tests.private_names passes tests  lists them
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ def private_names(node: ast.AST) -> Iterator[str]:
     elif isinstance(node, ast.Import):
         yield from (n for a in node.names if of_torch(a.name) for n in private_parts(a.name)[-1:])
     elif isinstance(node, ast.Attribute):
-        if node.attr == "experimental" and ast.unparse(node.value).startswith("torch"):
-            yield node.attr
-        elif is_private(node.attr) and not is_operator(node):
+        experimental = node.attr == "experimental" and of_torch(ast.unparse(node.value))
+        if experimental or (is_private(node.attr) and not is_operator(node)):
             yield node.attr
     elif isinstance(node, ast.keyword) and node.arg and is_private(node.arg):
         yield node.arg
@@ -89,7 +88,8 @@ OPERATORS = frozenset(name.split("::")[1] for name in UNDERSCORED_OPERATORS)
 
 def operators_not_in_the_table(path: Path) -> list[str]:
     """Operators whose name begins with an underscore, in the strings of a file: `"aten::_softmax"`, or `"_softmax"` alone."""
-    strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    constants = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+    strings = [text for text in constants if isinstance(text, str)]
     named = {name for text in strings for name in re.findall(r"\b(?:aten|prim|mkldnn)::_(?!_)\w+", text)}
     named |= {f"aten::{text}" for text in strings if re.fullmatch(r"_[a-z]\w+", text) and hasattr(torch.ops.aten, text)}
     return sorted(named - UNDERSCORED_OPERATORS)
@@ -148,8 +148,9 @@ def files(folders: Iterable[str]) -> list[Path]:
 def main(folders: list[str]) -> None:
     for folder in folders or ["passes", "ir_tools", "benchmarks", "tests"]:
         found = {path: private_uses(path) for path in files([folder])}
-        for path, uses in found.items():
-            print(*(f"{path.relative_to(ROOT)}, {use}" for use in uses if folders), sep="\n", end="\n" if uses and folders else "")
+        for path, uses in found.items() if folders else ():
+            for use in uses:
+                print(f"{path.relative_to(ROOT)}, {use}")
         print(f"{folder}: {sum(map(len, found.values()))} in {sum(map(bool, found.values()))} files")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from ir_tools.torch_compat import pytree
 from passes import (
     CATALOGUE,
     CaptureError,

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 from torch.jit import ScriptModule
 
 from ir_tools.emit.calling import Structure, emitted_arguments, output_structure
@@ -57,6 +56,7 @@ from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import Body, bodies, is_region, region_if
 from ir_tools.ir.signature import DynamicSize, InputSpec
+from ir_tools.torch_compat.operators import OpOverload, schema_of, schema_or
 
 # Namespaces whose ops stock libtorch does not know: they have to be lowered first.
 _NOT_IN_LIBTORCH = frozenset({"torch_passes", "quantized_decomposed"})
@@ -436,10 +436,10 @@ class _Writer:
         if assertion:
             return _Statement((call + _comment(node),), tuple(self._reads), (), (_Call(node, call, "self._check_holds"),))
         if is_host(node.target):
-            if node.target._schema.returns and value_type(node) != "NoneType":
+            if schema_of(node.target).returns and value_type(node) != "NoneType":
                 return self._named(node, call, value_type(node))
             return _Statement((call + _comment(node),), tuple(self._reads), ())
-        results = [r.type.annotation_str for r in node.target._schema.returns]
+        results = [r.type.annotation_str for r in schema_of(node.target).returns]
         names = [self.names.fresh(node.name if len(results) == 1 else f"{node.name}_{i}") for i in range(len(results))]
         self.types.update(zip(names, results, strict=True))
         if results:
@@ -610,7 +610,7 @@ class _Writer:
         if len(node.args) != len(positional) or set(node.kwargs) != set(keyword_only):
             raise EmitError("the arguments are not spelled out in full")
         kwargs = _with_bool_dtype(self.program, node, target)
-        declared = {a.name: a for a in target._schema.arguments}
+        declared = {a.name: a for a in schema_of(target).arguments}
         arguments = []
         for position, (name, value) in enumerate(zip(positional, node.args, strict=True)):
             if value is None and _is_ambiguous_none(target, position):
@@ -619,7 +619,7 @@ class _Writer:
                 arguments.append(spell(value, declared[name].type, self._variable, self._held_float))
         for name in keyword_only:
             arguments.append(f"{name}={spell(kwargs[name], declared[name].type, self._variable, self._held_float)}")
-        namespace, packet = target._schema.name.split("::")
+        namespace, packet = schema_of(target).name.split("::")
         return f"torch.ops.{namespace}.{packet}({', '.join(arguments)})"
 
     def _assertion(self, node: fx.Node) -> str:
@@ -729,9 +729,9 @@ def _container_text(structure: Structure, values: list[str]) -> str:
 def _is_ambiguous_none(target: OpOverload, position: int) -> bool:
     """Another overload declares another optional type at this position, so that a bare None could mean that one."""
     packet = target.overloadpacket
-    own = target._schema.arguments[position].type.annotation_str
+    own = schema_of(target).arguments[position].type.annotation_str
     for overload in packet.overloads():
-        arguments = getattr(packet, overload)._schema.arguments
+        arguments = schema_of(getattr(packet, overload)).arguments
         if position < len(arguments):
             other = arguments[position].type
             if other.kind() == "OptionalType" and other.annotation_str != own:
@@ -746,7 +746,7 @@ def _with_bool_dtype(program: Program, node: fx.Node, target: OpOverload) -> dic
     Raises EmitError where that cannot be said with a dtype.
     """
     kwargs = dict(node.kwargs)
-    declared = {a.name: a.type for a in target._schema.arguments}
+    declared = {a.name: a.type for a in schema_of(target).arguments}
     given = dict(zip(argument_names(target)[0], node.args, strict=True)) | kwargs
     if not any(isinstance(v, bool) and "number" in declared[k].annotation_str for k, v in given.items()):
         return kwargs
@@ -788,7 +788,7 @@ def _check_overloads(scripted: ScriptModule, method: str, statements: list[_Stat
         if schema.split("(", 1)[0] == call.expected:
             at += 1
         elif not writes_inside and (not call.inside or has_effect(call.node)):
-            wanted = getattr(call.node.target, "_schema", call.expected)
+            wanted = schema_or(call.node.target, call.expected)
             raise EmitError(
                 f"TorchScript reads {call.node.name} (at {place(call.node)}) differently than it is meant\n"
                 f"  meant: {wanted}\n  read:  {schema}\n  text:  {call.text}"

@@ -21,6 +21,7 @@ from ir_tools.frontends.source import Source, undisturbed
 from ir_tools.frontends.trials import tried
 from ir_tools.frontends.verdict import Verdict, verdict_on_trace
 from ir_tools.ir import Program
+from ir_tools.torch_compat.symbols import SYMBOLIC_SHAPES_LOGGER
 
 FRONTENDS = {"export": from_export, "trace": from_trace, "script": from_script, "fx": from_fx}
 ORDER = tuple(FRONTENDS)
@@ -92,7 +93,7 @@ def capture(
 @contextlib.contextmanager
 def quiet() -> Iterator[list[warnings.WarningMessage]]:
     """Record warnings, and keep what torch prints about a failed export off the terminal: the error says it."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    logger = logging.getLogger(SYMBOLIC_SHAPES_LOGGER)
     disabled = logger.disabled
     logger.disabled = True
     try:

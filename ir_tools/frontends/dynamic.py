@@ -19,20 +19,23 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
-from torch.export.dynamic_shapes import _DimHint, _DimHintType
 from torch.export.graph_signature import InputKind
-from torch.fx.experimental import _config as symbolic_config
-from torch.fx.experimental.symbolic_shapes import DimDynamic
-from torch.utils import _pytree as pytree
-from torch.utils._sympy.printers import PythonPrinter
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from ir_tools.errors import PassesError
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.ir.signature import Condition, DynamicSize, InputSpec
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.export import DimHint, DimHintKind, NamedSource, guards_of
+from ir_tools.torch_compat.fake import FakeTensorMode
+from ir_tools.torch_compat.symbols import (
+    DimDynamic,
+    PythonPrinter,
+    ValueRanges,
+    backed_size_oblivious,
+    bounds_of,
+    expression_as_made,
+)
 
 LEAST_HINT = 2
 """Sizes 0 and 1 broadcast, so that what holds for them holds for no other: a symbol never starts from one of these."""
@@ -153,8 +156,8 @@ def _size(dim: Any, given: int, name: str, path: str, axis: int) -> DynamicSize 
     """The declared size, None for one that is baked in."""
     if dim is None or (isinstance(dim, int) and dim == given):
         return None
-    if isinstance(dim, _DimHint):
-        if dim.type is _DimHintType.STATIC:
+    if isinstance(dim, DimHint):
+        if dim.type is DimHintKind.STATIC:
             return None
         called = re.sub(r"\W+", "_", name)  # `_named` keeps such names free
         size = DynamicSize(f"{called}_", max(1, dim.min or 1), dim.max)
@@ -216,7 +219,7 @@ class Symbols:
 
     def _of(self, size: DynamicSize, example: int) -> torch.SymInt:
         if size.name not in self.by_name:
-            source, hint = ConstantSource(size.name), max(example, LEAST_HINT)
+            source, hint = NamedSource(size.name), max(example, LEAST_HINT)
             symbol = self.env.create_symbol(
                 hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, do_not_specialize_zero_one=True
             )
@@ -232,7 +235,7 @@ class Symbols:
 
         Raises `CaptureError` for a declared size that turned out to have one value only, or a condition without a text.
         """
-        names = {next(iter(symint.node._expr.free_symbols)): name for name, symint in self.by_name.items()}
+        names = {next(iter(expression_as_made(symint).free_symbols)): name for name, symint in self.by_name.items()}
         for symbol, name in names.items():
             value = self.env.replacements.get(symbol, symbol)
             if value.is_number:
@@ -360,7 +363,7 @@ def size_oblivious() -> AbstractContextManager[None]:
 
     Otherwise each question whether a tensor is contiguous would leave a condition such as `(h // 32) != 1` behind.
     """
-    return symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined, no-any-return]
+    return backed_size_oblivious()
 
 
 # -- torch.export -------------------------------------------------------------------------------------------------------
@@ -398,7 +401,7 @@ def exported_conditions(
                 if isinstance(symbol, int):
                     raise pinned(size.name, symbol)
                 found += _in_range(size, exported_range(exported, symbol))
-    for guard in exported._guards_code:
+    for guard in guards_of(exported):
         try:
             condition = condition_from_text(guard, size_of)
         except CaptureError:
@@ -433,7 +436,7 @@ def exported_range(exported: torch.export.ExportedProgram, size: torch.SymInt) -
     expression = size.node.expr
     symbols = {s: ranges[s] for s in expression.free_symbols if s in ranges}
     free = {s: ValueRanges(1, r.upper) if r.lower <= LEAST_HINT else r for s, r in symbols.items()}
-    given = bound_sympy(expression, free)  # type: ignore[arg-type]
+    given = bounds_of(expression, free)  # type: ignore[arg-type]
     if expression in ranges:
         given &= ranges[expression]
     least = int(given.lower) if given.lower > LEAST_HINT else 1

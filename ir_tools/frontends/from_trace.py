@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
 from ir_tools.frontends.torchscript_graph import GraphWalk
 from ir_tools.frontends.torchscript_ops import flat_values
 from ir_tools.ir import Program
+from ir_tools.torch_compat import pytree
 
 
 def from_trace(source: Source) -> Program:

@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.ir import Draft, facts
@@ -45,6 +43,9 @@ from ir_tools.ir.dialect import (
 from ir_tools.ir.host import value_type
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
+from ir_tools.torch_compat.fake import FakeTensor
+from ir_tools.torch_compat.operators import OpOverload, schema_of
+from ir_tools.torch_compat.tensors import storage_id
 
 aten = torch.ops.aten
 
@@ -72,7 +73,7 @@ class Normalizer:
         spelling = _SPELLINGS.get(op_name(target))
         if spelling is None:
             return self.draft.call(target, *args, **kwargs)
-        named = dict(zip((a.name for a in target._schema.arguments if not a.kwarg_only), args, strict=True)) | kwargs
+        named = dict(zip((a.name for a in schema_of(target).arguments if not a.kwarg_only), args, strict=True)) | kwargs
         return spelling(self.draft, target, named)
 
     def _as_value(self, leaf: Any) -> Any:
@@ -113,7 +114,7 @@ def usual_name(target: OpOverload) -> OpOverload:
 
 def _takes_what(second: OpOverload, usual: OpOverload) -> bool:
     """Any call of `second` is one of `usual`: arguments of the same kinds, under the same names where they go by name."""
-    ours, theirs = usual._schema.arguments, second._schema.arguments
+    ours, theirs = schema_of(usual).arguments, schema_of(second).arguments
     return len(ours) == len(theirs) and all(
         str(a.type) == str(b.type) and (a.name == b.name if b.kwarg_only else not a.kwarg_only)
         for a, b in zip(ours, theirs, strict=True)
@@ -137,10 +138,10 @@ def _is_number(value: Any) -> bool:
 
 def _scalar_overload(target: OpOverload, args: tuple, kwargs: dict[str, Any]) -> OpOverload:
     """`add.Scalar` for `add.Tensor` called with a plain number where a tensor is declared."""
-    positional = [a for a in target._schema.arguments if not a.kwarg_only]
+    positional = [a for a in schema_of(target).arguments if not a.kwarg_only]
     for declared, value in zip(positional, args, strict=False):
         if argument_kind(declared) == "Tensor" and _is_number(value):
-            wanted = target._schema.overload_name.replace("Tensor", "Scalar") or "Scalar"
+            wanted = schema_of(target).overload_name.replace("Tensor", "Scalar") or "Scalar"
             packet = target.overloadpacket
             for name in (wanted, f"Tensor_{wanted}", "ScalarOther", "Scalar"):
                 if name in packet.overloads():
@@ -204,7 +205,7 @@ def _norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 @_spells("norm")
 def _vector_norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     # ATen's `norm` calls this very op (impl_func_norm in ReduceOps.cpp), as `Tensor.norm` does in Python.
-    if "names" in target._schema.overload_name:
+    if "names" in schema_of(target).overload_name:
         return draft.call(target, **a)
     order = 2.0 if a["p"] is None else a["p"]
     return draft.call(
@@ -378,11 +379,11 @@ def _as_strided(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 
 
 def _positional(target: OpOverload, a: dict[str, Any]) -> list[Any]:
-    return [a[s.name] for s in target._schema.arguments if not s.kwarg_only]
+    return [a[s.name] for s in schema_of(target).arguments if not s.kwarg_only]
 
 
 def _keyword_only(target: OpOverload, a: dict[str, Any]) -> dict[str, Any]:
-    return {s.name: a[s.name] for s in target._schema.arguments if s.kwarg_only}
+    return {s.name: a[s.name] for s in schema_of(target).arguments if s.kwarg_only}
 
 
 # -- in-place ops -------------------------------------------------------------------------------------------------------
@@ -495,7 +496,7 @@ def _say_whether_it_copies(draft: Draft, node: fx.Node) -> None:
     sizes = facts.shape(node) or ()
     if op_name(node.target) != "aten::contiguous" and not all(isinstance(size, int) for size in sizes):
         return
-    copies = known.untyped_storage()._cdata != origin.untyped_storage()._cdata
+    copies = storage_id(known) != storage_id(origin)
     with draft.before(node):
         new: Any = source
         if copies:
@@ -579,12 +580,12 @@ def pure_overload(target: Any) -> OpOverload | None:
     if target is getitem or not isinstance(target, OpOverload):
         return None
     name = short_name(target)
-    if not name.endswith("_") or name.endswith("__") or written_arguments(target) != (target._schema.arguments[0].name,):
+    if not name.endswith("_") or name.endswith("__") or written_arguments(target) != (schema_of(target).arguments[0].name,):
         return None
     packet = getattr(aten, name[:-1], None)
-    overload = target._schema.overload_name or "default"
+    overload = schema_of(target).overload_name or "default"
     if packet is None or overload not in packet.overloads():
         return None
     pure = getattr(packet, overload)
-    same = [a.name for a in pure._schema.arguments] == [a.name for a in target._schema.arguments]
+    same = [a.name for a in schema_of(pure).arguments] == [a.name for a in schema_of(target).arguments]
     return pure if same else None

@@ -13,12 +13,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.ir.dialect import HIDDEN_WRITES, op_name, written_arguments
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.dispatch import FILES_AROUND_MODES, TorchDispatchMode, no_torch_function, wrapper_tensor
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten
 
@@ -31,23 +31,14 @@ class Shadow(torch.Tensor):
     """Claims `device`; `inside` is where the values are."""
 
     inside: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inside: torch.Tensor, device: torch.device) -> Shadow:
         assert not isinstance(inside, Shadow)
         if inside.layout is not torch.strided:
             raise ShadowError(f"a tensor has the layout {inside.layout}")
-        shadow = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            inside.size(),
-            strides=inside.stride(),
-            storage_offset=inside.storage_offset(),
-            dtype=inside.dtype,
-            layout=inside.layout,
-            device=device,
-            requires_grad=False,
-        )
+        shadow = wrapper_tensor(cls, inside, device)
         shadow.inside = inside
         return shadow
 
@@ -120,7 +111,7 @@ def clothe(result: Any, outer: dict[int, Shadow], device: torch.device) -> Any:
 
 def given(func: OpOverload, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by schema name; those left out are missing."""
-    names = [a.name for a in func._schema.arguments]
+    names = [a.name for a in schema_of(func).arguments]
     return {**dict(zip(names, args)), **kwargs}
 
 
@@ -152,8 +143,7 @@ def frames() -> Iterator[Frame]:
 
 _LOOKING_ON = (
     *(f"ir_tools/frontends/{name}.py" for name in ("shadow", "verdict", "portability")),
-    *("torch/overrides.py", "torch/utils/_python_dispatch.py", "torch/_ops.py"),
-    *("torch/_compile.py", "torch/_dynamo/eval_frame.py"),  # around every mode's handler
+    *FILES_AROUND_MODES,
 )
 
 

@@ -16,9 +16,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.jit._recursive import wrap_cpp_module
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.dynamic import DynamicShapesError, Symbols, declared_sizes, specified, unique
@@ -42,6 +39,10 @@ from ir_tools.ir.signature import (
     result_leaves,
     split_leaves,
 )
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.dispatch import TorchDispatchMode
+from ir_tools.torch_compat.jit import forward_schema, module_from_bytes, module_to_bytes
+from ir_tools.torch_compat.modules import own_buffers
 from ir_tools.verify.numerics import compare
 
 Model = nn.Module | torch.export.ExportedProgram
@@ -92,9 +93,7 @@ class Reference:
         self.unoptimised = False
         if isinstance(model, torch.jit.ScriptModule):
             try:
-                data: Any = model._c.save_to_buffer()
-                copy = torch._C.import_ir_module_from_buffer(torch._C.CompilationUnit(), data, None, {}, False)  # type: ignore[call-arg]
-                self.model = wrap_cpp_module(copy).eval()
+                self.model = module_from_bytes(module_to_bytes(model)).eval()
                 self.unoptimised = True
             except RuntimeError:  # what cannot be saved, such as a call back into Python, answers for itself
                 self.model = model
@@ -132,7 +131,7 @@ def forward_parameters(model: Any) -> list[inspect.Parameter]:
     """The parameters of `forward`, without self."""
     if isinstance(model, torch.jit.ScriptModule):
         parameters = []
-        for a in model._c._get_method("forward").schema.arguments[1:]:
+        for a in forward_schema(model).arguments[1:]:
             default = a.default_value if a.has_default_value() else inspect.Parameter.empty
             kind = inspect.Parameter.KEYWORD_ONLY if a.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
             parameters.append(inspect.Parameter(a.name, kind, default=default))
@@ -318,7 +317,7 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
     return {
         f"{path}.{name}".lstrip("."): value
         for path, module in model.named_modules()
-        for name, value in (*vars(module).items(), *module._buffers.items())
+        for name, value in (*vars(module).items(), *own_buffers(module).items())
     }
 
 

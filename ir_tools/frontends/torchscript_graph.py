@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.errors import CaptureError
@@ -57,6 +55,9 @@ from ir_tools.ir.dialect import getitem, spell_arguments, written_arguments
 from ir_tools.ir.host import fail, inner_types, is_host, make_dict, make_list, make_tuple, set_value_type, value_type
 from ir_tools.ir.program import body_of
 from ir_tools.ir.regions import Body, region_if, region_loop
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.jit import wraps_script_object
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten
 LARGEST_UNROLLED = 20_000
@@ -554,7 +555,7 @@ class GraphWalk:
         if of_the_run and is_host(overload):
             return self._host(node, overload, arguments)
         arguments = self.all_here(arguments)
-        names = [(a.name, a.kwarg_only) for a in overload._schema.arguments]
+        names = [(a.name, a.kwarg_only) for a in schema_of(overload).arguments]
         positional = [v for v, (_, keyword) in zip(arguments, names, strict=True) if not keyword]
         keywords = {name: v for v, (name, keyword) in zip(arguments, names, strict=True) if keyword}
         for written in written_arguments(overload):
@@ -586,20 +587,20 @@ class GraphWalk:
 
     def _host(self, node: Any, overload: OpOverload, arguments: list[Any]) -> Any:
         """An op on numbers or containers of the run; a number that is the same in every run is given as such."""
-        if len(overload._schema.returns) > 1:
+        if len(schema_of(overload).returns) > 1:
             raise CaptureError(f"{node.kind()} of a number of the run{where(node)} is not supported")
         types = [v.type().annotation_str for v in node.inputs()]
         given = [self.as_argument(a, t) for a, t in zip(arguments, types, strict=True)]
         new = self.draft.call(overload, *given)
         outputs = list(node.outputs())
-        if not outputs or not overload._schema.returns:
+        if not outputs or not schema_of(overload).returns:
             return given[0] if outputs else ()
         set_value_type(new, outputs[0].type().annotation_str)
         known = facts.fact(new)
         if isinstance(known, (bool, int, float, str, torch.device)):
             return known
-        if any(a.alias_info is not None and a.alias_info.is_write for a in overload._schema.arguments[:1]) and (
-            overload._schema.name in ("aten::append", "aten::add_", "aten::_set_item")
+        if any(a.alias_info is not None and a.alias_info.is_write for a in schema_of(overload).arguments[:1]) and (
+            schema_of(overload).name in ("aten::append", "aten::add_", "aten::_set_item")
         ):
             return given[0]
         return new
@@ -607,12 +608,12 @@ class GraphWalk:
     def _results(self, overload: OpOverload, value: Any) -> Any:
         """A node with several results as a Python list of them."""
         known = facts.fact(value) if isinstance(value, fx.Node) else None
-        returns = [r.type.annotation_str for r in overload._schema.returns]
+        returns = [r.type.annotation_str for r in schema_of(overload).returns]
         if isinstance(value, fx.Node) and known is None and len(returns) > 1:
             return tuple(part_of(self, value, i, annotation) for i, annotation in enumerate(returns))
         if isinstance(known, (tuple, list)):
             parts = [self.draft.call(getitem, value, i) for i in range(len(known))]
-            return parts if isinstance(known, list) and len(overload._schema.returns) == 1 else tuple(parts)
+            return parts if isinstance(known, list) and len(schema_of(overload).returns) == 1 else tuple(parts)
         if isinstance(value, fx.Node) and known is None and len(returns) == 1:
             set_value_type(value, returns[0])
         return value
@@ -633,7 +634,7 @@ class GraphWalk:
     def get_attribute(self, owner: ModuleValue, name: str) -> Any:
         value = getattr(owner.module, name)
         path = f"{owner.path}.{name}" if owner.path else name
-        if isinstance(value, torch.jit.ScriptModule) or (hasattr(value, "_c") and not isinstance(value, torch.Tensor)):
+        if isinstance(value, torch.jit.ScriptModule) or (wraps_script_object(value) and not isinstance(value, torch.Tensor)):
             return ModuleValue(value, path)
         return self._known(value, self._cut(path))
 

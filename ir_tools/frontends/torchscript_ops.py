@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.torchscript_values import (
@@ -27,6 +26,7 @@ from ir_tools.frontends.torchscript_values import (
 from ir_tools.ir import Draft, facts
 from ir_tools.ir.dialect import DTYPE_NUMBERS, getitem, written_nodes
 from ir_tools.ir.host import TENSOR, inner_types, pop_first_item, set_value_type, value_type
+from ir_tools.torch_compat import pytree
 
 if TYPE_CHECKING:
     from ir_tools.frontends.torchscript_graph import GraphWalk

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import source_line
 from ir_tools.ir.dialect import DTYPE_NUMBERS
 from ir_tools.ir.host import TENSOR
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 ARGUMENT = -2
 """The depth of a container that the caller of the model gave."""
@@ -148,4 +148,4 @@ def is_small(values: Any) -> bool:
 
 
 def makes_a_tensor(overload: OpOverload) -> bool:
-    return any("Tensor" in str(r.type) for r in overload._schema.returns)
+    return any("Tensor" in str(r.type) for r in schema_of(overload).returns)

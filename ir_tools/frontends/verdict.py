@@ -24,11 +24,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.shadow import (
@@ -47,6 +44,10 @@ from ir_tools.frontends.shadow import (
 from ir_tools.frontends.source import Source, call_model, seeded, undisturbed
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import op_name
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.dispatch import TorchDispatchMode
+from ir_tools.torch_compat.operators import OpOverload
+from ir_tools.torch_compat.tensors import storage_id
 from ir_tools.verify.numerics import compare
 
 aten = torch.ops.aten
@@ -270,7 +271,7 @@ class _Dependence(ShadowMode):
 
     def depends(self, tensor: torch.Tensor) -> bool:
         inside = tensor.inside if isinstance(tensor, Shadow) else tensor
-        return inside.untyped_storage()._cdata in self._dependent
+        return storage_id(inside) in self._dependent
 
     def note(self, read: Read, depends: bool) -> None:
         self.reads.append(read)
@@ -296,7 +297,7 @@ class _Dependence(ShadowMode):
             outer = {}
             result = result.clone()
         for t in written(func, inner_args, inner_kwargs):
-            if t.untyped_storage()._cdata in self._models:
+            if storage_id(t) in self._models:
                 raise ShadowError("forward writes into a tensor of the model")
             if depends:
                 self._mark(self._dependent, t)

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.ir.host import CONSTRUCTORS, fail, is_host
 from ir_tools.ir.regions import bodies, inputs_of, is_region, region_loop
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten
 
@@ -168,7 +168,7 @@ _SIDE_EFFECTS = frozenset("aten::_assert_async aten::_assert_scalar aten::_funct
 def op_name(target: Any) -> str:
     """The schema name without overload, such as `aten::conv2d`; `getitem` for the container read."""
     if isinstance(target, OpOverload):
-        return target._schema.name
+        return schema_of(target).name
     return getattr(target, "__name__", str(target))
 
 
@@ -181,13 +181,13 @@ def overload_name(target: Any) -> str:
     """The full name with overload, such as `aten::add.Tensor`."""
     if not isinstance(target, OpOverload):
         return op_name(target)
-    return target._schema.name + (f".{target._schema.overload_name}" if target._schema.overload_name else "")
+    return schema_of(target).name + (f".{schema_of(target).overload_name}" if schema_of(target).overload_name else "")
 
 
 @lru_cache(maxsize=4096)
 def argument_names(target: OpOverload) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(positional names, keyword-only names) of an overload, in schema order."""
-    arguments = target._schema.arguments
+    arguments = schema_of(target).arguments
     return (
         tuple(a.name for a in arguments if not a.kwarg_only),
         tuple(a.name for a in arguments if a.kwarg_only),
@@ -199,7 +199,7 @@ def spell_arguments(target: OpOverload, args: tuple, kwargs: dict[str, Any]) -> 
 
     Raises `TypeError` when an argument is missing, unknown, or given twice.
     """
-    schema = target._schema
+    schema = schema_of(target)
     positional = [a for a in schema.arguments if not a.kwarg_only]
     if len(args) > len(positional):
         raise TypeError(f"{overload_name(target)} takes {len(positional)} positional arguments, got {len(args)}")
@@ -306,7 +306,7 @@ def written_arguments(target: Any) -> tuple[str, ...]:
 def _marked_as_written(target: Any) -> tuple[str, ...]:
     if not isinstance(target, OpOverload):
         return ()
-    return tuple(a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+    return tuple(a.name for a in schema_of(target).arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
 @lru_cache(maxsize=4096)
@@ -318,12 +318,12 @@ def aliased_arguments(target: Any) -> tuple[str, ...]:
         return ()
     if is_host(target):
         # A container holds what was put into it; a number or a string holds nothing.
-        plain = target._schema.returns and str(target._schema.returns[0].type) in PLAIN_TYPES
-        return () if plain else tuple(a.name for a in target._schema.arguments)
+        plain = schema_of(target).returns and str(schema_of(target).returns[0].type) in PLAIN_TYPES
+        return () if plain else tuple(a.name for a in schema_of(target).arguments)
     hidden = op_name(target) in HIDDEN_ALIASES
-    returns_alias = any(r.alias_info is not None for r in target._schema.returns)
+    returns_alias = any(r.alias_info is not None for r in schema_of(target).returns)
     names = []
-    for a in target._schema.arguments:
+    for a in schema_of(target).arguments:
         tensor_like = "Tensor" in str(a.type)
         if tensor_like and (hidden or (returns_alias and a.alias_info is not None)):
             names.append(a.name)
@@ -416,7 +416,7 @@ def numbers_in(node: fx.Node) -> list[float]:
         return []
     given = bound_arguments(node)
     found: list[float] = []
-    for a in node.target._schema.arguments:
+    for a in schema_of(node.target).arguments:
         if argument_kind(a) in ("number", "float", "List[float]"):
             values = given[a.name] if isinstance(given[a.name], (list, tuple)) else [given[a.name]]
             found += [v for v in values if isinstance(v, (int, float))]

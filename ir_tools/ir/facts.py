@@ -13,17 +13,6 @@ from typing import Any
 import torch
 from networkx.utils import UnionFind
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._prims_common import suggest_memory_format
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.fx.experimental import _config as symbolic_config
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
-from torch.utils._mode_utils import no_dispatch
 
 from ir_tools.errors import PassesError
 from ir_tools.ir.dialect import (
@@ -43,6 +32,22 @@ from ir_tools.ir.dialect import (
 )
 from ir_tools.ir.host import CONSTRUCTORS, TENSOR, is_container_type, is_host, make_list, make_tuple, meaning, value_type
 from ir_tools.ir.regions import NOBODY, Effects, Outside, bodies, inputs_of, is_region, region_loop
+from ir_tools.torch_compat.dispatch import python_kernels, without_modes
+from ir_tools.torch_compat.fake import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from ir_tools.torch_compat.operators import schema_or
+from ir_tools.torch_compat.symbols import (
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    backed_size_oblivious,
+    declare_size,
+    value_for_all,
+)
+from ir_tools.torch_compat.tensors import likely_memory_format
 
 
 class FactError(PassesError, RuntimeError):
@@ -146,14 +151,14 @@ def _recurrent(mode: FakeTensorMode, values: torch.Tensor, states: Any, paramete
 
 def _batch_norm_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """Contiguous or channels-last (aten/src/ATen/native/Normalization.cpp); the fake kernel copies the input's strides."""
-    return torch.empty_like(result, memory_format=suggest_memory_format(values))
+    return torch.empty_like(result, memory_format=likely_memory_format(values))
 
 
 def _reshape_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """A reshape to the same shape gives axes of one element other strides; the fake kernel gives back its operand."""
     if result.shape != values.shape:
         return result
-    with no_dispatch():
+    with without_modes():
         plain = torch.empty_strided(tuple(values.shape), values.stride(), device="meta").reshape(values.shape)
     return values.as_strided(values.shape, plain.stride())
 
@@ -316,7 +321,7 @@ def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) ->
             result = None
     if isinstance(result, (list, dict)):
         return None
-    returns = getattr(getattr(target, "_schema", None), "returns", ())
+    returns = getattr(schema_or(target, None), "returns", ())
     return unknown_number(mode, str(returns[0].type)) if result is None and returns else result
 
 
@@ -391,7 +396,7 @@ def same_layout(one: torch.Tensor, other: torch.Tensor) -> bool:
     if not _is_contiguous(one) or not _is_contiguous(other):
         return False
     # Kernels are chosen by the strides of such axes too.
-    return _has_symbols(one) or _has_symbols(other) or suggest_memory_format(one) == suggest_memory_format(other)
+    return _has_symbols(one) or _has_symbols(other) or likely_memory_format(one) == likely_memory_format(other)
 
 
 def memory_format(value: Any) -> torch.memory_format | None:
@@ -412,7 +417,7 @@ def copy_keeps_layout(mode: FakeTensorMode, value: fx.Node) -> bool:
 
 def _unknown_size(mode: FakeTensorMode, free: set[Any]) -> Any:
     symbol = unknown_number(mode, "int")
-    torch._check_is_size(symbol)
+    declare_size(symbol)
     free.add(size(symbol))
     return symbol
 
@@ -421,7 +426,7 @@ def holds_always(value: Any) -> bool | None:
     """What a (symbolic) condition is for all values of its symbols; None when it depends on them."""
     if not isinstance(value, torch.SymBool):
         return bool(value) if isinstance(value, (bool, int, float)) else None
-    known = value.node.shape_env._maybe_evaluate_static(value.node.expr)
+    known = value_for_all(value)
     return None if known is None else bool(known)
 
 
@@ -431,9 +436,9 @@ def _for_symbols() -> Iterator[None]:
 
     No guard tells which library will convolve, nor (`backed_size_oblivious`) whether a size is 1 where that only saves work.
     """
-    oblivious = symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    oblivious = backed_size_oblivious()
     no_library = torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False)
-    with enable_python_dispatcher(), no_library[0], no_library[1], oblivious:
+    with python_kernels(), no_library[0], no_library[1], oblivious:
         yield
 
 

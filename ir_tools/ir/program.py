@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ir_tools.ir.dialect import is_random, map_argument
 from ir_tools.ir.facts import effects_of, live_nodes, mutated_values, new_mode
 from ir_tools.ir.host import meaning
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
+from ir_tools.torch_compat.fake import FakeTensorMode
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.ir import Block, facts
 from ir_tools.ir.dialect import aten, bound_arguments, getitem, has_effect, nodes_in
 from ir_tools.ir.host import CONSTRUCTORS
 from ir_tools.ir.program import public_name
 from ir_tools.ir.regions import is_region
+from ir_tools.torch_compat.operators import OpOverload
 
 LARGEST_CONSTANT = 1 << 20
 """Bytes up to which constants of the user's own are compared. Those that passes made are compared at any size."""

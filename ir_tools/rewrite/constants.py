@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.ir import Block, facts
 from ir_tools.ir.dialect import DIALECT_ONLY, has_effect, map_argument
+from ir_tools.torch_compat.operators import OpOverload
 
 
 def is_foldable(program: Block, node: fx.Node) -> bool:

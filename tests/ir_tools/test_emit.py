@@ -13,7 +13,6 @@ import warnings
 import pytest
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 import passes
 from ir_tools.emit import to_torchscript
@@ -25,6 +24,7 @@ from ir_tools.emit.to_torchscript import emit, torchscript_source
 from ir_tools.ir import Draft, InputSpec, Packing, Program, Signature, check_wellformed
 from ir_tools.ir.dialect import getitem
 from ir_tools.ir.signature import binder, leaf_names, split_leaves
+from ir_tools.torch_compat import pytree
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn

@@ -7,7 +7,6 @@ from typing import NamedTuple, Optional
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import FRONTENDS, capture
 from ir_tools.frontends.errors import CaptureError
@@ -15,6 +14,7 @@ from ir_tools.frontends.source import call_model, forward_parameters, prepare
 from ir_tools.ir import Program, check_wellformed
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.signature import binder
+from ir_tools.torch_compat import pytree
 from tests import models
 from tests.models import Case, Linear, image, row, seeded
 
