@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from benchmarks.zoo_models import Entry
 from benchmarks.zoo_one import BaseRow, eager_call, run_child
-from ir_tools.errors import first_line
+from ir_tools.errors import CaptureError, first_line
 from ir_tools.frontends.capture import FRONTENDS, capture
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.source import Source, prepare
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import getitem, op_name
 from ir_tools.ir.regions import is_region
+from ir_tools.torch_compat import pytree
 from ir_tools.verify.numerics import SMALLEST_SQNR_DB, compare
 
 SAME_NUMBERS_DB = SMALLEST_SQNR_DB["reassociates"][torch.float32]

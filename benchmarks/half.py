@@ -43,13 +43,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from benchmarks.half_models import SEED_CASES, Case, squared_error, zoo_sample
 from ir_tools.ir import Program
 from ir_tools.ir.regions import bodies, is_region
 from ir_tools.ir.signature import result_tensors
 from ir_tools.rewrite.cast import traffic
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.compiler import forget_compiled_code, freezing
 from passes import DEFAULT, optimize
 from passes.tune.timing import interleaved_seconds
 
@@ -197,12 +198,10 @@ def compiled(case: Case, model: nn.Module, half: torch.dtype) -> Mode:
 
 
 def compiled_and_frozen(case: Case, model: nn.Module, half: torch.dtype) -> Mode:
-    import torch._inductor.config as config
-
     # As an option too: the cache of compiled code tells backends apart by their options, not by this switch.
     call = under_autocast(torch.compile(copy.deepcopy(model), options={"freezing": True}), half)
     args, kwargs = case.calls[0]
-    with config.patch(freezing=True):
+    with freezing():
         call(*args, **kwargs)
     return Mode(call)
 
@@ -512,7 +511,7 @@ def main(
         for row in result.rows.values():
             row.mode.call = None  # only figures are kept: each holds a copy of the weights
         del case, modes
-        torch._dynamo.reset()
+        forget_compiled_code()
         gc.collect()
         results.append(result)
         console.print(in_terminal(result))

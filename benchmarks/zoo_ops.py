@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from benchmarks.zoo_models import Entry, read_list
 from ir_tools.errors import first_line
@@ -31,6 +30,7 @@ from ir_tools.frontends.source import prepare
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.regions import is_region
+from ir_tools.torch_compat import pytree
 from passes import DEFAULT
 from passes.driver.pipeline import plan
 from passes.driver.step import run_steps

@@ -1,8 +1,32 @@
-"""The root of the exception tree, and quoting other errors in ours."""
+"""The errors of the tools, one tree; and quoting other errors in ours. Needs no torch."""
 
 
 class PassesError(Exception):
     """Anything that torch-passes raises on purpose."""
+
+
+class CaptureError(PassesError, RuntimeError):
+    """A model that a front end cannot capture; the message says where and why."""
+
+
+class DynamicShapesError(PassesError, ValueError):
+    """`dynamic_shapes` does not fit the inputs, or is written in a way that torch.export would not take either."""
+
+
+class SignatureError(PassesError, TypeError):
+    """A call that does not fit the signature that was captured."""
+
+
+class OptionError(PassesError, ValueError):
+    """A pass got an option, or a value of one, that it does not have."""
+
+
+class EmitError(PassesError, RuntimeError):
+    """A Program cannot be written as TorchScript, or the written text was read differently than meant."""
+
+
+class ModelFileError(PassesError, RuntimeError):
+    """A model file that cannot be read or written."""
 
 
 def first_line(error: BaseException | str) -> str:

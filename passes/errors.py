@@ -1,10 +1,14 @@
 """The errors and the warning that users meet. Each message says what was given, what was expected, and what to do."""
 
-from ir_tools.emit.errors import EmitError, ModelFileError
-from ir_tools.errors import PassesError
-from ir_tools.frontends.errors import CaptureError, DynamicShapesError
-from ir_tools.ir.signature import SignatureError
-from ir_tools.rewrite import OptionError
+from ir_tools.errors import (
+    CaptureError,
+    DynamicShapesError,
+    EmitError,
+    ModelFileError,
+    OptionError,
+    PassesError,
+    SignatureError,
+)
 
 __all__ = [
     "CaptureError",

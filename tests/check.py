@@ -16,6 +16,7 @@ from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import bound_arguments, conv_act, linear_act, nodes_in, overload_name, short_name
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Pass
+from ir_tools.torch_compat.modules import BatchNorm
 from passes.testing.invariants import rewritten, sketch
 
 # -- making Programs ----------------------------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ def with_random_statistics(model: nn.Module) -> nn.Module:
     """`model` in eval mode; every batch norm has statistics and an affine map that are far from the identity."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, BatchNorm):
                 if module.running_mean is not None:
                     module.running_mean.normal_()
                     module.running_var.uniform_(0.2, 3.0)

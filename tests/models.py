@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ir_tools.torch_compat.modules import BatchNorm
+
 SEED = 20
 
 
@@ -42,7 +44,7 @@ def seeded(build: Callable[[], Case]) -> Case:
 
 def randomize_batch_norm(model: nn.Module) -> int:
     """Give every batch norm random mean, variance, scale and shift, none of them 0 or 1; return how many there are."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
     with torch.no_grad():
         for norm in norms:
             norm.running_mean.uniform_(0.05, 0.3).mul_(random_sign(norm.running_mean))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
+from ir_tools.torch_compat import pytree
 from passes import CaptureError, ModelFileError, NumericsError, OptionError, PassesError, load, optimize
 from tests.bad_input import Runs, model, says
 from tests.models import Linear, row

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.modules import BatchNorm
 from passes import load, optimize
 from passes.errors import EmitError, PassesError
 from tests.branches_taken import outcomes_missed, path_taken
@@ -104,7 +105,7 @@ def test_the_models_are_the_same_in_eager_and_in_torchscript(name):
         assert_same_numbers(called(eager, args), called(scripted, args), input_name)
     found = control_flow(scripted.inlined_graph)
     assert found["prim::If"] >= this.ifs and found["prim::Loop"] >= this.loops
-    norms = [m for m in this.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in this.model.modules() if isinstance(m, BatchNorm)]
     assert sum(this.folds.values()) == len(norms) > 0
 
 

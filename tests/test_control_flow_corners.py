@@ -11,10 +11,10 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
+from ir_tools.torch_compat import pytree
 from passes import optimize
 from passes.errors import EmitError
 from tests.check import with_random_statistics

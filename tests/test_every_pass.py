@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ir_tools.ir import Program
 from ir_tools.rewrite import Journal
 from ir_tools.rewrite.shapes import DECLARATIONS
+from ir_tools.torch_compat import pytree
 from ir_tools.verify.numerics import compare, smallest_sqnr
 from passes import CATALOGUE, DEFAULT, GROUPS, Pass
 from passes.driver.verification import narrowest_float

@@ -11,6 +11,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, export
 from torch.nn import functional as F
 
+from ir_tools.torch_compat.export import guards_of
 from passes import CaptureError, DynamicShapesError, OptimizedModel, SignatureError, load, optimize
 
 AUTO = Dim.AUTO
@@ -193,7 +194,7 @@ def test_dynamic_shapes_are_not_given_twice():
 
 def test_a_guard_that_no_file_can_check_refuses_with_its_text():
     program = exported(Many(), torch.randn(3), torch.randn(3), dynamic_shapes={"xs": ({0: AUTO}, {0: AUTO})})
-    program._guards_code.append("L['xs'][0].stride()[0] == 1")
+    guards_of(program).append("L['xs'][0].stride()[0] == 1")
     with pytest.raises(CaptureError) as error:
         optimize(program, example_inputs=(torch.randn(3), torch.randn(3)))
     assert "torch.export guards L['xs'][0].stride()[0] == 1, which cannot be checked" in str(error.value)

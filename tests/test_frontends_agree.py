@@ -6,15 +6,16 @@ from collections import Counter
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 from ir_tools.emit.calling import arguments_for
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.capture import FRONTENDS, Captured, capture
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.source import Source, prepare
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import op_name, short_name
 from ir_tools.rewrite import Journal
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.modules import BatchNorm
 from passes import CATALOGUE, load, optimize
 from tests import models
 
@@ -178,7 +179,7 @@ def test_these_models_tell_a_wrong_fold_from_a_right_one(name):
     """Other inputs, statistics or axes would give clearly other numbers: the checks above can fail."""
     case = in_float64(models.seeded(models.OTHERS_GET_WRONG[name]))
     expected = pytree.tree_leaves(case())
-    norms = [m for m in case.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in case.model.modules() if isinstance(m, BatchNorm)]
     for norm in norms:
         norm.running_var.mul_(1.001)
     assert relative_error(expected, pytree.tree_leaves(case())) > 1e-5

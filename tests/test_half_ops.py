@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from torch.utils import _pytree as pytree
 
 from benchmarks.zoo_models import read_list
 from benchmarks.zoo_ops import float_ops, ops_of, read_ops
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
+from ir_tools.torch_compat import pytree
 from ir_tools.torchvision_ops import import_torchvision
 from passes.precision import op_table as half_ops
 from passes.testing.model_strategy import random_models

@@ -1,4 +1,7 @@
-"""Which folder may import which: arrows point one way. And habits that can be read off the text of the passes."""
+"""Which folder may import which: arrows point one way, and torch's internals have one door.
+
+And habits that can be read off the text of the passes.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,19 @@ import networkx as nx
 import pytest
 
 from passes import CATALOGUE
+from tests import private_names
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for folder in ("ir_tools", "passes", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 PASS_FILES = [path for name in CATALOGUE for path in sorted((ROOT / "passes").glob(f"*/{name}.py"))]
 
-EVERYBODY_MAY = {"ir", "errors", "files"}
+JIT_DOOR = ROOT / "ir_tools" / "torch_compat" / "jit.py"
+
+EVERYBODY_MAY = {"ir", "errors", "files", "torch_compat"}
 """Inside ir_tools."""
 MAY_IMPORT = {
-    "ir": {"errors", "files"},
+    "torch_compat": set(),
+    "ir": {"errors", "files", "torch_compat"},
     "frontends": EVERYBODY_MAY | {"verify"},
     "emit": EVERYBODY_MAY | {"verify"},
     "rewrite": EVERYBODY_MAY,
@@ -137,13 +144,19 @@ def test_no_circle_between_files() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_front_ends_emission_and_benchmarks_touch_torch_jit(path: Path) -> None:
-    if {"frontends", "emit", "benchmarks"} & set(path.relative_to(ROOT).parts):
+    if {"frontends", "emit", "benchmarks"} & set(path.relative_to(ROOT).parts) or path == JIT_DOOR:
         return
-    touched = [m for m in imports(path) if m == "torch.jit" or m.startswith("torch.jit.")]
+    touched = [m for m in imports(path) if m.startswith(("torch.jit", "ir_tools.torch_compat.jit"))]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch.jit"):
             touched.append(f"line {node.lineno}: {ast.unparse(node)}")
     assert not touched
+
+
+@pytest.mark.parametrize("path", private_names.files(["ir_tools", "passes", "benchmarks"]), ids=name_of)
+def test_only_the_door_uses_what_is_private_to_torch(path: Path) -> None:
+    assert not private_names.private_uses(path), "go through ir_tools/torch_compat"
+    assert not private_names.operators_not_in_the_table(path), "list it in ir_tools/torch_compat/operators.py"
 
 
 def test_the_checks_see_what_they_look_for() -> None:

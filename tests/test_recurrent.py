@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import FRONTENDS
+from ir_tools.torch_compat import pytree
 from passes import load, optimize
 from passes.errors import CaptureError
 from tests.models import Case, seeded

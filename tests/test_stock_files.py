@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
+from ir_tools.torch_compat import pytree
 from tests import models
 from tests.models import Case, seeded
 from tests.test_recurrent import Recurrent

@@ -15,10 +15,11 @@ import numpy
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import FRONTENDS
 from ir_tools.frontends.undisturbed import undisturbed
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.tensors import version_of
 from passes import PassesError, load, optimize
 from tests import models
 from tests.models import Case, Linear, row, seeded
@@ -351,13 +352,13 @@ class Renormed(Linear):
 def test_parameters_that_forward_writes_are_put_back(model, frontend):
     model = model().eval()
     snapshot = Snapshot(model)
-    versions = [p._version for p in model.parameters()] if isinstance(model, WritesParameters) else []
+    versions = [version_of(p) for p in model.parameters()] if isinstance(model, WritesParameters) else []
     with contextlib.suppress(PassesError):  # capturing may fail; the model must be as it was either way
         optimize(model, example_inputs=row(), frontend=frontend)
     for name, value in snapshot.values.items():
         assert snapshot.tensors[name].detach().numpy().tobytes() == value.numpy().tobytes(), name
     assert {n: snapshot._facts(t) for n, t in snapshot.tensors.items()} == snapshot.facts
-    assert versions == [p._version for p in model.parameters()][: len(versions)]
+    assert versions == [version_of(p) for p in model.parameters()][: len(versions)]
 
 
 def test_putting_back_changes_only_what_moved():

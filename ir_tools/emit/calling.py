@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ir_tools.ir.signature import Signature, leaf_names
+from ir_tools.torch_compat import pytree
 
 
 @dataclass(frozen=True)

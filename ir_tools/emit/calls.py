@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
-from ir_tools.emit.errors import EmitError
 from ir_tools.emit.literals import spell, spell_string
 from ir_tools.emit.runtime_checks import CHECK_HOLDS
 from ir_tools.emit.variables import Variables
+from ir_tools.errors import EmitError
 from ir_tools.ir.dialect import argument_names
 from ir_tools.ir.facts import dtype
 from ir_tools.ir.program import Program
 from ir_tools.ir.shape_inference import FactError, compute_fact
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 ASSERTIONS = frozenset({torch.ops.aten._assert_async.default, torch.ops.aten._assert_async.msg})
 _UNNAMED_ASSERTION = "an assertion of the model failed"
@@ -28,7 +28,7 @@ def call_text(node: fx.Node, target: OpOverload, variables: Variables) -> str:
     if len(node.args) != len(positional) or set(node.kwargs) != set(keyword_only):
         raise EmitError("the arguments are not spelled out in full")
     kwargs = _with_bool_dtype(variables.program, node, target)
-    declared = {a.name: a for a in target._schema.arguments}
+    declared = {a.name: a for a in schema_of(target).arguments}
     arguments = []
     for position, (name, value) in enumerate(zip(positional, node.args, strict=True)):
         if value is None and _is_ambiguous_none(target, position):
@@ -37,7 +37,7 @@ def call_text(node: fx.Node, target: OpOverload, variables: Variables) -> str:
             arguments.append(spell(value, declared[name].type, variables.read, variables.held_float))
     for name in keyword_only:
         arguments.append(f"{name}={spell(kwargs[name], declared[name].type, variables.read, variables.held_float)}")
-    namespace, packet = target._schema.name.split("::")
+    namespace, packet = schema_of(target).name.split("::")
     return f"torch.ops.{namespace}.{packet}({', '.join(arguments)})"
 
 
@@ -53,9 +53,9 @@ def assertion_text(node: fx.Node, variables: Variables) -> str:
 def _is_ambiguous_none(target: OpOverload, position: int) -> bool:
     """Another overload declares another optional type at this position, so that a bare None could mean that one."""
     packet = target.overloadpacket
-    own = target._schema.arguments[position].type.annotation_str
+    own = schema_of(target).arguments[position].type.annotation_str
     for overload in packet.overloads():
-        arguments = getattr(packet, overload)._schema.arguments
+        arguments = schema_of(getattr(packet, overload)).arguments
         if position < len(arguments):
             other = arguments[position].type
             if other.kind() == "OptionalType" and other.annotation_str != own:
@@ -70,7 +70,7 @@ def _with_bool_dtype(program: Program, node: fx.Node, target: OpOverload) -> dic
     Raises EmitError where that cannot be said with a dtype.
     """
     kwargs = dict(node.kwargs)
-    declared = {a.name: a.type for a in target._schema.arguments}
+    declared = {a.name: a.type for a in schema_of(target).arguments}
     given = dict(zip(argument_names(target)[0], node.args, strict=True)) | kwargs
     if not any(isinstance(v, bool) and "number" in declared[k].annotation_str for k, v in given.items()):
         return kwargs

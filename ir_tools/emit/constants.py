@@ -13,6 +13,7 @@ from torch.jit import RecursiveScriptModule
 
 from ir_tools.emit.torch_jit import Box, new_box
 from ir_tools.ir.program import Program, public_name
+from ir_tools.torch_compat.jit import SLOTS
 
 Path = tuple[str, ...]
 
@@ -21,7 +22,7 @@ Path = tuple[str, ...]
 _RESERVED = (
     set(dir(nn.Module()))
     | {name for name in dir(RecursiveScriptModule) if name.startswith("_")}
-    | {"_c", "_concrete_type", "_initializing", "_actual_script_module"}
+    | SLOTS
     # Names in the text that torch writes into a file, where a variable is called after the attribute it was read from.
     # Others, such as `self` (BERT's `attention.self`) or `len`, it knows to avoid.
     | {"torch", "annotate", "bool", "sorted", "str", "NoneType", "Ellipsis"}

@@ -9,12 +9,12 @@ from torch import fx
 from ir_tools.emit.calling import Structure, emitted_arguments, output_structure
 from ir_tools.emit.chunks import chunk_methods, chunk_name, grouped
 from ir_tools.emit.emitted_text import EmittedText, method_text
-from ir_tools.emit.errors import EmitError
 from ir_tools.emit.literals import spell_string
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.emit.runtime_checks import CHECK_HOLDS, check_methods, input_checks
 from ir_tools.emit.statements import statement
 from ir_tools.emit.variables import Variables
+from ir_tools.errors import EmitError
 from ir_tools.ir.program import Program
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ir_tools.emit.errors import EmitError
+from ir_tools.errors import EmitError
 
 _INT_MIN = -(2**63)
 _INT_MAX = 2**63 - 1

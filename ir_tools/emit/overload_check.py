@@ -8,10 +8,11 @@ from typing import Any
 from torch.jit import ScriptModule
 
 from ir_tools.emit.emitted_text import Statement
-from ir_tools.emit.errors import EmitError
+from ir_tools.errors import EmitError
 from ir_tools.ir.effects import has_effect, written_nodes
 from ir_tools.ir.host import READERS
 from ir_tools.ir.origin import place
+from ir_tools.torch_compat.operators import schema_or
 
 
 def check_overloads(scripted: ScriptModule, method: str, statements: list[Statement]) -> None:
@@ -26,7 +27,7 @@ def check_overloads(scripted: ScriptModule, method: str, statements: list[Statem
         if schema.split("(", 1)[0] == call.expected:
             at += 1
         elif not writes_inside and (not call.inside or has_effect(call.node)):
-            wanted = getattr(call.node.target, "_schema", call.expected)
+            wanted = schema_or(call.node.target, call.expected)
             raise EmitError(
                 f"TorchScript reads {call.node.name} (at {place(call.node)}) differently than it is meant\n"
                 f"  meant: {wanted}\n  read:  {schema}\n  text:  {call.text}"

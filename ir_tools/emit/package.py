@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 from torch.jit import ScriptModule
-from torch.utils import _pytree as pytree
 
-from ir_tools.emit.errors import ModelFileError
 from ir_tools.emit.torch_jit import from_bytes, from_file, to_bytes, to_file
-from ir_tools.errors import first_line
+from ir_tools.errors import ModelFileError, first_line
 from ir_tools.files import replacing
+from ir_tools.torch_compat import pytree
 
 MANIFEST = "manifest.json"
 GOLDEN_INPUTS = "golden_inputs.pt"

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.jit import ScriptModule
 
-from ir_tools.emit.errors import EmitError
 from ir_tools.emit.torch_jit import define, new_box
-from ir_tools.errors import first_line
+from ir_tools.errors import EmitError, first_line
 from ir_tools.ir.program import Packing, Program
 
 _STATE = """\

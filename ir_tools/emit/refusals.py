@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from ir_tools.emit.errors import EmitError
+from ir_tools.errors import EmitError
 from ir_tools.ir.alias_analysis import storage_classes
 from ir_tools.ir.dialect import DIALECT_ONLY, overload_name, short_name
 from ir_tools.ir.effects import written_nodes

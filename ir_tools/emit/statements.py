@@ -5,19 +5,19 @@ from __future__ import annotations
 from functools import partial
 
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.emit.calls import ASSERTIONS, assertion_text, call_text
 from ir_tools.emit.control_flow import region_statement
 from ir_tools.emit.emitted_text import Call, Statement, comment
-from ir_tools.emit.errors import EmitError
 from ir_tools.emit.literals import spell_string
 from ir_tools.emit.runtime_checks import CHECK_HOLDS
 from ir_tools.emit.variables import Variables
+from ir_tools.errors import EmitError
 from ir_tools.ir.dialect import getitem, overload_name
 from ir_tools.ir.host import CONSTRUCTORS, fail, inner_types, is_host, make_dict, make_list, value_type
 from ir_tools.ir.origin import place
 from ir_tools.ir.regions import is_region
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 
 def statement(node: fx.Node, variables: Variables, inside: bool = False) -> Statement | None:
@@ -41,10 +41,10 @@ def statement(node: fx.Node, variables: Variables, inside: bool = False) -> Stat
     if assertion:
         return Statement((call + comment(node),), tuple(variables.reads), (), (Call(node, call, CHECK_HOLDS),))
     if is_host(node.target):
-        if node.target._schema.returns and value_type(node) != "NoneType":
+        if schema_of(node.target).returns and value_type(node) != "NoneType":
             return _named(node, call, value_type(node), variables)
         return Statement((call + comment(node),), tuple(variables.reads), ())
-    results = [r.type.annotation_str for r in node.target._schema.returns]
+    results = [r.type.annotation_str for r in schema_of(node.target).returns]
     names = [variables.names.fresh(node.name if len(results) == 1 else f"{node.name}_{i}") for i in range(len(results))]
     variables.types.update(zip(names, results, strict=True))
     if results:

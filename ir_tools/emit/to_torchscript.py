@@ -18,12 +18,12 @@ from torch.jit import ScriptModule
 
 from ir_tools.emit.constants import build_tree, describe, free_name, path_text, place_constants
 from ir_tools.emit.emitted_text import UNREAD, EmittedText
-from ir_tools.emit.errors import EmitError
 from ir_tools.emit.forward import write_methods
 from ir_tools.emit.overload_check import check_overloads
 from ir_tools.emit.packed_weights import add_packed_weights, attach_packing, packing_text
 from ir_tools.emit.refusals import refuse_what_libtorch_lacks, refuse_writes_into_lists
 from ir_tools.emit.torch_jit import define, script_tree
+from ir_tools.errors import EmitError
 from ir_tools.ir.program import Program
 
 # Namespaces whose ops stock libtorch does not know: they have to be lowered first.

@@ -1,9 +1,4 @@
-"""The few doors into `torch.jit` that emission uses.
-
-The public functions (`torch.jit.script`, `save`, `load`) each raise a DeprecationWarning. To silence it, the
-process-wide warning filters would have to be changed and changed back, which is not thread safe; what those functions
-do behind the warning is called directly instead.
-"""
+"""What emission asks of TorchScript: modules without methods, methods from text, files."""
 
 from __future__ import annotations
 
@@ -13,7 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.jit import ScriptModule
-from torch.jit._recursive import create_script_module, wrap_cpp_module
+
+from ir_tools.torch_compat.jit import (
+    module_from_bytes,
+    module_from_file,
+    module_to_bytes,
+    module_to_file,
+    script_without_methods,
+)
 
 # TorchScript looks this name up where text is defined. It knows `List`, `Tensor` ... by itself, but has no name for the
 # type of a `Scalar` argument.
@@ -34,8 +36,7 @@ def new_box(name: str) -> nn.Module:
 
 def script_tree(root: nn.Module) -> ScriptModule:
     """A ScriptModule of the tree under `root`, without methods; parameters and buffers are the same tensors."""
-    # "tracing" only skips a check that reads the Python source of `root`'s class.
-    return create_script_module(root.eval(), lambda module: [], is_tracing=True)
+    return script_without_methods(root.eval())
 
 
 def define(scripted: ScriptModule, text: str) -> None:
@@ -44,20 +45,18 @@ def define(scripted: ScriptModule, text: str) -> None:
 
 
 def to_bytes(scripted: ScriptModule) -> bytes:
-    return scripted._c.save_to_buffer()
+    return module_to_bytes(scripted)
 
 
 @torch.inference_mode(False)  # a tensor made in inference mode could never be written into outside of it
 def from_bytes(data: bytes) -> ScriptModule:
-    unit = torch._C.CompilationUnit()
-    return wrap_cpp_module(torch._C.import_ir_module_from_buffer(unit, data, None, {}, False))  # type: ignore
+    return module_from_bytes(data)
 
 
 def to_file(scripted: ScriptModule, path: str, extra_files: Mapping[str, Any]) -> None:
-    scripted._c.save(path, _extra_files=dict(extra_files))
+    module_to_file(scripted, path, extra_files)
 
 
 @torch.inference_mode(False)
 def from_file(path: str) -> ScriptModule:
-    unit = torch._C.CompilationUnit()
-    return wrap_cpp_module(torch._C.import_ir_module(unit, path, None, {}, False))  # type: ignore
+    return module_from_file(path)

@@ -9,9 +9,9 @@ from torch import fx
 
 from ir_tools.emit.constants import path_text
 from ir_tools.emit.emitted_text import UNREAD, EmittedText
-from ir_tools.emit.errors import EmitError
 from ir_tools.emit.literals import spell_float, spell_plain, survives_saving
 from ir_tools.emit.local_names import LocalNames
+from ir_tools.errors import EmitError
 from ir_tools.ir.host import TENSOR
 from ir_tools.ir.program import Program
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.ir import Draft, facts, shape_inference
 from ir_tools.ir.dialect import op_name, short_name
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten
 
@@ -97,7 +97,7 @@ def _norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 @canonicalizes("norm")
 def _vector_norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     # ATen's `norm` calls this very op (impl_func_norm in ReduceOps.cpp), as `Tensor.norm` does in Python.
-    if "names" in target._schema.overload_name:
+    if "names" in schema_of(target).overload_name:
         return draft.call(target, **a)
     order = 2.0 if a["p"] is None else a["p"]
     return draft.call(
@@ -274,8 +274,8 @@ def _as_strided(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 
 
 def _positional(target: OpOverload, a: dict[str, Any]) -> list[Any]:
-    return [a[s.name] for s in target._schema.arguments if not s.kwarg_only]
+    return [a[s.name] for s in schema_of(target).arguments if not s.kwarg_only]
 
 
 def _keyword_only(target: OpOverload, a: dict[str, Any]) -> dict[str, Any]:
-    return {s.name: a[s.name] for s in target._schema.arguments if s.kwarg_only}
+    return {s.name: a[s.name] for s in schema_of(target).arguments if s.kwarg_only}

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ir_tools.errors import first_line
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError, first_line
 from ir_tools.frontends.from_export import from_export
 from ir_tools.frontends.from_fx import from_fx
 from ir_tools.frontends.from_script import from_script
@@ -22,6 +21,7 @@ from ir_tools.frontends.trace_validation import TraceValidation, validate_trace
 from ir_tools.frontends.trials import tried
 from ir_tools.frontends.undisturbed import undisturbed
 from ir_tools.ir import Program
+from ir_tools.torch_compat.symbols import SYMBOLIC_SHAPES_LOGGER
 
 FRONTENDS = {"export": from_export, "trace": from_trace, "script": from_script, "fx": from_fx}
 ORDER = tuple(FRONTENDS)
@@ -93,7 +93,7 @@ def capture(
 @contextlib.contextmanager
 def quiet() -> Iterator[list[warnings.WarningMessage]]:
     """Record warnings, and keep what torch prints about a failed export off the terminal: the error says it."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    logger = logging.getLogger(SYMBOLIC_SHAPES_LOGGER)
     disabled = logger.disabled
     logger.disabled = True
     try:

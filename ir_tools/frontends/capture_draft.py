@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.conditions import unique
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.functionalize import functionalize
 from ir_tools.frontends.source import Source
 from ir_tools.frontends.symbols import Symbols

@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch.utils._sympy.printers import PythonPrinter
-
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.ir.signature import Condition
+from ir_tools.torch_compat.symbols import PythonPrinter
 
 
 def condition_of(expression: Any) -> Condition:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch.export import Dim
-from torch.export.dynamic_shapes import _DimHint, _DimHintType
-from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.errors import DynamicShapesError
+from ir_tools.errors import DynamicShapesError
 from ir_tools.ir.signature import DynamicSize, InputSpec
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.export import DimHint, DimHintKind
 
 UNBOUNDED = 2**62
 """From here on a bound is none: torch has several spellings of infinity."""
@@ -130,8 +130,8 @@ def _size(dim: Any, given: int, name: str, path: str, axis: int) -> DynamicSize 
     """The declared size, None for one that is baked in."""
     if dim is None or (isinstance(dim, int) and dim == given):
         return None
-    if isinstance(dim, _DimHint):
-        if dim.type is _DimHintType.STATIC:
+    if isinstance(dim, DimHint):
+        if dim.type is DimHintKind.STATIC:
             return None
         called = re.sub(r"\W+", "_", name)  # `_named` keeps such names free
         size = DynamicSize(f"{called}_", max(1, dim.min or 1), dim.max)

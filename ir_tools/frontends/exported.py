@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.errors import CaptureError, DynamicShapesError
+from ir_tools.errors import CaptureError, DynamicShapesError
 from ir_tools.frontends.exported_sizes import exported_inputs, exported_range, exported_sizes
 from ir_tools.ir.dialect import overload_name
 from ir_tools.ir.signature import DynamicSize
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.export import call_spec_of
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 Exported = torch.export.ExportedProgram
 
@@ -24,14 +26,14 @@ Exported = torch.export.ExportedProgram
 
 def exported_parameters(module: fx.GraphModule) -> list[inspect.Parameter]:
     """The parameters of `ExportedProgram.module()`: what torch.export was given by keyword is taken by keyword only."""
-    args, kwargs = module._in_spec.children()  # type: ignore[union-attr,operator]
+    args, kwargs = call_spec_of(module).children()
     names = list(inspect.signature(module.forward).parameters)[: args.num_children]
     positional = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     return [*positional, *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in kwargs.context)]
 
 
 def is_exported_module(model: Any) -> bool:
-    return isinstance(model, fx.GraphModule) and isinstance(getattr(model, "_in_spec", None), pytree.TreeSpec)
+    return isinstance(model, fx.GraphModule) and isinstance(call_spec_of(model), pytree.TreeSpec)
 
 
 def in_exported_order(exported: Exported, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def refuse_training(exported: Exported) -> None:
     """Raise `CaptureError` for a program that was exported from a model in training mode, naming the op that tells."""
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
-            if isinstance(node.target, torch._ops.OpOverload) and _trains(node):
+            if isinstance(node.target, OpOverload) and _trains(node):
                 raise CaptureError(
                     f"the ExportedProgram was exported in training mode: {overload_name(node.target)} ({node.name}) "
                     "stands in it as it computes in training; call model.eval() before torch.export.export"
@@ -117,7 +119,7 @@ def _trains(node: fx.Node) -> bool:
     name = overload_name(node.target).partition(".")[0]
     if name not in _TRAINS:
         return False
-    declared = node.target._schema.arguments  # type: ignore[union-attr]
+    declared = schema_of(node.target).arguments  # type: ignore[arg-type]
     given = dict(zip((a.name for a in declared), node.args, strict=False)) | node.kwargs
     return _TRAINS[name]({a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in declared})
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch.export.graph_signature import InputKind
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.conditions import condition_from_text
 from ir_tools.frontends.dynamic_shapes import UNBOUNDED
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.symbols import LEAST_HINT, pinned
 from ir_tools.ir.signature import Condition, DynamicSize, InputSpec
+from ir_tools.torch_compat.export import guards_of
+from ir_tools.torch_compat.symbols import ValueRanges, bounds_of
 
 
 def enlarged(tensor: torch.Tensor, sizes: dict[int, DynamicSize]) -> torch.Tensor:
@@ -48,7 +49,7 @@ def exported_conditions(
                 if isinstance(symbol, int):
                     raise pinned(size.name, symbol)
                 found += _in_range(size, exported_range(exported, symbol))
-    for guard in exported._guards_code:
+    for guard in guards_of(exported):
         try:
             condition = condition_from_text(guard, size_of)
         except CaptureError:
@@ -83,7 +84,7 @@ def exported_range(exported: torch.export.ExportedProgram, size: torch.SymInt) -
     expression = size.node.expr
     symbols = {s: ranges[s] for s in expression.free_symbols if s in ranges}
     free = {s: ValueRanges(1, r.upper) if r.lower <= LEAST_HINT else r for s, r in symbols.items()}
-    given = bound_sympy(expression, free)  # type: ignore[arg-type]
+    given = bounds_of(expression, free)  # type: ignore[arg-type]
     if expression in ranges:
         given &= ranges[expression]
     least = int(given.lower) if given.lower > LEAST_HINT else 1

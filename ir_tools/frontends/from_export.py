@@ -10,8 +10,8 @@ from torch import fx
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.capture_draft import finish, start_draft
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.exported import sources_in_guards
 from ir_tools.frontends.exported_sizes import enlarged, exported_conditions
 from ir_tools.frontends.fx_graph import copy_graph

@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.capture_draft import finish, start_draft
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import copy_graph
 from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.frontends.source import Source
@@ -21,6 +18,10 @@ from ir_tools.frontends.undisturbed import undisturbed
 from ir_tools.frontends.user_model import FlatModel
 from ir_tools.ir import Program
 from ir_tools.ir.signature import Condition
+from ir_tools.torch_compat.fake import FakeTensorMode
+from ir_tools.torch_compat.fx import trace_to_aten
+from ir_tools.torch_compat.symbols import ShapeEnv
+from ir_tools.torch_compat.tensors import version_of
 
 
 class Tracer(fx.Tracer):
@@ -61,15 +62,14 @@ def _from_fx(source: Source) -> Program:
 
 def _to_aten(flat: FlatModel, source: Source) -> tuple[fx.GraphModule, tuple[Condition, ...]]:
     """The ATen graph, and what its making asked of the dynamic sizes: a module that fx does not enter may read them."""
-    options: dict[str, Any] = {"pre_dispatch": True, "_allow_non_fake_inputs": True, "record_module_stack": True}
     if not source.is_dynamic:
-        return make_fx(flat, tracing_mode="fake", **options)(*source.tensors), ()
+        return trace_to_aten(flat, "fake")(*source.tensors), ()
     # A mode of its own: it takes the model's real parameters.
     symbols = Symbols(FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()))
     inputs = [symbols.fake(spec, tensor) for spec, tensor in zip(source.signature.inputs, source.tensors, strict=True)]
     # No guard is to tell which library convolves.
     with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-        graph_module = make_fx(flat, tracing_mode="symbolic", **options)(*inputs)
+        graph_module = trace_to_aten(flat, "symbolic")(*inputs)
     return graph_module, symbols.conditions()
 
 
@@ -77,9 +77,9 @@ def symbolic_trace(model: nn.Module) -> fx.GraphModule:
     """The model's own operations as an fx graph. Refuses a model that writes into a tensor which is no buffer."""
     attributes = {f"{path}.{name}".lstrip("."): t for path, m in model.named_modules() for name, t in vars(m).items()
                   if isinstance(t, torch.Tensor)}  # fmt: skip
-    versions = {name: t._version for name, t in attributes.items()}
+    versions = {name: version_of(t) for name, t in attributes.items()}
     graph = Tracer().trace(model)
     for name, tensor in attributes.items():
-        if tensor._version != versions[name]:
+        if version_of(tensor) != versions[name]:
             raise CaptureError(f"forward writes into self.{name}, which fx does not record; make it a buffer")
     return fx.GraphModule(model, graph)

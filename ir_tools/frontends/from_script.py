@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.jit import _recursive
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture_draft import finish, start_draft
 from ir_tools.frontends.source import Source
@@ -16,6 +14,8 @@ from ir_tools.frontends.torchscript.forward import walk_forward
 from ir_tools.frontends.torchscript.outputs import flat_values
 from ir_tools.frontends.user_model import forward_parameters
 from ir_tools.ir import Program
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.jit import own_class_table
 
 
 def from_script(source: Source) -> Program:
@@ -52,9 +52,10 @@ def fast_paths_off() -> Iterator[None]:
     switch meanwhile, and what is compiled with it stays out of torch's table of compiled classes, from which the user's own
     scripted models take theirs.
     """
-    mha, asked, compiled = torch.backends.mha, torch.backends.mha.get_fastpath_enabled, _recursive.concrete_type_store
-    mha.get_fastpath_enabled, _recursive.concrete_type_store = no, _recursive.ConcreteTypeStore()
+    mha, asked = torch.backends.mha, torch.backends.mha.get_fastpath_enabled
+    mha.get_fastpath_enabled = no
     try:
-        yield
+        with own_class_table():
+            yield
     finally:
-        mha.get_fastpath_enabled, _recursive.concrete_type_store = asked, compiled
+        mha.get_fastpath_enabled = asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture_draft import finish, start_draft
 from ir_tools.frontends.source import Source
@@ -12,6 +11,7 @@ from ir_tools.frontends.torchscript.outputs import flat_values
 from ir_tools.frontends.undisturbed import undisturbed
 from ir_tools.frontends.user_model import FlatModel
 from ir_tools.ir import Program
+from ir_tools.torch_compat import pytree
 
 
 def from_trace(source: Source) -> Program:

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.ir import Draft, alias_analysis, facts
 from ir_tools.ir.dialect import getitem, op_name, short_name
 from ir_tools.ir.effects import acts, aliased_nodes, changed_containers, has_effect, written_arguments, written_nodes
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program
+from ir_tools.torch_compat.operators import OpOverload, schema_of
+from ir_tools.torch_compat.tensors import storage_id
 
 aten = torch.ops.aten
 
@@ -133,7 +134,7 @@ def _say_whether_it_copies(draft: Draft, node: fx.Node) -> None:
     sizes = facts.shape(node) or ()
     if op_name(node.target) != "aten::contiguous" and not all(isinstance(size, int) for size in sizes):
         return
-    copies = known.untyped_storage()._cdata != origin.untyped_storage()._cdata
+    copies = storage_id(known) != storage_id(origin)
     with draft.before(node):
         new: Any = source
         if copies:
@@ -217,12 +218,12 @@ def pure_overload(target: Any) -> OpOverload | None:
     if target is getitem or not isinstance(target, OpOverload):
         return None
     name = short_name(target)
-    if not name.endswith("_") or name.endswith("__") or written_arguments(target) != (target._schema.arguments[0].name,):
+    if not name.endswith("_") or name.endswith("__") or written_arguments(target) != (schema_of(target).arguments[0].name,):
         return None
     packet = getattr(aten, name[:-1], None)
-    overload = target._schema.overload_name or "default"
+    overload = schema_of(target).overload_name or "default"
     if packet is None or overload not in packet.overloads():
         return None
     pure = getattr(packet, overload)
-    same = [a.name for a in pure._schema.arguments] == [a.name for a in target._schema.arguments]
+    same = [a.name for a in schema_of(pure).arguments] == [a.name for a in schema_of(target).arguments]
     return pure if same else None

@@ -9,13 +9,20 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.ir import Draft, Origin, facts
 from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.host import value_type
+from ir_tools.torch_compat.operators import (
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    schema_of,
+    set_grad_enabled,
+    symbolic_sqrt,
+)
 
 aten = torch.ops.aten
 # What torch.export computes sizes with: Python's operators, and torch's for symbols.
@@ -28,7 +35,7 @@ NUMBER_OPS: dict[Any, OpOverloadPacket] = {
     operator.mod: aten.remainder,
     operator.neg: aten.neg,
     operator.pow: aten.pow,
-    torch._sym_sqrt: aten.sqrt,  # type: ignore[attr-defined]
+    symbolic_sqrt: aten.sqrt,
     operator.eq: aten.eq,
     operator.ne: aten.ne,
     operator.lt: aten.lt,
@@ -56,7 +63,7 @@ def number_op(draft: Draft, packet: OpOverloadPacket, args: list[Any]) -> Any:
         names = ["int_to_int"]  # `pow.int` gives a float
     for name in names:
         overload = getattr(packet, name, None) if name in packet.overloads() else None
-        declared = [str(a.type) for a in overload._schema.arguments] if overload is not None else []
+        declared = [str(a.type) for a in schema_of(overload).arguments] if overload is not None else []
         if declared[: len(kinds)] == kinds:
             node = draft.call(overload, *args)
             known = facts.fact(node)
@@ -76,10 +83,10 @@ def _number_in(dtype: torch.dtype | None) -> OpOverloadPacket:
 
 def _of_numbers(target: OpOverload, args: list[Any]) -> OpOverload:
     """`div.Scalar` for `div.Tensor` by a number of the run: torch.export writes both alike, TorchScript does not."""
-    overload = target._schema.overload_name
+    overload = schema_of(target).overload_name
     takes_number = any(
         str(declared.type) == "Tensor" and isinstance(a, fx.Node) and value_type(a) in ("int", "float", "bool")
-        for declared, a in zip(target._schema.arguments, args, strict=False)
+        for declared, a in zip(schema_of(target).arguments, args, strict=False)
     )
     if not takes_number:
         return target
@@ -147,7 +154,7 @@ def _copy_call(normalizer: Normalizer, node: fx.Node, look_up: Any, prefix: str,
             return normalizer.call(_of_numbers(target, args), *args, **kwargs)
         except TypeError as error:
             raise CaptureError(f"{error}{_where(node)}") from error
-    if target in (torch._C._set_grad_enabled,):
+    if target in (set_grad_enabled,):
         return None
     if target in NUMBER_OPS and any(isinstance(a, fx.Node) for a in args):
         return number_op(normalizer.draft, NUMBER_OPS[target], args)

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
 
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.canonicalize import CANONICALIZATIONS
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.second_names import usual_name
 from ir_tools.ir import Draft
 from ir_tools.ir.dialect import argument_kind, canonicalize_arguments, map_argument, op_name, overload_name
 from ir_tools.ir.host import value_type
+from ir_tools.torch_compat.fake import FakeTensor
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 
 class Normalizer:
@@ -34,7 +34,7 @@ class Normalizer:
         canonicalization = CANONICALIZATIONS.get(op_name(target))
         if canonicalization is None:
             return self.draft.call(target, *args, **kwargs)
-        named = dict(zip((a.name for a in target._schema.arguments if not a.kwarg_only), args, strict=True)) | kwargs
+        named = dict(zip((a.name for a in schema_of(target).arguments if not a.kwarg_only), args, strict=True)) | kwargs
         return canonicalization(self.draft, target, named)
 
     def _as_value(self, leaf: Any) -> Any:
@@ -51,10 +51,10 @@ def _is_number(value: Any) -> bool:
 
 def _scalar_overload(target: OpOverload, args: tuple, kwargs: dict[str, Any]) -> OpOverload:
     """`add.Scalar` for `add.Tensor` called with a plain number where a tensor is declared."""
-    positional = [a for a in target._schema.arguments if not a.kwarg_only]
+    positional = [a for a in schema_of(target).arguments if not a.kwarg_only]
     for declared, value in zip(positional, args, strict=False):
         if argument_kind(declared) == "Tensor" and _is_number(value):
-            wanted = target._schema.overload_name.replace("Tensor", "Scalar") or "Scalar"
+            wanted = schema_of(target).overload_name.replace("Tensor", "Scalar") or "Scalar"
             packet = target.overloadpacket
             for name in (wanted, f"Tensor_{wanted}", "ScalarOther", "Scalar"):
                 if name in packet.overloads():

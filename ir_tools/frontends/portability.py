@@ -16,9 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.perturbed_inputs import perturbed
@@ -30,6 +28,8 @@ from ir_tools.frontends.wrapper_tensors import WrapperFunctions, WrapperMode, Wr
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
 from ir_tools.ir.origin import origin
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten
 
@@ -182,7 +182,7 @@ def _may_cross(func: OpOverload, operand: torch.Tensor) -> bool:
 
 def _is_factory(func: OpOverload, device: torch.device | None, operands: Sequence[Any]) -> bool:
     """The op makes a tensor on a device of its own: with no tensor to take it from, or with one that it was told."""
-    if not any(a.name == "device" for a in func._schema.arguments) or short_name(func) in ("_to_copy", "to"):
+    if not any(a.name == "device" for a in schema_of(func).arguments) or short_name(func) in ("_to_copy", "to"):
         return False
     return device is not None or not operands
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from ir_tools.torch_compat.dispatch import FILES_AROUND_MODES
+
 Frame = tuple[str, int]
 """File and line."""
 
@@ -22,8 +24,7 @@ def frames() -> Iterator[Frame]:
 
 LOOKED_THROUGH = (
     *(f"ir_tools/frontends/{name}.py" for name in ("wrapper_tensors", "value_reads", "read_dependence", "portability")),
-    *("torch/overrides.py", "torch/utils/_python_dispatch.py", "torch/_ops.py"),
-    *("torch/_compile.py", "torch/_dynamo/eval_frame.py"),  # around every mode's handler
+    *FILES_AROUND_MODES,
 )
 
 

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.source import Source
@@ -27,6 +24,10 @@ from ir_tools.frontends.wrapper_tensors import (
     written,
 )
 from ir_tools.ir.dialect import op_name
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.dispatch import TorchDispatchMode
+from ir_tools.torch_compat.operators import OpOverload
+from ir_tools.torch_compat.tensors import storage_id
 
 aten = torch.ops.aten
 
@@ -71,7 +72,7 @@ class _Dependence(WrapperMode):
 
     def depends(self, tensor: torch.Tensor) -> bool:
         inside = tensor.inside if isinstance(tensor, WrapperTensor) else tensor
-        return inside.untyped_storage()._cdata in self._dependent
+        return storage_id(inside) in self._dependent
 
     def note(self, read: Read, depends: bool) -> None:
         self.reads.append(read)
@@ -97,7 +98,7 @@ class _Dependence(WrapperMode):
             outer = {}
             result = result.clone()
         for t in written(func, inner_args, inner_kwargs):
-            if t.untyped_storage()._cdata in self._models:
+            if storage_id(t) in self._models:
                 raise WrapperError("forward writes into a tensor of the model")
             if depends:
                 self._mark(self._dependent, t)

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.jit._recursive import wrap_cpp_module
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.undisturbed import seeded, undisturbed
 from ir_tools.frontends.user_model import call_model
 from ir_tools.ir.signature import result_leaves, split_leaves
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.dispatch import TorchDispatchMode
+from ir_tools.torch_compat.jit import module_from_bytes, module_to_bytes
+from ir_tools.torch_compat.modules import own_buffers
 from ir_tools.verify.numerics import compare
 
 
@@ -33,9 +34,7 @@ class Reference:
         self.unoptimised = False
         if isinstance(model, torch.jit.ScriptModule):
             try:
-                data: Any = model._c.save_to_buffer()
-                copy = torch._C.import_ir_module_from_buffer(torch._C.CompilationUnit(), data, None, {}, False)  # type: ignore[call-arg]
-                self.model = wrap_cpp_module(copy).eval()
+                self.model = module_from_bytes(module_to_bytes(model)).eval()
                 self.unoptimised = True
             except RuntimeError:  # what cannot be saved, such as a call back into Python, answers for itself
                 self.model = model
@@ -106,7 +105,7 @@ def _attributes(model: nn.Module) -> dict[str, Any]:
     return {
         f"{path}.{name}".lstrip("."): value
         for path, module in model.named_modules()
-        for name, value in (*vars(module).items(), *module._buffers.items())
+        for name, value in (*vars(module).items(), *own_buffers(module).items())
     }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch._ops import OpOverload
 
 from ir_tools.ir.dialect import short_name
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten
 
@@ -43,7 +43,7 @@ def usual_name(target: OpOverload) -> OpOverload:
 
 def _takes_what(second: OpOverload, usual: OpOverload) -> bool:
     """Any call of `second` is one of `usual`: arguments of the same kinds, under the same names where they go by name."""
-    ours, theirs = usual._schema.arguments, second._schema.arguments
+    ours, theirs = schema_of(usual).arguments, schema_of(second).arguments
     return len(ours) == len(theirs) and all(
         str(a.type) == str(b.type) and (a.name == b.name if b.kwarg_only else not a.kwarg_only)
         for a, b in zip(ours, theirs, strict=True)

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from ir_tools.errors import first_line
+from ir_tools.errors import CaptureError, DynamicShapesError, SignatureError, first_line
 from ir_tools.frontends.dynamic_shapes import declared_sizes, specified
-from ir_tools.frontends.errors import CaptureError, DynamicShapesError
 from ir_tools.frontends.exported import in_exported_order, refuse_training, sizes_of_exported
 from ir_tools.frontends.reference import Reference
 from ir_tools.frontends.user_model import forward_parameters
 from ir_tools.ir import InputSpec, Signature
-from ir_tools.ir.signature import DynamicSize, SignatureError, binder, flatten_result, leaf_names, split_leaves
+from ir_tools.ir.signature import DynamicSize, binder, flatten_result, leaf_names, split_leaves
+from ir_tools.torch_compat import pytree
 
 Model = nn.Module | torch.export.ExportedProgram
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental import _config as symbolic_config
-from torch.fx.experimental.symbolic_shapes import DimDynamic
 
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.conditions import condition_of, unique
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.ir.signature import Condition, DynamicSize, InputSpec
+from ir_tools.torch_compat.export import NamedSource
+from ir_tools.torch_compat.fake import FakeTensorMode
+from ir_tools.torch_compat.symbols import DimDynamic, backed_size_oblivious, expression_as_made
 
 LEAST_HINT = 2
 """Sizes 0 and 1 broadcast, so that what holds for them holds for no other: a symbol never starts from one of these."""
@@ -46,7 +45,7 @@ class Symbols:
 
     def _of(self, size: DynamicSize, example: int) -> torch.SymInt:
         if size.name not in self.by_name:
-            source, hint = ConstantSource(size.name), max(example, LEAST_HINT)
+            source, hint = NamedSource(size.name), max(example, LEAST_HINT)
             symbol = self.env.create_symbol(
                 hint, source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None, do_not_specialize_zero_one=True
             )
@@ -60,7 +59,7 @@ class Symbols:
 
         Raises `CaptureError` for a declared size that turned out to have one value only, or a condition without a text.
         """
-        names = {next(iter(symint.node._expr.free_symbols)): name for name, symint in self.by_name.items()}
+        names = {next(iter(expression_as_made(symint).free_symbols)): name for name, symint in self.by_name.items()}
         for symbol, name in names.items():
             value = self.env.replacements.get(symbol, symbol)
             if value.is_number:
@@ -81,4 +80,4 @@ def size_oblivious() -> AbstractContextManager[None]:
 
     Otherwise each question whether a tensor is contiguous would leave a condition such as `(h // 32) != 1` behind.
     """
-    return symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined, no-any-return]
+    return backed_size_oblivious()

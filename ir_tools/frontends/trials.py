@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-from ir_tools.errors import first_line
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError, SignatureError, first_line
 from ir_tools.frontends.perturbed_inputs import perturbed
 from ir_tools.frontends.source import Source
 from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program
 from ir_tools.ir.program import all_nodes
 from ir_tools.ir.regions import is_region
-from ir_tools.ir.signature import DynamicSize, Signature, SignatureError, result_leaves
+from ir_tools.ir.signature import DynamicSize, Signature, result_leaves
 from ir_tools.verify.numerics import compare
 
 Sizes = dict[str, int]

@@ -12,6 +12,7 @@ from torch import nn
 from ir_tools.frontends.exported import exported_parameters, is_exported_module
 from ir_tools.ir import Signature
 from ir_tools.ir.signature import result_leaves
+from ir_tools.torch_compat.jit import forward_schema
 
 
 class FlatModel(nn.Module):
@@ -42,7 +43,7 @@ def forward_parameters(model: Any) -> list[inspect.Parameter]:
     """The parameters of `forward`, without self."""
     if isinstance(model, torch.jit.ScriptModule):
         parameters = []
-        for a in model._c._get_method("forward").schema.arguments[1:]:
+        for a in forward_schema(model).arguments[1:]:
             default = a.default_value if a.has_default_value() else inspect.Parameter.empty
             kind = inspect.Parameter.KEYWORD_ONLY if a.kwarg_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
             parameters.append(inspect.Parameter(a.name, kind, default=default))

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.frontends.python_frames import Frame, frames, spelled, users_frame
 from ir_tools.frontends.source import Source
 from ir_tools.frontends.undisturbed import seeded, undisturbed
 from ir_tools.frontends.user_model import call_model
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.ir.dialect import op_name
 from ir_tools.ir.effects import HIDDEN_WRITES, written_arguments
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.dispatch import TorchDispatchMode, no_torch_function, wrapper_tensor
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 
 class WrapperError(Exception):
@@ -28,23 +28,14 @@ class WrapperTensor(torch.Tensor):
     """Claims `device`; `inside` is where the values are."""
 
     inside: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = no_torch_function  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inside: torch.Tensor, device: torch.device) -> WrapperTensor:
         assert not isinstance(inside, WrapperTensor)
         if inside.layout is not torch.strided:
             raise WrapperError(f"a tensor has the layout {inside.layout}")
-        wrapper = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            inside.size(),
-            strides=inside.stride(),
-            storage_offset=inside.storage_offset(),
-            dtype=inside.dtype,
-            layout=inside.layout,
-            device=device,
-            requires_grad=False,
-        )
+        wrapper = wrapper_tensor(cls, inside, device)
         wrapper.inside = inside
         return wrapper
 
@@ -117,7 +108,7 @@ def wrap_result(result: Any, outer: dict[int, WrapperTensor], device: torch.devi
 
 def given(func: OpOverload, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by schema name; those left out are missing."""
-    names = [a.name for a in func._schema.arguments]
+    names = [a.name for a in schema_of(func).arguments]
     return {**dict(zip(names, args)), **kwargs}
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
+
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten
 
@@ -107,7 +108,7 @@ RESHAPINGS = frozenset(
 def op_name(target: Any) -> str:
     """The schema name without overload, such as `aten::conv2d`; `getitem` for the container read."""
     if isinstance(target, OpOverload):
-        return target._schema.name
+        return schema_of(target).name
     return getattr(target, "__name__", str(target))
 
 
@@ -120,13 +121,13 @@ def overload_name(target: Any) -> str:
     """The full name with overload, such as `aten::add.Tensor`."""
     if not isinstance(target, OpOverload):
         return op_name(target)
-    return target._schema.name + (f".{target._schema.overload_name}" if target._schema.overload_name else "")
+    return schema_of(target).name + (f".{schema_of(target).overload_name}" if schema_of(target).overload_name else "")
 
 
 @lru_cache(maxsize=4096)
 def argument_names(target: OpOverload) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(positional names, keyword-only names) of an overload, in schema order."""
-    arguments = target._schema.arguments
+    arguments = schema_of(target).arguments
     return (
         tuple(a.name for a in arguments if not a.kwarg_only),
         tuple(a.name for a in arguments if a.kwarg_only),
@@ -138,7 +139,7 @@ def canonicalize_arguments(target: OpOverload, args: tuple, kwargs: dict[str, An
 
     Raises `TypeError` when an argument is missing, unknown, or given twice.
     """
-    schema = target._schema
+    schema = schema_of(target)
     positional = [a for a in schema.arguments if not a.kwarg_only]
     if len(args) > len(positional):
         raise TypeError(f"{overload_name(target)} takes {len(positional)} positional arguments, got {len(args)}")
@@ -242,7 +243,7 @@ def numbers_in(node: fx.Node) -> list[float]:
         return []
     given = bound_arguments(node)
     found: list[float] = []
-    for a in node.target._schema.arguments:
+    for a in schema_of(node.target).arguments:
         if argument_kind(a) in ("number", "float", "List[float]"):
             values = given[a.name] if isinstance(given[a.name], (list, tuple)) else [given[a.name]]
             found += [v for v in values if isinstance(v, (int, float))]

@@ -14,8 +14,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ir_tools.ir import alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import canonicalize_arguments, getitem, map_argument, short_name
@@ -24,6 +22,8 @@ from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.origin import Origin, origin, place, set_origin
 from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
 from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
+from ir_tools.torch_compat.fake import FakeTensor
+from ir_tools.torch_compat.operators import OpOverload
 
 B = TypeVar("B", bound=Block)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.ir.dialect import bound_arguments, getitem, nodes_in, op_name
 from ir_tools.ir.host import CONSTRUCTORS, fail, is_host
 from ir_tools.ir.regions import bodies, inputs_of, is_region, region_loop
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 _SAME_DTYPE = "a cast to the dtype that it has already gives the tensor itself"
 _OFF = "outside training it gives the tensor itself"
@@ -85,7 +85,7 @@ def written_arguments(target: Any) -> tuple[str, ...]:
 def _marked_as_written(target: Any) -> tuple[str, ...]:
     if not isinstance(target, OpOverload):
         return ()
-    return tuple(a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+    return tuple(a.name for a in schema_of(target).arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
 @lru_cache(maxsize=4096)
@@ -97,12 +97,12 @@ def aliased_arguments(target: Any) -> tuple[str, ...]:
         return ()
     if is_host(target):
         # A container holds what was put into it; a number or a string holds nothing.
-        plain = target._schema.returns and str(target._schema.returns[0].type) in PLAIN_TYPES
-        return () if plain else tuple(a.name for a in target._schema.arguments)
+        plain = schema_of(target).returns and str(schema_of(target).returns[0].type) in PLAIN_TYPES
+        return () if plain else tuple(a.name for a in schema_of(target).arguments)
     hidden = op_name(target) in HIDDEN_ALIASES
-    returns_alias = any(r.alias_info is not None for r in target._schema.returns)
+    returns_alias = any(r.alias_info is not None for r in schema_of(target).returns)
     names = []
-    for a in target._schema.arguments:
+    for a in schema_of(target).arguments:
         tensor_like = "Tensor" in str(a.type)
         if tensor_like and (hidden or (returns_alias and a.alias_info is not None)):
             names.append(a.name)

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._prims_common import suggest_memory_format
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from ir_tools.ir.host import TENSOR, value_type
+from ir_tools.torch_compat.fake import FakeTensorMode
+from ir_tools.torch_compat.symbols import GuardOnDataDependentSymNode, ShapeEnv, declare_size, value_for_all
+from ir_tools.torch_compat.tensors import likely_memory_format
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -103,7 +103,7 @@ def same_layout(one: torch.Tensor, other: torch.Tensor) -> bool:
     if not is_contiguous(one) or not is_contiguous(other):
         return False
     # Kernels are chosen by the strides of such axes too.
-    return has_symbols(one) or has_symbols(other) or suggest_memory_format(one) == suggest_memory_format(other)
+    return has_symbols(one) or has_symbols(other) or likely_memory_format(one) == likely_memory_format(other)
 
 
 def memory_format(value: Any) -> torch.memory_format | None:
@@ -133,7 +133,7 @@ def unknown_number(mode: FakeTensorMode, annotation: str) -> Any:
 
 def unknown_size(mode: FakeTensorMode, free: set[Any]) -> Any:
     symbol = unknown_number(mode, "int")
-    torch._check_is_size(symbol)
+    declare_size(symbol)
     free.add(size(symbol))
     return symbol
 
@@ -142,5 +142,5 @@ def holds_always(value: Any) -> bool | None:
     """What a (symbolic) condition is for all values of its symbols; None when it depends on them."""
     if not isinstance(value, torch.SymBool):
         return bool(value) if isinstance(value, (bool, int, float)) else None
-    known = value.node.shape_env._maybe_evaluate_static(value.node.expr)
+    known = value_for_all(value)
     return None if known is None else bool(known)

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
+
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 TENSOR = "Tensor"
 
@@ -49,7 +50,7 @@ def value_type(value: Any) -> str:
     """The TorchScript type of a node's value, "Tensor" unless it says otherwise: "int", "List[Tensor]", "Optional[Tensor]"."""
     known = value.meta.get("type")
     if known is None and value.op == "call_function" and isinstance(value.target, OpOverload) and is_host(value.target):
-        return str(value.target._schema.returns[0].type.annotation_str) if value.target._schema.returns else "NoneType"
+        return str(schema_of(value.target).returns[0].type.annotation_str) if schema_of(value.target).returns else "NoneType"
     return str(known or TENSOR)
 
 
@@ -89,7 +90,7 @@ def meaning(target: Any) -> Callable[..., Any] | None:
         return target  # type: ignore[no-any-return]
     if not isinstance(target, OpOverload) or target.namespace not in ("aten", "prim"):
         return None
-    schema = target._schema
+    schema = schema_of(target)
     if any(TENSOR in str(r.type) for r in schema.returns):
         return None
     if any(TENSOR in str(a.type) for a in schema.arguments):

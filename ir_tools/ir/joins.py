@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ir_tools.ir.facts import is_contiguous, same_layout, size, unknown_size
+from ir_tools.torch_compat.fake import FakeTensorMode
 
 
 class _Nothing:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ir_tools.ir.alias_analysis import effects_of, mutated_values
 from ir_tools.ir.dialect import map_argument
@@ -21,6 +20,7 @@ from ir_tools.ir.facts import new_mode
 from ir_tools.ir.host import meaning
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
+from ir_tools.torch_compat.fake import FakeTensorMode
 
 
 @dataclass(frozen=True)

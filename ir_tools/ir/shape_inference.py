@@ -11,23 +11,22 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._prims_common import suggest_memory_format
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.fx.experimental import _config as symbolic_config
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils._mode_utils import no_dispatch
 
 from ir_tools.errors import PassesError
 from ir_tools.ir.dialect import bound_arguments, map_argument, nodes_in, op_name, overload_name
 from ir_tools.ir.facts import SYMBOLS, fact, has_symbols, rank, same_layout, unknown_number, unknown_size
 from ir_tools.ir.host import CONSTRUCTORS, is_host, make_list, make_tuple, meaning
 from ir_tools.ir.joins import NOTHING, Elements, join
+from ir_tools.torch_compat.dispatch import python_kernels, without_modes
+from ir_tools.torch_compat.fake import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from ir_tools.torch_compat.operators import schema_or
+from ir_tools.torch_compat.symbols import GuardOnDataDependentSymNode, backed_size_oblivious
+from ir_tools.torch_compat.tensors import likely_memory_format
 
 
 class FactError(PassesError, RuntimeError):
@@ -62,14 +61,14 @@ def _recurrent(mode: FakeTensorMode, values: torch.Tensor, states: Any, paramete
 
 def _batch_norm_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """Contiguous or channels-last (aten/src/ATen/native/Normalization.cpp); the fake kernel copies the input's strides."""
-    return torch.empty_like(result, memory_format=suggest_memory_format(values))
+    return torch.empty_like(result, memory_format=likely_memory_format(values))
 
 
 def _reshape_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """A reshape to the same shape gives axes of one element other strides; the fake kernel gives back its operand."""
     if result.shape != values.shape:
         return result
-    with no_dispatch():
+    with without_modes():
         plain = torch.empty_strided(tuple(values.shape), values.stride(), device="meta").reshape(values.shape)
     return values.as_strided(values.shape, plain.stride())
 
@@ -149,9 +148,9 @@ def _for_symbols() -> Iterator[None]:
 
     No guard tells which library will convolve, nor (`backed_size_oblivious`) whether a size is 1 where that only saves work.
     """
-    oblivious = symbolic_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    oblivious = backed_size_oblivious()
     no_library = torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False)
-    with enable_python_dispatcher(), no_library[0], no_library[1], oblivious:
+    with python_kernels(), no_library[0], no_library[1], oblivious:
         yield
 
 
@@ -228,7 +227,7 @@ def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) ->
             result = None
     if isinstance(result, (list, dict)):
         return None
-    returns = getattr(getattr(target, "_schema", None), "returns", ())
+    returns = getattr(schema_or(target, None), "returns", ())
     return unknown_number(mode, str(returns[0].type)) if result is None and returns else result
 
 

@@ -1,7 +1,7 @@
 """How a model is called: names, structure and sizes of what goes in, structure of what comes out.
 
 A call is bound to the parameter names of `forward`, so that `model(x, mask=m)` and `model(x, m)` are one call. The bound
-arguments are flattened with `torch.utils._pytree`; tensor leaves are the Program's inputs, every other leaf (a flag, a
+arguments are flattened as pytrees; tensor leaves are the Program's inputs, every other leaf (a flag, a
 number, None) was baked in at capture and is compared at later calls.
 """
 
@@ -15,13 +15,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
-from ir_tools.errors import PassesError
-
-
-class SignatureError(PassesError, TypeError):
-    """A call that does not fit the signature that was captured."""
+from ir_tools.errors import SignatureError
+from ir_tools.torch_compat import pytree
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import argument_names, getitem, op_name
 from ir_tools.ir.host import CONSTRUCTORS, fail
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import bodies, inputs_of, is_region, region_loop
+from ir_tools.torch_compat.operators import OpOverload
 
 
 class IllFormedError(AssertionError):

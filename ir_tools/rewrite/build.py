@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload, OpOverloadPacket
 
 from ir_tools.ir import Draft, Packing
 from ir_tools.ir.dialect import argument_kind, aten, bound_arguments
 from ir_tools.ir.origin import Origin, origin
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite.rule import Call, Value, unwrap, wrap
+from ir_tools.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
 
 class Ops:
@@ -43,7 +43,7 @@ class Ops:
     def like(self, call: Call, /, *args: Any, **kwargs: Any) -> Value:
         """The op of `call` again, at its place in the model, with the leading (or named) arguments replaced."""
         given = bound_arguments(call._node)
-        names = [a.name for a in call.target._schema.arguments]
+        names = [a.name for a in schema_of(call.target).arguments]
         changed = dict(zip(names, args, strict=False)) | kwargs
         positional = [changed.get(n, given[n]) for n in names if n not in call._node.kwargs]
         keywords = {n: changed.get(n, given[n]) for n in call._node.kwargs}
@@ -60,7 +60,7 @@ class Ops:
         return self.constant(name, self._draft.program.constants[name], packing)
 
     def _call(self, target: OpOverload, at: Origin, template: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> Value:
-        names = [a.name for a in target._schema.arguments]
+        names = [a.name for a in schema_of(target).arguments]
         args = [self._argument(v, n, at, template) for n, v in zip(names, args, strict=False)]
         kwargs = {n: self._argument(v, n, at, template) for n, v in kwargs.items()}
         with self._draft.origin(at.made_by(self._made_by)):
@@ -85,10 +85,10 @@ def overload_for(packet: OpOverloadPacket, args: tuple, kwargs: dict[str, Any]) 
     """
     overloads = [getattr(packet, name) for name in packet.overloads() if not name.endswith("out")]
     for overload in overloads:
-        if _takes(overload._schema, args, kwargs):
+        if _takes(schema_of(overload), args, kwargs):
             return overload
     given = ", ".join([*(type(a).__name__ for a in args), *(f"{k}={type(v).__name__}" for k, v in kwargs.items())])
-    raise TypeError(f"no overload of {packet} takes ({given}); there are:\n" + "\n".join(str(o._schema) for o in overloads))
+    raise TypeError(f"no overload of {packet} takes ({given}); there are:\n" + "\n".join(str(schema_of(o)) for o in overloads))
 
 
 def _takes(schema: torch.FunctionSchema, args: tuple, kwargs: dict[str, Any]) -> bool:

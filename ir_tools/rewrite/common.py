@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.ir import Block, facts
 from ir_tools.ir.alias_analysis import derived, is_handed_out
@@ -16,6 +15,7 @@ from ir_tools.ir.effects import has_effect
 from ir_tools.ir.host import CONSTRUCTORS
 from ir_tools.ir.program import public_name
 from ir_tools.ir.regions import is_region
+from ir_tools.torch_compat.operators import OpOverload
 
 LARGEST_CONSTANT = 1 << 20
 """Bytes up to which constants of the user's own are compared. Those that passes made are compared at any size."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.ir import Block, facts
 from ir_tools.ir.dialect import DIALECT_ONLY, map_argument
 from ir_tools.ir.effects import has_effect
+from ir_tools.torch_compat.operators import OpOverload
 
 
 def is_foldable(program: Block, node: fx.Node) -> bool:

@@ -44,7 +44,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
 from ir_tools.ir import alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import (
@@ -59,6 +58,7 @@ from ir_tools.ir.dialect import (
     short_name,
 )
 from ir_tools.ir.origin import origin, place
+from ir_tools.torch_compat.operators import OpOverload
 
 Requirement = Callable[..., "bool | None"]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import fx
 
-from ir_tools.errors import PassesError
+from ir_tools.errors import OptionError
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.origin import origin, place
 from ir_tools.ir.regions import is_region
@@ -34,10 +34,6 @@ Declares = Literal["exact", "reassociates", "stabilises", "lower_precision", "qu
 """
 
 DECLARATIONS: tuple[str, ...] = typing.get_args(Declares)
-
-
-class OptionError(PassesError, ValueError):
-    """A pass got an option, or a value of one, that it does not have."""
 
 
 @dataclass(frozen=True)

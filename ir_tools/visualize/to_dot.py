@@ -22,7 +22,6 @@ from typing import Any
 
 from graphviz import Digraph, escape
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.files import write_atomically
 from ir_tools.ir.dialect import DIALECT_ONLY, bound_arguments, getitem, nodes_in, op_name, short_name
@@ -31,6 +30,7 @@ from ir_tools.ir.host import fail, is_host
 from ir_tools.ir.origin import origin
 from ir_tools.ir.program import Program, all_nodes
 from ir_tools.ir.regions import Body, inputs_of, is_region, region_loop
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 from ir_tools.visualize.control import (
     carried_count,
     conditions,
@@ -86,7 +86,7 @@ _COMMUTATIVE = frozenset({"add", "mul", "add_", "mul_", "maximum", "minimum"})
 def kind_of(node: fx.Node) -> str:
     """Which colour a call gets: a key of `KINDS`."""
     target = node.target
-    writes = isinstance(target, OpOverload) and target._schema.is_mutable
+    writes = isinstance(target, OpOverload) and schema_of(target).is_mutable
     if is_whole(node) or is_result(node):
         return "control"
     if is_host(target):

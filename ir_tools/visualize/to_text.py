@@ -21,20 +21,20 @@ from functools import lru_cache
 from typing import Any
 
 from torch import fx
-from torch._ops import OpOverload
 
 from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
 from ir_tools.ir.host import fail
 from ir_tools.ir.origin import origin
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import Body, inputs_of, region_loop
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 from ir_tools.visualize.control import carried_count, is_result, is_whole, parts, region_text, result_nodes
 from ir_tools.visualize.values import Values
 
 
 @lru_cache(maxsize=4096)
 def _defaults(target: OpOverload) -> dict[str, Any]:
-    return {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    return {a.name: a.default_value for a in schema_of(target).arguments if a.has_default_value()}
 
 
 def stated_arguments(node: fx.Node) -> dict[str, Any]:

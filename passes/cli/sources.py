@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ir_tools.torch_compat.modules import BatchNorm
 from passes.cli.arguments import SOURCES
 from passes.errors import InputError, PassesError
 
@@ -126,7 +127,7 @@ def randomize_batch_norms(model: nn.Module) -> int:
     A fresh batch norm has mean 0, variance 1, scale 1 and shift 0: it does nothing, and a wrong fold of it would go
     unseen. The values stay near those, so that most deep networks keep activations of ordinary size.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
     with torch.no_grad():
         for norm in norms:
             if norm.running_mean is not None and norm.running_var is not None:

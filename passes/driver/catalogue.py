@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from ir_tools.rewrite import OptionError, Pass
+from ir_tools.errors import OptionError
+from ir_tools.rewrite import Pass
 from passes.cleanup.eliminate_common_subexpressions import eliminate_common_subexpressions
 from passes.cleanup.fold_constants import fold_constants
 from passes.cleanup.remove_dead_code import remove_dead_code

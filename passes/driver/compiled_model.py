@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for, flat_outputs
@@ -17,6 +16,7 @@ from ir_tools.emit.torch_jit import ScriptModule
 from ir_tools.files import write_atomically
 from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program
+from ir_tools.torch_compat import pytree
 from ir_tools.verify.numerics import compare
 from ir_tools.visualize.to_dot import draw_svg, to_dot
 from passes.driver.manifest import check_manifest, read_tree

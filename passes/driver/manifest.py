@@ -7,10 +7,10 @@ import os
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ir_tools.emit.calling import typed_outputs
 from ir_tools.ir import Program, Signature
+from ir_tools.torch_compat import pytree
 from passes.errors import ModelFileError
 from passes.report.report import Report
 from passes.version import installed_version

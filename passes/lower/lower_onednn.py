@@ -22,9 +22,10 @@ from typing import Any, Literal
 
 import torch
 
+from ir_tools.errors import OptionError
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import aten, conv_act, linear_act, quant_stub
-from ir_tools.rewrite import Call, Journal, OptionError, graph_pass, replace_by_table
+from ir_tools.rewrite import Call, Journal, graph_pass, replace_by_table
 from ir_tools.rewrite.decompositions import DECOMPOSITIONS, without_stub
 from passes.lower.variants import attention as attention_forms
 from passes.lower.variants import onednn as onednn_forms

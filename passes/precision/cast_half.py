@@ -27,11 +27,12 @@ from typing import Literal
 
 import torch
 
+from ir_tools.errors import OptionError
 from ir_tools.ir import Block, Draft, Program
 from ir_tools.ir.dialect import argument, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.origin import place
-from ir_tools.rewrite import Journal, OptionError, graph_pass
+from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.cast import Caster, traffic, whole
 from ir_tools.rewrite.nearest import places_of
 from ir_tools.rewrite.rewrite_log import Casts

@@ -35,6 +35,7 @@ import typer
 from hypothesis import strategies as st
 from rich.console import Console
 
+from ir_tools.torch_compat.compiler import forget_compiled_code
 from passes.driver.catalogue import CATALOGUE, find_passes
 from passes.driver.pipeline import LOWERINGS
 from passes.testing.model_strategy import random_models
@@ -139,7 +140,7 @@ def run_segment(segment: Segment) -> None:
             tally.models += 1
             known.add(failure.kind)
             failures.append({"kind": failure.kind, "why": failure.why, "test": failure.trial.as_test(failure.why)})
-        torch._dynamo.reset()
+        forget_compiled_code()
         counted = Tally.from_dict(tally.to_dict())
         counted.add(refused)
         partial = segment.result.with_suffix(".partial")

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ir_tools.errors import PassesError
 from ir_tools.frontends.source import Example
@@ -27,6 +26,8 @@ from ir_tools.ir.host import value_type
 from ir_tools.ir.program import all_nodes
 from ir_tools.rewrite import Journal, Pass
 from ir_tools.rewrite.shapes import DECLARATIONS
+from ir_tools.torch_compat.dispatch import TorchDispatchMode
+from ir_tools.torch_compat.operators import schema_of
 from ir_tools.verify.numerics import compare, smallest_sqnr
 from passes.driver.verification import narrowest_float, run_seeded
 
@@ -235,7 +236,7 @@ class Rounding(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        new = isinstance(result, Tensor) and result.is_floating_point() and not func._schema.returns[0].alias_info
+        new = isinstance(result, Tensor) and result.is_floating_point() and not schema_of(func).returns[0].alias_info
         if not new or result.numel() == 0:
             return result
         error = torch.rand(result.shape, generator=self.generator, dtype=torch.float64, device="cpu")

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ir_tools.torch_compat.modules import BatchNorm
+
 HEADER = """import torch
 from torch import nn
 from torch.nn import functional as F
@@ -109,7 +111,7 @@ def make_inputs(
 
 def randomize_norm(module: nn.Module) -> None:
     """Give a batch norm random statistics and a random affine map; leave any other module alone."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, BatchNorm):
         if isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor):
             module.running_mean.normal_()
             module.running_var.uniform_(0.3, 2.0)

@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program
 from ir_tools.rewrite import Pass
+from ir_tools.torch_compat import pytree
 from passes.tune.timing import WARM_UP, interleaved_seconds, milliseconds
 
 SLOWER = 1.05

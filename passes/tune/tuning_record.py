@@ -25,9 +25,8 @@ from typing import Any
 
 import torch
 
-from ir_tools.emit.errors import ModelFileError
+from ir_tools.errors import ModelFileError, OptionError
 from ir_tools.files import write_atomically
-from ir_tools.rewrite import OptionError
 from passes.tune.timing import interleaved_seconds, milliseconds
 
 FORMAT = 1

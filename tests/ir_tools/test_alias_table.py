@@ -19,14 +19,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
 from ir_tools.ir import dialect, effects
 from ir_tools.ir.dialect import bound_arguments, getitem, op_name, overload_name
 from ir_tools.ir.effects import HIDDEN_ALIASES, aliased_arguments
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.operators import OpOverload, schema_of
+from ir_tools.torch_compat.tensors import storage_id
 from tests import models
 
 NOT_SWEPT = ("backward", "quantized", "qparams", "native_group_norm")  # not met in inference, or crash on odd arguments
@@ -37,7 +38,7 @@ FEWEST_OVERLOADS = 800  # run at least once; fewer means that the sweep has lost
 
 def storages(values: Any) -> set[int]:
     leaves = [t for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor)]
-    return {t.untyped_storage()._cdata for t in leaves if t.layout is torch.strided and t.numel()}
+    return {storage_id(t) for t in leaves if t.layout is torch.strided and t.numel()}
 
 
 def sharing_arguments(arguments: dict[str, Any], result: Any) -> list[str]:
@@ -117,9 +118,9 @@ def sweep_composites(observed: Observed) -> None:
             shape = chosen.choice(SHAPES)
             # `_cast_Half` and its like, and `dequantize`, do nothing only to the dtypes of their own.
             dtype = chosen.choice(CASTS if "_cast_" in op_name(target) else DTYPES)
-            given = {a.name: random_value(chosen, a, shape, dtype) for a in target._schema.arguments}
-            args = tuple(given[a.name] for a in target._schema.arguments if not a.kwarg_only)
-            kwargs = {a.name: given[a.name] for a in target._schema.arguments if a.kwarg_only}
+            given = {a.name: random_value(chosen, a, shape, dtype) for a in schema_of(target).arguments}
+            args = tuple(given[a.name] for a in schema_of(target).arguments if not a.kwarg_only)
+            kwargs = {a.name: given[a.name] for a in schema_of(target).arguments if a.kwarg_only}
             try:
                 observed.run(target, args, kwargs)
             except Exception:
@@ -136,7 +137,7 @@ def composites() -> Iterator[OpOverload]:
         packet = getattr(torch.ops.aten, name, None)
         for overload in packet.overloads() if packet is not None else ():
             target = getattr(packet, overload)
-            schema = target._schema
+            schema = schema_of(target)
             if not torch._C._dispatch_has_kernel(target.name()) or effects.written_arguments(target):
                 continue
             if not all(any("Tensor" in str(v.type) for v in side) for side in (schema.arguments, schema.returns)):
@@ -233,7 +234,7 @@ def test_every_entry_of_the_table_is_real(observed):
 
 def test_no_entry_repeats_what_the_schema_says():
     def says_so(target: OpOverload) -> bool:
-        return any(r.alias_info is not None for r in target._schema.returns)
+        return any(r.alias_info is not None for r in schema_of(target).returns)
 
     for name in HIDDEN_ALIASES:
         packet = getattr(torch.ops.aten, name.removeprefix("aten::"))

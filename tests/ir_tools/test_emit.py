@@ -13,18 +13,18 @@ import warnings
 import pytest
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 import passes
 from ir_tools.emit import statements
 from ir_tools.emit.calling import arguments_for, emitted_arguments, flat_outputs, typed_outputs
 from ir_tools.emit.constants import place_constants
-from ir_tools.emit.errors import EmitError
 from ir_tools.emit.package import round_trip
 from ir_tools.emit.to_torchscript import emit, torchscript_source
+from ir_tools.errors import EmitError
 from ir_tools.ir import Draft, InputSpec, Packing, Program, Signature, check_wellformed
 from ir_tools.ir.dialect import getitem
 from ir_tools.ir.signature import binder, leaf_names, split_leaves
+from ir_tools.torch_compat import pytree
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn

@@ -7,15 +7,15 @@ from typing import NamedTuple, Optional
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.capture import FRONTENDS, capture
-from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.source import prepare
 from ir_tools.frontends.user_model import call_model, forward_parameters
 from ir_tools.ir import Program, check_wellformed
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.signature import binder
+from ir_tools.torch_compat import pytree
 from tests import models
 from tests.models import Case, Linear, image, row, seeded
 

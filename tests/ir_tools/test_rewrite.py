@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ir_tools.errors import OptionError
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import aten, overload_name
 from ir_tools.ir.origin import origin
-from ir_tools.rewrite import Journal, Ops, OptionError, Rule, Value, graph_pass, rule_pass, table_pass
+from ir_tools.rewrite import Journal, Ops, Rule, Value, graph_pass, rule_pass, table_pass
 from ir_tools.rewrite.apply import EndlessRuleError
 from ir_tools.rewrite.match import matches_at
 from ir_tools.rewrite.nearest import nearest_miss

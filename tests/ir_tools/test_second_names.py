@@ -6,6 +6,7 @@ from torch import nn
 
 from ir_tools.frontends.second_names import SECOND_NAMES, usual_name
 from ir_tools.ir.dialect import short_name
+from ir_tools.torch_compat.operators import schema_of
 from passes import optimize
 
 FRONTENDS = ("export", "trace", "script", "fx")
@@ -30,6 +31,6 @@ def test_second_names_are_captured_as_the_first(frontend):
 @pytest.mark.parametrize("second", SECOND_NAMES)
 def test_a_second_name_is_what_torchscript_reads_it_as(second):
     overloads = [getattr(getattr(torch.ops.aten, second), name) for name in getattr(torch.ops.aten, second).overloads()]
-    usual = [usual_name(target) for target in overloads if not target._schema.overload_name.endswith("out")]
+    usual = [usual_name(target) for target in overloads if not schema_of(target).overload_name.endswith("out")]
     assert SECOND_NAMES[second] in map(short_name, usual)
     assert all(usual_name(target) is target for target in usual)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from ir_tools.errors import PassesError
+from ir_tools.errors import PassesError, SignatureError
 from ir_tools.frontends.source import prepare
-from ir_tools.ir.signature import SignatureError, binder, flatten_result, result_tensors
+from ir_tools.ir.signature import binder, flatten_result, result_tensors
 from passes import load, optimize
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ir_tools import torchvision_ops
+from ir_tools.torch_compat.operators import schema_of
 from ir_tools.torchvision_ops import import_torchvision
 
 if find_spec("torchvision") is None:
@@ -46,7 +47,7 @@ def test_calling_a_missing_operator_says_why(without_operators):
 
 @pytest.mark.parametrize("name", torchvision_ops._SCHEMAS)
 def test_every_operator_is_defined_under_its_name(without_operators, name):
-    schema = getattr(torch.ops.torchvision, name).default._schema
+    schema = schema_of(getattr(torch.ops.torchvision, name).default)
     values = {"Tensor": torch.zeros(1, 5), "float": 1.0, "int": 1, "SymInt": 1, "bool": False}
     arguments = [values[str(argument.type)] for argument in schema.arguments]
     with pytest.raises(RuntimeError, match=f"torchvision::{name} is not available"):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import fx
 from torch.export import Dim
-from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
@@ -18,6 +17,7 @@ from ir_tools.ir import Draft, InputSpec, Origin, Packing, Program, Signature
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.regions import region_if
 from ir_tools.ir.signature import binder, split_leaves
+from ir_tools.torch_compat import pytree
 from ir_tools.visualize import draw_svg, to_dot, to_text, write_dump
 
 aten = torch.ops.aten

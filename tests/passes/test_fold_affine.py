@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 
+from ir_tools.torch_compat.fake import FakeTensorMode
 from ir_tools.torchvision_ops import import_torchvision
 from passes import CATALOGUE, Rule, rule_pass
 from tests.check import assert_numbers_agree, assert_sites_can_be_skipped, captured, ops, rewritten, with_random_statistics

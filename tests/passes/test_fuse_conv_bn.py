@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ir_tools.ir import Program
+from ir_tools.torch_compat.modules import BatchNorm
 from passes import CATALOGUE, Pass
 from tests.check import (
     assert_numbers_agree,
@@ -84,7 +85,7 @@ def without_batch_norms(model: nn.Sequential) -> nn.Sequential:
     """The expected result: no batch norm, and a bias in every layer."""
     model = copy.deepcopy(model)
     for name, module in model.named_children():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BatchNorm):
             setattr(model, name, nn.Identity())
         elif module.bias is None:
             channels = getattr(module, "out_channels", None) or module.out_features
@@ -126,7 +127,7 @@ def check_fold(name: str, fuse_conv_bn: Pass = fuse_conv_bn) -> None:
     model, x = with_random_statistics(build()).double(), torch.randn(shape, dtype=torch.float64)
     after, journal = rewritten(fuse_conv_bn, captured(model, x), x)
     assert "batch_norm" not in ops(after)
-    assert len(journal.rewrites) == sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model)
+    assert len(journal.rewrites) == sum(isinstance(m, BatchNorm) for m in model)
     assert_numbers_agree(model, after, x, within=EXACT)
 
 

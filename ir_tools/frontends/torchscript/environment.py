@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.fx_graph import source_line
 from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.frontends.torchscript.values import ARGUMENT, ATTRIBUTE, Container, NeedsNode, ObjectValue, Uninitialized

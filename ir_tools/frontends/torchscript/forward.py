@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.torchscript.environment import Environment
 from ir_tools.frontends.torchscript.handlers import (  # noqa: F401  # each of these files registers its handlers
     attributes,

@@ -7,11 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.fx_graph import source_line
 from ir_tools.frontends.torchscript.values import NUMBER_OF_DTYPE
+from ir_tools.torch_compat.operators import OpOverload
 
 
 def count_nodes(block: Any) -> int:

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.torchscript.environment import Environment
 from ir_tools.frontends.torchscript.nodes import overload_of, where
 from ir_tools.frontends.torchscript.values import NUMBER_OF_DTYPE, holds, is_small
@@ -17,6 +15,8 @@ from ir_tools.ir import facts
 from ir_tools.ir.dialect import canonicalize_arguments, getitem
 from ir_tools.ir.effects import written_arguments
 from ir_tools.ir.host import is_host, set_value_type
+from ir_tools.torch_compat import pytree
+from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 
 def call_operator(env: Environment, node: Any, arguments: list[Any]) -> Any:
@@ -26,7 +26,7 @@ def call_operator(env: Environment, node: Any, arguments: list[Any]) -> Any:
     if at_runtime and is_host(overload):
         return _host_op(env, node, overload, arguments)
     arguments = env.all_here(arguments)
-    names = [(a.name, a.kwarg_only) for a in overload._schema.arguments]
+    names = [(a.name, a.kwarg_only) for a in schema_of(overload).arguments]
     positional = [v for v, (_, keyword) in zip(arguments, names, strict=True) if not keyword]
     keywords = {name: v for v, (name, keyword) in zip(arguments, names, strict=True) if keyword}
     for written in written_arguments(overload):
@@ -61,20 +61,20 @@ def _compute(env: Environment, overload: OpOverload, positional: list[Any], keyw
 
 def _host_op(env: Environment, node: Any, overload: OpOverload, arguments: list[Any]) -> Any:
     """An op on runtime numbers or containers; a number that is the same in every run is given as such."""
-    if len(overload._schema.returns) > 1:
+    if len(schema_of(overload).returns) > 1:
         raise CaptureError(f"{node.kind()} of a number of the run{where(node)} is not supported")
     types = [v.type().annotation_str for v in node.inputs()]
     given = [env.as_argument(a, t) for a, t in zip(arguments, types, strict=True)]
     new = env.draft.call(overload, *given)
     outputs = list(node.outputs())
-    if not outputs or not overload._schema.returns:
+    if not outputs or not schema_of(overload).returns:
         return given[0] if outputs else ()
     set_value_type(new, outputs[0].type().annotation_str)
     known = facts.fact(new)
     if isinstance(known, (bool, int, float, str, torch.device)):
         return known
-    if any(a.alias_info is not None and a.alias_info.is_write for a in overload._schema.arguments[:1]) and (
-        overload._schema.name in ("aten::append", "aten::add_", "aten::_set_item")
+    if any(a.alias_info is not None and a.alias_info.is_write for a in schema_of(overload).arguments[:1]) and (
+        schema_of(overload).name in ("aten::append", "aten::add_", "aten::_set_item")
     ):
         return given[0]
     return new
@@ -83,12 +83,12 @@ def _host_op(env: Environment, node: Any, overload: OpOverload, arguments: list[
 def _results(env: Environment, overload: OpOverload, value: Any) -> Any:
     """A node with several results as a Python list of them."""
     known = facts.fact(value) if isinstance(value, fx.Node) else None
-    returns = [r.type.annotation_str for r in overload._schema.returns]
+    returns = [r.type.annotation_str for r in schema_of(overload).returns]
     if isinstance(value, fx.Node) and known is None and len(returns) > 1:
         return tuple(part_of(env, value, i, annotation) for i, annotation in enumerate(returns))
     if isinstance(known, (tuple, list)):
         parts = [env.draft.call(getitem, value, i) for i in range(len(known))]
-        return parts if isinstance(known, list) and len(overload._schema.returns) == 1 else tuple(parts)
+        return parts if isinstance(known, list) and len(schema_of(overload).returns) == 1 else tuple(parts)
     if isinstance(value, fx.Node) and known is None and len(returns) == 1:
         set_value_type(value, returns[0])
     return value
@@ -102,7 +102,7 @@ def part_of(env: Environment, container: fx.Node, index: int, annotation: str) -
 
 
 def _makes_a_tensor(overload: OpOverload) -> bool:
-    return any("Tensor" in str(r.type) for r in overload._schema.returns)
+    return any("Tensor" in str(r.type) for r in schema_of(overload).returns)
 
 
 def storage_of(value: torch.Tensor) -> int:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.ir import Draft
 from ir_tools.ir.dialect import getitem
 from ir_tools.ir.host import TENSOR, inner_types, set_value_type, value_type
+from ir_tools.torch_compat import pytree
 
 aten = torch.ops.aten
 

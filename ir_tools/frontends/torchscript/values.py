@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.ir.dialect import DTYPE_NUMBERS
 from ir_tools.ir.host import TENSOR
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from ir_tools.errors import first_line
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError, first_line
 from ir_tools.frontends.torchscript.environment import Environment
 from ir_tools.frontends.torchscript.nodes import constant_value, where
 from ir_tools.frontends.torchscript.operators import call_operator, storage_of

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.torchscript.environment import Environment
 from ir_tools.frontends.torchscript.nodes import where
 from ir_tools.frontends.torchscript.registry import handles
 from ir_tools.frontends.torchscript.values import ATTRIBUTE, NUMBER_OF_DTYPE, Container, ModuleValue, ObjectValue
 from ir_tools.ir.effects import written_nodes
+from ir_tools.torch_compat.jit import wraps_script_object
 
 
 @handles("prim::GetAttr")
@@ -52,7 +53,7 @@ def _unsupported(env: Environment, node: Any, a: list[Any]) -> Any:
 def get_attribute(env: Environment, owner: ModuleValue, name: str) -> Any:
     value = getattr(owner.module, name)
     path = f"{owner.path}.{name}" if owner.path else name
-    if isinstance(value, torch.jit.ScriptModule) or (hasattr(value, "_c") and not isinstance(value, torch.Tensor)):
+    if isinstance(value, torch.jit.ScriptModule) or (wraps_script_object(value) and not isinstance(value, torch.Tensor)):
         return ModuleValue(value, path)
     return _known(env, value, env.without_prefix(path))
 

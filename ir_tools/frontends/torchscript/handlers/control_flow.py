@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.torchscript.environment import Environment
 from ir_tools.frontends.torchscript.nodes import count_nodes, where
 from ir_tools.frontends.torchscript.regions import NO_LIMIT, if_as_region, loop_as_region

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.errors import CaptureError
 from ir_tools.frontends.torchscript.environment import Environment
 from ir_tools.frontends.torchscript.nodes import where
 from ir_tools.frontends.torchscript.registry import handles
