@@ -50,7 +50,7 @@ class BaseRow:
 
     def to_json(self) -> str:
         """One line; an infinite SQNR (equal outputs) is the string "inf", which JSON can hold."""
-        return json.dumps(_spelt(asdict(self)))
+        return json.dumps(_written(asdict(self)))
 
     @classmethod
     def from_dict(cls: type[AnyRow], found: dict[str, Any]) -> AnyRow:
@@ -61,9 +61,9 @@ class BaseRow:
         raise NotImplementedError
 
 
-def _spelt(value: Any) -> Any:
+def _written(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _spelt(part) for name, part in value.items()}
+        return {name: _written(part) for name, part in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

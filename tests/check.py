@@ -139,11 +139,11 @@ def _labelled(program: Program, called: Mapping[str, str]) -> nx.DiGraph:
         if node.op == "get_attr" and not node.users:
             continue
         graph.add_node(node, label=_label(program, node, called))
-        for place, value in enumerate([*nodes_in(node.args), *nodes_in(node.kwargs)]):
+        for location, value in enumerate([*nodes_in(node.args), *nodes_in(node.kwargs)]):
             if graph.has_edge(value, node):
-                graph.edges[value, node]["places"] += (place,)
+                graph.edges[value, node]["places"] += (location,)
             else:
-                graph.add_edge(value, node, places=(place,))
+                graph.add_edge(value, node, places=(location,))
     return graph
 
 
@@ -177,13 +177,13 @@ def _listing(graph: nx.DiGraph) -> str:
 def assert_sites_can_be_skipped(pass_: Pass, capture_again: Callable[[], Program], *inputs: Tensor) -> None:
     """Site ids are the same from run to run, and each alone can be left as it is. The sites must not depend on each other."""
     program = capture_again()
-    _, journal = rewritten(pass_, program, *inputs)
-    sites = [rewrite.site for rewrite in journal.rewrites]
+    _, log = rewritten(pass_, program, *inputs)
+    sites = [rewrite.site for rewrite in log.rewrites]
     assert len(set(sites)) == len(sites) >= 2, "the test needs a model with two sites at least"
     _, again = rewritten(pass_, capture_again(), *inputs)
     assert [rewrite.site for rewrite in again.rewrites] == sites
     for site in sites:
-        after, journal = rewritten(pass_, program, *inputs, skip={site})
-        assert [rewrite.site for rewrite in journal.rewrites] == [s for s in sites if s != site]
+        after, log = rewritten(pass_, program, *inputs, skip={site})
+        assert [rewrite.site for rewrite in log.rewrites] == [s for s in sites if s != site]
         assert site.split("@")[1] in [node.name for node in after.calls], "the skipped op is gone"
     assert pass_(program, skip=sites) is program

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ir_tools.rewrite import Journal, Pass
+from ir_tools.rewrite import Pass, RewriteLog
 from tests.check import assert_numbers_agree, captured, ops, rewritten
 
 EXACT = 1e-10
@@ -73,18 +73,18 @@ def output_channels(layer: nn.Module) -> int:
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
-def check_folds(pass_: Pass, model: nn.Module, x: Tensor, *, left: int = 1, frontend: str = "trace") -> Journal:
+def check_folds(pass_: Pass, model: nn.Module, x: Tensor, *, left: int = 1, frontend: str = "trace") -> RewriteLog:
     """Everything folds, so that only `left` ops stay, and the numbers agree."""
     program = captured(model.eval(), x, frontend=frontend)
-    after, journal = rewritten(pass_, program, x)
-    assert len(after.calls) == left, (ops(after), journal.refusals)
+    after, log = rewritten(pass_, program, x)
+    assert len(after.calls) == left, (ops(after), log.refusals)
     assert_numbers_agree(model, after, x, within=EXACT)
-    return journal
+    return log
 
 
 def refusals(pass_: Pass, model: nn.Module, *inputs: Tensor, frontend: str = "export") -> list[str]:
     """The reasons for which the pass leaves `model` alone."""
     program = captured(model.eval(), *inputs, frontend=frontend)
-    after, journal = rewritten(pass_, program, *inputs)
-    assert after is program and not journal.rewrites
-    return [refused.reason for refused in journal.refusals]
+    after, log = rewritten(pass_, program, *inputs)
+    assert after is program and not log.rewrites
+    return [refused.reason for refused in log.refusals]

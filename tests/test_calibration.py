@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ir_tools.frontends.source import Example
 from ir_tools.ir import Block
-from ir_tools.rewrite import Journal, Pass
+from ir_tools.rewrite import Pass, RewriteLog
 from ir_tools.verify.ranges import Range, range_of
 from passes import InputError, graph_pass, optimize
 from passes.driver.instrumentation import observed
@@ -29,8 +29,8 @@ def looker(declares: str = "lower_precision") -> tuple[Pass, list[dict[str, Rang
     told: list[dict[str, Range]] = []
 
     @graph_pass(declares=declares)  # type: ignore[arg-type]
-    def looks(program: Block, journal: Journal, *, mode: Literal["a", "b"] = "a") -> Block:
-        told.append(dict(journal.ranges))
+    def looks(program: Block, log: RewriteLog, *, mode: Literal["a", "b"] = "a") -> Block:
+        told.append(dict(log.ranges))
         return program
 
     return looks, told

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ir_tools.emit.torch_jit import ScriptModule
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import DIALECT_ONLY, overload_name
-from ir_tools.rewrite import Call, Journal
+from ir_tools.rewrite import Call, RewriteLog
 from passes import CATALOGUE, DEFAULT, OptionError, load, optimize
 from passes.errors import ModelFileError
 from passes.lower.variants.onednn import Product, forms_of, signature, timed_forms
@@ -59,13 +59,13 @@ def fused_net(dtype: torch.dtype = torch.float32) -> tuple[Program, Tensor]:
     return CATALOGUE["fuse_conv_relu"](captured(model.to(dtype), x.to(dtype))), x.to(dtype)
 
 
-def winner(place: int, calls: list[int] | None = None) -> Callable[..., dict[str, list[float]]]:
+def winner(location: int, calls: list[int] | None = None) -> Callable[..., dict[str, list[float]]]:
     """A measurement in which the form at `place` (the last one, where there are fewer) takes no time."""
 
     def measured(forms: Mapping[str, Any], least_rounds: int = 1) -> dict[str, list[float]]:
         if calls is not None:
             calls.append(len(forms))
-        return {name: [float(i != min(place, len(forms) - 1))] for i, name in enumerate(forms)}
+        return {name: [float(i != min(location, len(forms) - 1))] for i, name in enumerate(forms)}
 
     return measured
 
@@ -188,10 +188,10 @@ def test_equal_signatures_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> 
     calls: list[int] = []
     monkeypatch.setattr(choices, "measure", winner(0, calls))
     program, x = fused_net()
-    journal = Journal()
-    lower_onednn(program, journal=journal)
-    assert len(calls) == len(journal.choices.measured) == len(journal.choices.table) < len(journal.rewrites)
-    assert not journal.refusals and not journal.choices.unusual
+    log = RewriteLog()
+    lower_onednn(program, log=log)
+    assert len(calls) == len(log.choices.measured) == len(log.choices.table) < len(log.rewrites)
+    assert not log.refusals and not log.choices.unusual
 
 
 class Clock:
@@ -238,27 +238,27 @@ def test_when_the_budget_is_spent_the_rest_takes_its_favourite(monkeypatch: pyte
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_the_form_that_wins_is_built(monkeypatch: pytest.MonkeyPatch, place: int, dtype: torch.dtype) -> None:
+def test_the_form_that_wins_is_built(monkeypatch: pytest.MonkeyPatch, location: int, dtype: torch.dtype) -> None:
     program, x = fused_net(dtype)
-    monkeypatch.setattr(choices, "measure", winner(place))
-    after, journal = rewritten(lower_onednn, program, x)  # with a second run, which finds nothing more to do
+    monkeypatch.setattr(choices, "measure", winner(location))
+    after, log = rewritten(lower_onednn, program, x)  # with a second run, which finds nothing more to do
     ops = {overload_name(node.target) for node in after.calls}
     fused = {"mkldnn::_convolution_pointwise_.binary", "mkldnn::_linear_pointwise.binary"}
-    assert fused <= ops if place == 0 else not fused & ops
-    assert ("aten::relu" in ops) == (place > 0)
-    assert ("mkldnn::_convolution_pointwise" in ops) == (place < 2) and ("aten::conv2d" in ops) == (place == 2)
+    assert fused <= ops if location == 0 else not fused & ops
+    assert ("aten::relu" in ops) == (location > 0)
+    assert ("mkldnn::_convolution_pointwise" in ops) == (location < 2) and ("aten::conv2d" in ops) == (location == 2)
     assert not {node.target for node in after.calls} & DIALECT_ONLY
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) < (1e-5 if dtype is torch.float32 else 3e-2)
-    assert len(journal.refusals) == (len(journal.rewrites) if place else 0)
+    assert len(log.refusals) == (len(log.rewrites) if location else 0)
 
 
 def test_sites_are_the_same_whatever_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     program, x = fused_net()
     found = []
-    for place in range(3):
-        monkeypatch.setattr(choices, "measure", winner(place))
-        _, journal = rewritten(lower_onednn, program, x)
-        found.append([rewrite.site for rewrite in journal.rewrites])
+    for location in range(3):
+        monkeypatch.setattr(choices, "measure", winner(location))
+        _, log = rewritten(lower_onednn, program, x)
+        found.append([rewrite.site for rewrite in log.rewrites])
         (first, *rest) = found[-1]
         after, _ = rewritten(lower_onednn, program, x, skip={first})
         assert first.split("@")[1] in [node.name for node in after.calls]
@@ -270,8 +270,8 @@ def test_choose_fused_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "measure", winner(0))
     measured = lower_onednn(program)
     monkeypatch.setattr(choices, "measure", never)
-    after, journal = rewritten(lower_onednn.with_options(choose="fused"), program, x)
-    assert journal.choices is None and graph(after) == graph(measured)
+    after, log = rewritten(lower_onednn.with_options(choose="fused"), program, x)
+    assert log.choices is None and graph(after) == graph(measured)
 
 
 # -- the record ---------------------------------------------------------------------------------------------------------
@@ -409,9 +409,9 @@ def targets(scripted: ScriptModule) -> set[str]:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_no_op_of_the_dialect_reaches_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: int) -> None:
+def test_no_op_of_the_dialect_reaches_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: int) -> None:
     model, x = net()
-    monkeypatch.setattr(choices, "measure", winner(place))
+    monkeypatch.setattr(choices, "measure", winner(location))
     fast = optimize(model, example_inputs=x)
     fast.save(tmp_path / "net.pt")
     loaded = load(tmp_path / "net.pt")
@@ -460,6 +460,6 @@ def test_what_has_no_size_before_the_run_is_fused_unmeasured(monkeypatch: pytest
     monkeypatch.setattr(choices, "measure", never)
     model, x, n = SizesOfTheRun().eval(), torch.randn(2, 4), torch.tensor(2)
     program = CATALOGUE["fuse_conv_relu"](captured(torch.jit.script(model), x, n, frontend="script"))
-    after, journal = rewritten(lower_onednn, program, x, n)
-    assert "mkldnn::_linear_pointwise" in [overload_name(node.target) for node in after.all_calls] and not journal.refusals
+    after, log = rewritten(lower_onednn, program, x, n)
+    assert "mkldnn::_linear_pointwise" in [overload_name(node.target) for node in after.all_calls] and not log.refusals
     torch.testing.assert_close(outputs_of(after, x, torch.tensor(3))[0], model(x, torch.tensor(3)))

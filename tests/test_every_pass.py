@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ir_tools.ir import Program
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.torch_compat import pytree
 from ir_tools.verify.numerics import compare, smallest_sqnr
@@ -182,15 +182,15 @@ def test_the_invariants_hold(name: str, model: str) -> None:
 def test_every_pass_has_something_to_do_on_these_models(name: str) -> None:
     """Or the invariants above would hold for the pass that does nothing."""
     pass_ = CATALOGUE[name]
-    journals = []
+    logs = []
     for model in MODELS:
         found, inputs = programs(model, pass_)
         if name == "remove_dead_code":
             from tests.passes.test_remove_dead_code import with_dead_code
 
             found = [with_dead_code(found[0], (torch.ops.aten.abs.default,))]
-        journals += [rewritten(pass_, program, *inputs)[1] for program in found]
-    assert sum(bool(journal.rewrites) for journal in journals) >= 2
+        logs += [rewritten(pass_, program, *inputs)[1] for program in found]
+    assert sum(bool(log.rewrites) for log in logs) >= 2
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -286,14 +286,14 @@ def test_the_invariants_hold_in_regions(name: str, model: str) -> None:
     pass_ = CATALOGUE[name]
     program, calls = with_regions(model, pass_)
     expected = [outputs_of(program, *call) for call in calls]
-    after, journal = rewritten(pass_, program, *calls[0])
+    after, log = rewritten(pass_, program, *calls[0])
     assert_facts_are_true(after, *calls[-1])
     for call, wanted in zip(calls, expected):
         comparison = compare(wanted, outputs_of(after, *call))
         allowed = smallest_sqnr(pass_.declares, narrowest_float(after)) if pass_.declares != "exact" else math.inf
         assert not comparison.problem and (comparison.equal or comparison.sqnr_db >= allowed), comparison
 
-    sites = [rewrite.site for rewrite in journal.rewrites]
+    sites = [rewrite.site for rewrite in log.rewrites]
     assert len(set(sites)) == len(sites)
     assert [rewrite.site for rewrite in rewritten(pass_, with_regions(model, pass_)[0], *calls[0])[1].rewrites] == sites
     for site in {*sites[:1], *sites[-1:]}:
@@ -316,10 +316,10 @@ def test_every_pass_has_something_to_do_in_bodies(name: str) -> None:
     inside = []
     for model in CONTROL_FLOW:
         program, _ = with_regions(model, pass_)
-        journal = Journal.skipping(())
-        pass_(program, journal=journal)
+        log = RewriteLog.skipping(())
+        pass_(program, log=log)
         own = {node.name for node in program.nodes}
-        inside += [rewrite.site for rewrite in journal.rewrites if rewrite.site.split("@")[1] not in own]
+        inside += [rewrite.site for rewrite in log.rewrites if rewrite.site.split("@")[1] not in own]
     assert inside
 
 

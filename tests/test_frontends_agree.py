@@ -13,7 +13,7 @@ from ir_tools.frontends.capture import FRONTENDS, Captured, capture
 from ir_tools.frontends.source import Source, prepare
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import op_name, short_name
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from ir_tools.torch_compat import pytree
 from ir_tools.torch_compat.modules import BatchNorm
 from passes import CATALOGUE, load, optimize
@@ -131,9 +131,9 @@ def test_folding_alone_is_exact_in_float64(name):
     case = in_float64(models.seeded(models.ZOO[name]))
     source = prepare(case.model, [(case.args, case.kwargs)])
     program = capture(source, "trace").program
-    journal = Journal()
-    folded = CATALOGUE["fuse_conv_bn"](program, journal=journal)
-    assert len(journal.rewrites) == BATCH_NORMS[name] and not journal.refusals
+    log = RewriteLog()
+    folded = CATALOGUE["fuse_conv_bn"](program, log=log)
+    assert len(log.rewrites) == BATCH_NORMS[name] and not log.refusals
     assert not [n for n in folded.calls if short_name(n.target) == "batch_norm"]
     assert (folded is program) == (BATCH_NORMS[name] == 0)
     error = relative_error(source.examples[0].outputs, folded.run(*source.tensors))

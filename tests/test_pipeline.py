@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ir_tools.ir import Draft, Program
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from passes import (
     CATALOGUE,
     DEFAULT,
@@ -212,7 +212,7 @@ def test_progress_is_told_in_order() -> None:
 
 def test_an_ill_formed_result_is_caught() -> None:
     @graph_pass(declares="exact")
-    def breaks_the_contract(program: Program, journal: Journal) -> Program:
+    def breaks_the_contract(program: Program, log: RewriteLog) -> Program:
         copy = program.copy()
         copy.output.args = ([*copy.output.args[0]],)
         return copy
@@ -333,7 +333,7 @@ def test_each_step_is_measured_against_the_eager_model() -> None:
 
 def test_a_pass_that_swaps_classes_is_caught_however_large_the_products_are() -> None:
     @graph_pass(declares="lower_precision")
-    def swap_classes(program, journal):
+    def swap_classes(program, log):
         draft = Draft.of(program)
         last = draft.program.calls[-1]
         if str(last.target) != "aten.flip.default":
@@ -446,21 +446,21 @@ def test_names_in_an_option_are_joined_by_plus(text) -> None:
 
 
 def test_options_say_how_they_are_written() -> None:
-    assert CATALOGUE["cast_half"].spellings == {
+    assert CATALOGUE["cast_half"].option_syntax == {
         "dtype": "dtype=bfloat16|float16",
         "level": "level=O2|O1|O3",
         "keep_float": "keep_float=NAME+NAME",
         "overrides": "overrides=NAME=O1|O2|O3|float+NAME=...",
         "on_slower": "on_slower=warn|keep|revert",
     }
-    assert CATALOGUE["fold_constants"].spellings == {}
+    assert CATALOGUE["fold_constants"].option_syntax == {}
 
 
 def test_a_whole_graph_pass_with_options_of_the_users_own() -> None:
     seen: list[str] = []
 
     @graph_pass(declares="exact")
-    def looks_around(program: Program, journal: Journal, *, mode: Literal["fast", "slow"] = "fast") -> Program:
+    def looks_around(program: Program, log: RewriteLog, *, mode: Literal["fast", "slow"] = "fast") -> Program:
         seen.append(f"{mode}: {', '.join(ops(program))}")
         return program
 

@@ -105,7 +105,7 @@ def device_ops(program: Program) -> list[str]:
     return [
         short_name(node.target)
         for node in program.calls
-        if not node.all_input_nodes and not all(short_name(reader.target) == "to" for reader in node.users)
+        if not node.all_input_nodes and not all(short_name(user.target) == "to" for user in node.users)
     ]
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite, Traffic
 from passes import optimize
 from passes.cli import commands
 from passes.report.data import StepReport
-from passes.report.rendering import places
+from passes.report.rendering import locations
 from passes.report.report import Report, rendering
 from passes.tune.speed_comparison import Speed
 
@@ -149,8 +149,8 @@ def test_refusals_are_capped():
 
 
 def test_places_names_each_module_once():
-    assert places(["a", "a", "b"]) == "a, b"
-    assert places(["a", "b", "c", "d", "d", "e"]) == "a, b, c, … 2 more"
+    assert locations(["a", "a", "b"]) == "a, b"
+    assert locations(["a", "b", "c", "d", "d", "e"]) == "a, b, c, … 2 more"
 
 
 def test_text_fits_80_columns_without_colour():
@@ -273,8 +273,8 @@ def test_casts_add_up():
 
 def test_what_a_pass_says_of_its_casts_is_in_the_report():
     @graph_pass(declares="exact")
-    def counts_casts(program, journal: Journal):
-        journal.casts = (journal.casts or Casts()) + MOVED
+    def counts_casts(program, log: RewriteLog):
+        log.casts = (log.casts or Casts()) + MOVED
         return program
 
     report = optimize(torch.nn.ReLU().eval(), [counts_casts, "remove_dropout"], example_inputs=torch.ones(2)).report

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import aten, short_name
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from passes import OptimizedModel, SlowerWarning, graph_pass, load, optimize
 from passes.driver.catalogue import CATALOGUE
 from passes.report.report import report
@@ -291,7 +291,7 @@ def test_wrong_numbers_of_the_model_without_the_pass_are_no_verdict(monkeypatch)
     """A pass behind the cast is wrong on float32: by one percent, which half precision would excuse."""
 
     @graph_pass(declares="reassociates")
-    def spoils_float(program: Block, journal: Journal) -> Block:
+    def spoils_float(program: Block, log: RewriteLog) -> Block:
         draft = Draft.of(program)
         for node in draft.program.calls:
             if short_name(node.target) == "relu" and all(t.dtype is torch.float32 for t in program.constants.values()):
@@ -308,7 +308,7 @@ def test_verify_ends_knows_what_passes_before_the_cast_declared(monkeypatch) -> 
     """One that quantises came before: the model without the cast may be as far off."""
 
     @graph_pass(declares="quantizes")
-    def rounds(program: Block, journal: Journal) -> Block:
+    def rounds(program: Block, log: RewriteLog) -> Block:
         draft = Draft.of(program)
         for node in draft.program.calls:
             if short_name(node.target) == "relu":
@@ -325,7 +325,7 @@ def test_a_pass_of_the_users_own_asks_too(monkeypatch) -> None:
     """Of any declaration, and behind the lowering."""
 
     @graph_pass(declares="exact")
-    def relu_twice(program: Block, journal: Journal, *, on_slower: Literal["keep", "revert"] = "revert") -> Block:
+    def relu_twice(program: Block, log: RewriteLog, *, on_slower: Literal["keep", "revert"] = "revert") -> Block:
         draft = Draft.of(program)
         (relu,) = [node for node in draft.program.calls if short_name(node.target) == "relu"]
         if any(short_name(n.target) == "relu" for n in relu.all_input_nodes):

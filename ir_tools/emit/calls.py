@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ir_tools.emit.literals import spell, spell_string
+from ir_tools.emit.literals import literal, string_literal
 from ir_tools.emit.runtime_checks import CHECK_HOLDS
 from ir_tools.emit.variables import Variables
 from ir_tools.errors import EmitError
@@ -34,9 +34,9 @@ def call_text(node: fx.Node, target: OpOverload, variables: Variables) -> str:
         if value is None and _is_ambiguous_none(target, position):
             arguments.append(f"torch.jit.annotate({declared[name].type.annotation_str}, None)")
         else:
-            arguments.append(spell(value, declared[name].type, variables.read, variables.held_float))
+            arguments.append(literal(value, declared[name].type, variables.read, variables.held_float))
     for name in keyword_only:
-        arguments.append(f"{name}={spell(kwargs[name], declared[name].type, variables.read, variables.held_float)}")
+        arguments.append(f"{name}={literal(kwargs[name], declared[name].type, variables.read, variables.held_float)}")
     namespace, packet = schema_of(target).name.split("::")
     return f"torch.ops.{namespace}.{packet}({', '.join(arguments)})"
 
@@ -46,7 +46,7 @@ def assertion_text(node: fx.Node, variables: Variables) -> str:
     holds, message = (*node.args, _UNNAMED_ASSERTION)[:2]
     if not isinstance(holds, fx.Node) or not isinstance(message, str):
         raise EmitError(f"takes a tensor and a message, got {node.args}")
-    return f"{CHECK_HOLDS}({variables.read(holds)}, {spell_string(message)})"
+    return f"{CHECK_HOLDS}({variables.read(holds)}, {string_literal(message)})"
 
 
 @lru_cache(maxsize=4096)

@@ -35,8 +35,8 @@ _OURS = re.compile(r"_chunk_\d+|_pack_\d+|_float_\d+|_check_\w+|_dtype_name|_unr
 def place_constants(names: Iterable[str]) -> dict[str, Path]:
     """The attribute path of each constant: the user's own path where that is legal and nobody else's."""
     names = list(names)
-    readers = Counter(public_name(name) for name in names)
-    wanted = {name: public_name(name) if readers[public_name(name)] == 1 else name for name in names}
+    users = Counter(public_name(name) for name in names)
+    wanted = {name: public_name(name) if users[public_name(name)] == 1 else name for name in names}
     cleaned = {name: tuple(_legal(part) for part in path.split(".")) for name, path in wanted.items()}
     submodules = {path[:depth] for path in cleaned.values() for depth in range(1, len(path))}
     taken = set(submodules)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import location
 
 UNREAD = "_unread"
 """The attribute that a tensor variable holds on a path where nobody reads it."""
@@ -58,5 +58,5 @@ def indented(lines: Sequence[str]) -> list[str]:
 
 
 def comment(node: fx.Node) -> str:
-    path = place(node)
+    path = location(node)
     return f"  # {path}" if path != node.name and path.isprintable() else ""

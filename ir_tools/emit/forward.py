@@ -9,7 +9,7 @@ from torch import fx
 from ir_tools.emit.calling import Structure, emitted_arguments, output_structure
 from ir_tools.emit.chunks import chunk_methods, chunk_name, grouped
 from ir_tools.emit.emitted_text import EmittedText, method_text
-from ir_tools.emit.literals import spell_string
+from ir_tools.emit.literals import string_literal
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.emit.runtime_checks import CHECK_HOLDS, check_methods, input_checks
 from ir_tools.emit.statements import statement
@@ -57,16 +57,16 @@ def _unpack(structure: Structure, text: str, path: str, lines: list[str], locals
             text = local
         locals_[structure.index] = text
         return
-    name = spell_string(path)
+    name = string_literal(path)
     if structure.kind == "list":
         lines.append(f"self._check_length({name}, {len(structure.parts)}, len({text}))")
     if structure.kind == "dict":
-        keys = ", ".join(map(spell_string, sorted(structure.keys)))
+        keys = ", ".join(map(string_literal, sorted(structure.keys)))
         lines.append(f"self._check_keys({name}, [{keys}], {text}.keys())")
     for i, part in enumerate(structure.parts):
         if structure.kind == "dict":
             key = structure.keys[i]
-            _unpack(part, f"{text}[{spell_string(key)}]", f"{path}[{key!r}]", lines, locals_, names)
+            _unpack(part, f"{text}[{string_literal(key)}]", f"{path}[{key!r}]", lines, locals_, names)
         else:
             _unpack(part, f"{text}[{i}]", f"{path}[{i}]", lines, locals_, names)
 
@@ -101,4 +101,4 @@ def _container_text(structure: Structure, values: list[str]) -> str:
         return f"({', '.join(parts)},)"
     if structure.kind == "list":
         return f"[{', '.join(parts)}]"
-    return "{" + ", ".join(f"{spell_string(k)}: {v}" for k, v in zip(structure.keys, parts, strict=True)) + "}"
+    return "{" + ", ".join(f"{string_literal(k)}: {v}" for k, v in zip(structure.keys, parts, strict=True)) + "}"

@@ -15,7 +15,7 @@ _INT_MIN = -(2**63)
 _INT_MAX = 2**63 - 1
 
 
-def spell(value: Any, declared: Any, variable: Callable[[fx.Node], str], held: Callable[[float], str]) -> str:
+def literal(value: Any, declared: Any, variable: Callable[[fx.Node], str], held: Callable[[float], str]) -> str:
     """`value` as an argument of the schema type `declared`.
 
     `variable` gives the text of a node's value. `held` gives the text of a float that the module must hold as an
@@ -28,55 +28,55 @@ def spell(value: Any, declared: Any, variable: Callable[[fx.Node], str], held: C
     if declared.kind() == "OptionalType":
         declared = declared.getElementType()
     if isinstance(value, (list, tuple)):
-        return _spell_list(value, declared, variable, held)
+        return _list_literal(value, declared, variable, held)
     kind = declared.kind()
     if isinstance(value, (bool, int)) and kind == "FloatType":
         value = float(value)
     if isinstance(value, bool) and kind in ("IntType", "NumberType"):
         value = int(value)
     if isinstance(value, float):
-        return spell_float(value) if survives_saving(value) else held(value)
-    return spell_plain(value)
+        return float_literal(value) if survives_saving(value) else held(value)
+    return plain_literal(value)
 
 
-def spell_plain(value: Any) -> str:
+def plain_literal(value: Any) -> str:
     """A value that means the same wherever it stands. Raises EmitError for one that TorchScript has no literal for."""
     if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, int):
-        return spell_int(value)
+        return int_literal(value)
     if isinstance(value, complex):
-        return f"complex({spell_float(value.real)}, {spell_float(value.imag)})"
+        return f"complex({float_literal(value.real)}, {float_literal(value.imag)})"
     if isinstance(value, str):
-        return spell_string(value)
+        return string_literal(value)
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
         return str(value)
     if isinstance(value, torch.device):
-        return f"torch.device({spell_string(str(value))})"
+        return f"torch.device({string_literal(str(value))})"
     raise EmitError(f"{value!r} of type {type(value).__name__} cannot be written in TorchScript")
 
 
-def _spell_list(
+def _list_literal(
     values: list | tuple, declared: Any, variable: Callable[[fx.Node], str], held: Callable[[float], str]
 ) -> str:
     if declared.kind() != "ListType":
         raise EmitError(f"the list {list(values)!r} is given where {declared.annotation_str} is declared")
     element = declared.getElementType()
-    text = "[" + ", ".join(spell(v, element, variable, held) for v in values) + "]"
+    text = "[" + ", ".join(literal(v, element, variable, held) for v in values) + "]"
     # Without the annotation an empty list is List[Tensor], and the elements' own types decide about the others.
     if not values or element.kind() in ("OptionalType", "NumberType"):
         return f"torch.jit.annotate({declared.annotation_str}, {text})"
     return text
 
 
-def spell_int(value: int) -> str:
+def int_literal(value: int) -> str:
     if not _INT_MIN <= value <= _INT_MAX:
         raise EmitError(f"the integer {value} does not fit into 64 bits")
     # The sign is read apart from the digits, and 2**63 does not fit.
     return f"({value + 1} - 1)" if value == _INT_MIN else str(value)
 
 
-def spell_float(value: float) -> str:
+def float_literal(value: float) -> str:
     if math.isnan(value):
         return 'float("nan")'
     if math.isinf(value):
@@ -93,7 +93,7 @@ def survives_saving(value: float) -> bool:
     return not (math.isfinite(value) and value.is_integer() and 2**31 - 1 <= abs(value) < 1e17)
 
 
-def spell_string(value: str) -> str:
+def string_literal(value: str) -> str:
     """A double-quoted literal. Raises EmitError for what torch's serialiser does not write legibly."""
     if "\r" in value:
         raise EmitError(f"the string {value!r} holds a carriage return, which TorchScript files cannot hold")

@@ -11,7 +11,7 @@ from ir_tools.emit.emitted_text import Statement
 from ir_tools.errors import EmitError
 from ir_tools.ir.effects import has_effect, written_nodes
 from ir_tools.ir.host import READERS
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import location
 from ir_tools.torch_compat.operators import schema_or
 
 
@@ -29,7 +29,7 @@ def check_overloads(scripted: ScriptModule, method: str, statements: list[Statem
         elif not writes_inside and (not call.inside or has_effect(call.node)):
             wanted = schema_or(call.node.target, call.expected)
             raise EmitError(
-                f"TorchScript reads {call.node.name} (at {place(call.node)}) differently than it is meant\n"
+                f"TorchScript reads {call.node.name} (at {location(call.node)}) differently than it is meant\n"
                 f"  meant: {wanted}\n  read:  {schema}\n  text:  {call.text}"
             )
     if at < len(schemas):

@@ -9,7 +9,7 @@ from ir_tools.ir.alias_analysis import storage_classes
 from ir_tools.ir.dialect import DIALECT_ONLY, overload_name, short_name
 from ir_tools.ir.effects import written_nodes
 from ir_tools.ir.host import is_container_type, value_type
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import location
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import bodies, is_region
 
@@ -23,7 +23,7 @@ def refuse_what_libtorch_lacks(program: Program) -> None:
     if left:
         ops = ", ".join(sorted({overload_name(n.target) for n in left}))
         raise EmitError(
-            f"the Program still holds {ops} (first at {place(left[0])}), which stock torch does not know; "
+            f"the Program still holds {ops} (first at {location(left[0])}), which stock torch does not know; "
             "run a lowering pass such as lower_aten first"
         )
 
@@ -41,8 +41,8 @@ def refuse_writes_into_lists(graph: fx.Graph) -> None:
             written = {classes[target] for target in written_nodes(writer)}
             if any(classes[c] in written and _is_read_after(c, writer) for c in containers):
                 raise EmitError(
-                    f"{short_name(writer.target)} at {place(writer)} writes into a tensor that a list or dict holds; torch's "
-                    "optimiser of TorchScript drops such writes. Put a new tensor into the list: xs[i] = f(xs[i])"
+                    f"{short_name(writer.target)} at {location(writer)} writes into a tensor that a list or dict holds; "
+                    "torch's optimiser of TorchScript drops such writes. Put a new tensor into the list: xs[i] = f(xs[i])"
                 )
     for node in graph.nodes:
         if is_region(node):

@@ -7,7 +7,7 @@ import re
 from torch import fx
 
 from ir_tools.emit.emitted_text import method_text
-from ir_tools.emit.literals import spell_int, spell_string
+from ir_tools.emit.literals import int_literal, string_literal
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.errors import EmitError
 from ir_tools.ir.alias_analysis import mutated_values
@@ -94,14 +94,14 @@ _CALLED_BY_FORWARD = {
 def input_checks(program: Program, input_locals: dict[int, str], names: LocalNames) -> list[str]:
     """The lines of forward that check its tensors; `input_locals` are their names by number."""
     checks = [
-        f"self._check_input({input_locals[i]}, {spell_string(spec.name)}, {spec.dtype}, {_checked(spec)}, "
-        f"{spell_string(spec.shape_text)})"
+        f"self._check_input({input_locals[i]}, {string_literal(spec.name)}, {spec.dtype}, {_checked(spec)}, "
+        f"{string_literal(spec.shape_text)})"
         for i, spec in enumerate(program.signature.inputs)
     ]
     checks += _size_checks(program.signature, input_locals, names)
     written = mutated_values(program.graph)
     checks += [
-        f"self._check_layout({input_locals[i]}, {spell_string(spec.name)}, {_strides(spec, node)})"
+        f"self._check_layout({input_locals[i]}, {string_literal(spec.name)}, {_strides(spec, node)})"
         for i, (spec, node) in enumerate(zip(program.signature.inputs, program.placeholders, strict=True))
         if node in written
     ]
@@ -123,19 +123,19 @@ def check_methods(forward: str, has_inputs: bool, has_assertions: bool) -> dict[
 def _size_checks(signature: Signature, input_locals: dict[int, str], local_names: LocalNames) -> list[str]:
     """Lines that check dynamic sizes: sizes of one name are equal and in range, and the conditions hold."""
     lines, names = [], dict[str, str]()
-    for name, (size, places) in signature.dynamic_sizes.items():
+    for name, (size, locations) in signature.dynamic_sizes.items():
         local = names[name] = local_names.fresh(name)
-        lines.append(f"{local} = {input_locals[places[0][0]]}.size({places[0][1]})")
-        for i, axis in places:
-            place = f"size {axis} of input '{signature.inputs[i].name}' ({name})"
-            most, allowed = spell_int(-1 if size.most is None else size.most), spell_string(size.allowed)
-            arguments = f"{axis}, {spell_string(place)}, {local}, {size.least}, {most}, {allowed}"
+        lines.append(f"{local} = {input_locals[locations[0][0]]}.size({locations[0][1]})")
+        for i, axis in locations:
+            location = f"size {axis} of input '{signature.inputs[i].name}' ({name})"
+            most, allowed = int_literal(-1 if size.most is None else size.most), string_literal(size.allowed)
+            arguments = f"{axis}, {string_literal(location)}, {local}, {size.least}, {most}, {allowed}"
             lines.append(f"self._check_size({input_locals[i]}, {arguments})")
     for condition in signature.conditions:
         text = re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), condition.text)
-        keys = ", ".join(map(spell_string, condition.names))
+        keys = ", ".join(map(string_literal, condition.names))
         values = ", ".join(names[n] for n in condition.names)
-        lines.append(f"self._check_condition({text}, {spell_string(condition.text)}, [{keys}], [{values}])")
+        lines.append(f"self._check_condition({text}, {string_literal(condition.text)}, [{keys}], [{values}])")
     return lines
 
 
@@ -154,6 +154,6 @@ def _strides(spec: InputSpec, node: fx.Node) -> list[int]:
 
 
 def _dtype_name_method() -> str:
-    names = ", ".join(f"torch.{name}: {spell_string('torch.' + name)}" for name in _DTYPE_NAMES)
+    names = ", ".join(f"torch.{name}: {string_literal('torch.' + name)}" for name in _DTYPE_NAMES)
     lines = [f"names = {{{names}}}", 'return names[dtype] if dtype in names else "dtype " + str(dtype)']
     return method_text("_dtype_name", ["dtype: int"], "str", lines)

@@ -9,13 +9,13 @@ from torch import fx
 from ir_tools.emit.calls import ASSERTIONS, assertion_text, call_text
 from ir_tools.emit.control_flow import region_statement
 from ir_tools.emit.emitted_text import Call, Statement, comment
-from ir_tools.emit.literals import spell_string
+from ir_tools.emit.literals import string_literal
 from ir_tools.emit.runtime_checks import CHECK_HOLDS
 from ir_tools.emit.variables import Variables
 from ir_tools.errors import EmitError
 from ir_tools.ir.dialect import getitem, overload_name
 from ir_tools.ir.host import CONSTRUCTORS, fail, inner_types, is_host, make_dict, make_list, value_type
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import location
 from ir_tools.ir.regions import is_region
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 
@@ -28,7 +28,7 @@ def statement(node: fx.Node, variables: Variables, inside: bool = False) -> Stat
     if node.target is getitem:
         return _getitem(node, variables)
     if node.target is fail:
-        return Statement((f"raise RuntimeError({spell_string(str(node.args[0]))})",), (), ())
+        return Statement((f"raise RuntimeError({string_literal(str(node.args[0]))})",), (), ())
     if node.target in CONSTRUCTORS:
         return _named(node, _constructed(node, variables), value_type(node), variables)
     if not isinstance(node.target, OpOverload):
@@ -37,7 +37,7 @@ def statement(node: fx.Node, variables: Variables, inside: bool = False) -> Stat
         assertion = node.target in ASSERTIONS
         call = assertion_text(node, variables) if assertion else call_text(node, node.target, variables)
     except EmitError as error:
-        raise EmitError(f"{place(node)}: {overload_name(node.target)}: {error}") from None
+        raise EmitError(f"{location(node)}: {overload_name(node.target)}: {error}") from None
     if assertion:
         return Statement((call + comment(node),), tuple(variables.reads), (), (Call(node, call, CHECK_HOLDS),))
     if is_host(node.target):

@@ -9,7 +9,7 @@ from torch import fx
 
 from ir_tools.emit.constants import path_text
 from ir_tools.emit.emitted_text import UNREAD, EmittedText
-from ir_tools.emit.literals import spell_float, spell_plain, survives_saving
+from ir_tools.emit.literals import float_literal, plain_literal, survives_saving
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.errors import EmitError
 from ir_tools.ir.host import TENSOR
@@ -77,8 +77,8 @@ class Variables:
         if annotation in ("float", "Optional[float]") and isinstance(value, int):
             value = float(value)
         if isinstance(value, float):
-            return spell_float(value) if survives_saving(value) else self.held_float(value)
-        return spell_plain(value)
+            return float_literal(value) if survives_saving(value) else self.held_float(value)
+        return plain_literal(value)
 
     def _unread(self, annotation: str) -> str:
         if annotation == TENSOR:

@@ -27,18 +27,18 @@ def condition_from_text(text: str, size_of: SizeOf = lambda source, axis: None) 
     `size_of` names what stands there as `L['x'].size()[0]`, from `L['x']` and 0. Raises `CaptureError` for anything else.
     """
     try:
-        spelled = _Spelling(size_of).visit(ast.parse(text, mode="eval")).body
+        written = _ConditionPrinter(size_of).visit(ast.parse(text, mode="eval")).body
     except (_NoCondition, SyntaxError):
         raise CaptureError(f"the dynamic sizes must meet {text}, which cannot be checked when the file runs") from None
-    names = dict.fromkeys(n.id for n in ast.walk(spelled) if isinstance(n, ast.Name) and n.id not in ("max", "min"))
-    return Condition(ast.unparse(spelled), tuple(names))
+    names = dict.fromkeys(n.id for n in ast.walk(written) if isinstance(n, ast.Name) and n.id not in ("max", "min"))
+    return Condition(ast.unparse(written), tuple(names))
 
 
 class _NoCondition(Exception):
     """An expression that is more than arithmetic on whole numbers."""
 
 
-class _Spelling(ast.NodeTransformer):
+class _ConditionPrinter(ast.NodeTransformer):
     """Checks that an expression is one of whole numbers, and respells what TorchScript would read in another way."""
 
     PLAIN = (

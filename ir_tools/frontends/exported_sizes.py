@@ -34,12 +34,12 @@ def exported_conditions(
 
     Raises `CaptureError` when it made a constant of a size that is declared dynamic, or guards what is no size.
     """
-    places = {source: i for i, names in enumerate(sources) for source in names}
+    index_of = {source: i for i, names in enumerate(sources) for source in names}
 
     def size_of(source: str, axis: int) -> str | int | None:
-        if source not in places:
+        if source not in index_of:
             return None
-        size = specs[places[source]].shape[axis]
+        size = specs[index_of[source]].shape[axis]
         return size.name if isinstance(size, DynamicSize) else size
 
     found = []

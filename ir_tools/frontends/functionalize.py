@@ -19,7 +19,7 @@ from ir_tools.errors import CaptureError
 from ir_tools.ir import Draft, alias_analysis, facts
 from ir_tools.ir.dialect import getitem, op_name, short_name
 from ir_tools.ir.effects import acts, aliased_nodes, changed_containers, has_effect, written_arguments, written_nodes
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import location
 from ir_tools.ir.program import Program
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 from ir_tools.torch_compat.tensors import storage_id
@@ -71,7 +71,7 @@ def functionalize(draft: Draft) -> None:
                     continue
                 raise CaptureError(
                     f"the model writes into a value that is, or is not, its input: {short_name(node.target)} at "
-                    f"{place(node)} copies or not by the input's memory layout"
+                    f"{location(node)} copies or not by the input's memory layout"
                 )
             _say_whether_it_copies(draft, node)
         elif node.op == "call_function" and _changes_nothing(node, mutated):
@@ -178,7 +178,7 @@ def _functionalized(
             return None
     moves_axes = torch.Tag.inplace_view in getattr(writer.target, "tags", ())
     if moves_axes and any(order[user] > now for user in target.users):
-        raise CaptureError(f"{short_name(writer.target)} at {place(writer)} changes the shape of a value that is read again")
+        raise CaptureError(f"{short_name(writer.target)} at {location(writer)} changes the shape of a value that is read again")
     if not all(isinstance(size, int) for size in facts.shape(target) or ()) and _broadcasts(writer, target):
         return None
     with draft.before(writer):

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from ir_tools.errors import first_line
 from ir_tools.frontends.perturbed_inputs import perturbed
-from ir_tools.frontends.python_frames import frames, spelled, users_frame
+from ir_tools.frontends.python_frames import frames, location_of, users_frame
 from ir_tools.frontends.source import Source
 from ir_tools.frontends.undisturbed import seeded, undisturbed
 from ir_tools.frontends.user_model import FlatModel
@@ -147,7 +147,7 @@ class _Devices(WrapperMode):
                     made.stayed |= not legal
         result = wrap_result(result, outer, device)
         if _is_factory(func, wanted, tensors):
-            sources = {Made(spelled(users_frame(list(frames()))), short_name(func), device): None}
+            sources = {Made(location_of(users_frame(list(frames()))), short_name(func), device): None}
             self.made += sources
         if device != ELSEWHERE:
             for t in pytree.tree_leaves(result):
@@ -246,7 +246,7 @@ def _names_a_device(node: fx.Node) -> bool:
     """The op puts its result on a device of its own, a constant or the default one, and there it stays."""
     if not isinstance(node.target, OpOverload) or "device" not in sum(argument_names(node.target), ()):
         return False
-    if all(reader.target is aten.to.other for reader in node.users):
+    if all(user.target is aten.to.other for user in node.users):
         return False
     return bound_arguments(node)["device"] is not None or not node.all_input_nodes
 

@@ -37,6 +37,6 @@ def users_frame(stack: Sequence[Frame]) -> Frame:
     return next((frame for frame in stack if not in_torch(frame)), stack[0])
 
 
-def spelled(frame: Frame) -> str:
+def location_of(frame: Frame) -> str:
     """ "file.py:12" """
     return f"{frame[0].replace(chr(92), '/').rsplit('/', 1)[-1]}:{frame[1]}"

@@ -92,7 +92,7 @@ class _Dependence(WrapperMode):
         result = func(*inner_args, **inner_kwargs)
         if func in SCALAR_READS:
             self.note(Read.here(SCALAR_READS[func], result), depends)
-        elif depends and _tells_by_its_shape(func, by_name):
+        elif depends and _depends_by_its_shape(func, by_name):
             self.dependent.append(Read.here(op_name(func).removeprefix("aten::")))
         if func is aten.lift_fresh.default:  # a tensor that Python has just made of numbers
             outer = {}
@@ -127,7 +127,7 @@ class _MemoryReadsOfWrappers(WrapperFunctions):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def _tells_by_its_shape(func: OpOverload, by_name: dict[str, Any]) -> bool:
+def _depends_by_its_shape(func: OpOverload, by_name: dict[str, Any]) -> bool:
     """The size of the result depends on values (nonzero, unique, x[mask])."""
     if torch.Tag.dynamic_output_shape not in func.tags:
         return False
@@ -169,7 +169,7 @@ class _ValueSized(TorchDispatchMode):
         self.found: dict[str, None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if _tells_by_its_shape(func, given(func, args, kwargs or {})):
+        if _depends_by_its_shape(func, given(func, args, kwargs or {})):
             self.found[f"the size of {op_name(func).removeprefix('aten::')}"] = None
         return func(*args, **(kwargs or {}))
 

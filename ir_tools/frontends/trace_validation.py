@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ir_tools.frontends.perturbed_inputs import perturbed
-from ir_tools.frontends.python_frames import Frame, spelled
+from ir_tools.frontends.python_frames import Frame, location_of
 from ir_tools.frontends.read_dependence import dependence_of_reads, value_sized
 from ir_tools.frontends.source import Source
 from ir_tools.frontends.trials import how_it_differs
@@ -84,7 +84,7 @@ def validate_trace(
         # Every line where torch saw memory read is one where a read was recorded, too.
         and all(_at(s, reads) for s in subjects if s.reads_memory)
     )
-    by_numpy = [f"numpy at {spelled(s.frame)}" for s in subjects if s.reads_memory]
+    by_numpy = [f"numpy at {location_of(s.frame)}" for s in subjects if s.reads_memory]
     unproven = [] if proven else [*map(str, reads), *sized] or by_numpy
     if proof_needed and unproven:
         return TraceValidation(
@@ -93,7 +93,7 @@ def validate_trace(
         )
     trials = list(_trials(program, source))
     findings = [(s, _finding(s, reads, trials, proven, source.is_dynamic)) for s in subjects]
-    lines = [f"{spelled(s.frame)}: {', '.join(s.names)}: {finding}" for s, finding in findings]
+    lines = [f"{location_of(s.frame)}: {', '.join(s.names)}: {finding}" for s, finding in findings]
     refusal = ""
     for trial in trials:
         if trial.difference:

@@ -124,7 +124,8 @@ def how_it_differs(program: Program, tensors: Sequence[torch.Tensor], expected: 
 
 
 def _example_sizes(signature: Signature, source: Source) -> Sizes:
-    return {name: source.tensors[places[0][0]].shape[places[0][1]] for name, (_, places) in signature.dynamic_sizes.items()}
+    found = {name: locations[0] for name, (_, locations) in signature.dynamic_sizes.items()}
+    return {name: source.tensors[number].shape[axis] for name, (number, axis) in found.items()}
 
 
 def _other_sizes(signature: Signature, source: Source) -> Iterator[Sizes]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ir_tools.frontends.python_frames import Frame, frames, spelled, users_frame
+from ir_tools.frontends.python_frames import Frame, frames, location_of, users_frame
 from ir_tools.frontends.source import Source
 from ir_tools.frontends.undisturbed import seeded, undisturbed
 from ir_tools.frontends.user_model import call_model
@@ -41,7 +41,7 @@ class Read:
         return cls(how, stack[0], users_frame(stack), _as_text(value))
 
     def __str__(self) -> str:
-        return f"{self.how} at {spelled(self.user)}"
+        return f"{self.how} at {location_of(self.user)}"
 
 
 def _as_text(value: Any) -> str:

@@ -135,11 +135,11 @@ def holds_memory(value: fx.Node) -> bool:
     return value_type(value) not in PLAIN_TYPES
 
 
-def dies_at(node: fx.Node, reader: fx.Node) -> bool:
+def dies_at(node: fx.Node, user: fx.Node) -> bool:
     """`reader` reads `node` once and last, and no other value that is read from here on shares its memory."""
-    if sum(n is node for n in nodes_in([*reader.args, *reader.kwargs.values()])) != 1:
+    if sum(n is node for n in nodes_in([*user.args, *user.kwargs.values()])) != 1:
         return False
-    last = reader
+    last = user
     while node.op == "call_function" and not constants_seen(node, "escaping_constants"):
         if any(user is not last and (user > last or node in aliased_nodes(user)) for user in node.users):
             return False
@@ -158,7 +158,7 @@ def sharing(node: fx.Node) -> set[fx.Node]:
     found, waiting = {node}, [node]
     while waiting:
         here = waiting.pop()
-        for other in (*aliased_nodes(here), *(reader for reader in here.users if here in aliased_nodes(reader))):
+        for other in (*aliased_nodes(here), *(user for user in here.users if here in aliased_nodes(user))):
             if other not in found:
                 found.add(other)
                 waiting.append(other)
@@ -170,9 +170,9 @@ def derived(node: fx.Node) -> set[fx.Node]:
     found, waiting = {node}, [node]
     while waiting:
         here = waiting.pop()
-        for reader in here.users:
-            if here in aliased_nodes(reader):
-                new = {reader, *changed_containers(reader)} - found
+        for user in here.users:
+            if here in aliased_nodes(user):
+                new = {user, *changed_containers(user)} - found
                 found |= new
                 waiting += new
     return found
@@ -181,7 +181,7 @@ def derived(node: fx.Node) -> set[fx.Node]:
 def is_handed_out(values: Iterable[fx.Node]) -> bool:
     """Who runs the graph gets one of `values`: as an output, or in a list of his own."""
     return any(
-        any(reader.op == "output" for reader in value.users)
+        any(user.op == "output" for user in value.users)
         or (value.op == "placeholder" and is_container_type(value_type(value)))
         for value in values
     )

@@ -147,10 +147,10 @@ def canonicalize_arguments(target: OpOverload, args: tuple, kwargs: dict[str, An
     out_args = list(args)
     for a in positional[len(args) :]:
         out_args.append(_take(target, a, left))
-    out_kwargs = {a.name: _spell(a, _take(target, a, left)) for a in schema.arguments if a.kwarg_only}
+    out_kwargs = {a.name: _canonical(a, _take(target, a, left)) for a in schema.arguments if a.kwarg_only}
     if left:
         raise TypeError(f"{overload_name(target)} has no argument {sorted(left)[0]!r} (or it was given twice)")
-    return tuple(_spell(a, v) for a, v in zip(positional, out_args, strict=True)), out_kwargs
+    return tuple(_canonical(a, v) for a, v in zip(positional, out_args, strict=True)), out_kwargs
 
 
 _MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d)
@@ -180,7 +180,7 @@ DTYPE_NUMBERS: dict[int, torch.dtype] = dict(
 )
 
 
-def _spell(argument: Any, value: Any) -> Any:
+def _canonical(argument: Any, value: Any) -> Any:
     """One literal in one spelling: dtypes as `torch.dtype`, not TorchScript's numbers; `1` for `int[2]` as `[1, 1]`."""
     if isinstance(value, bool) or value is None:
         return value

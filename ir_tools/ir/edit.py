@@ -19,7 +19,7 @@ from ir_tools.ir import alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import canonicalize_arguments, getitem, map_argument, short_name
 from ir_tools.ir.effects import has_effect
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
-from ir_tools.ir.origin import Origin, origin, place, set_origin
+from ir_tools.ir.origin import Origin, location, origin, set_origin
 from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
 from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
 from ir_tools.torch_compat.fake import FakeTensor
@@ -232,13 +232,13 @@ class Draft(Generic[B]):
         self.program.state |= after.state
         return body_of(after, outside.carried)
 
-    def insert_after(self, value: fx.Node, readers: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
+    def insert_after(self, value: fx.Node, users: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
         """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `readers`."""
         after = value if value.op == "call_function" else self.head
         with self.graph.inserting_after(after), self.origin(origin(value).made_by(made_by)):
             new = self.call(target, value, *args)
-        for reader in readers:
-            self.redirect_in(reader, value, new)
+        for user in users:
+            self.redirect_in(user, value, new)
         return new
 
     def output(self, values: Sequence[Any]) -> fx.Node:
@@ -248,12 +248,12 @@ class Draft(Generic[B]):
 
     def redirect(self, old: fx.Node, new: fx.Node) -> None:
         """Let every reader of `old`, other than `new` itself, read `new`."""
-        old.replace_all_uses_with(new, delete_user_cb=lambda reader: reader is not new, propagate_meta=False)
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new, propagate_meta=False)
         self._edited = True
 
-    def redirect_in(self, reader: fx.Node, old: fx.Node, new: fx.Node) -> None:
+    def redirect_in(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """Let one reader read `new` in place of `old`."""
-        reader.replace_input_with(old, new)
+        user.replace_input_with(old, new)
         self._edited = True
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
@@ -288,7 +288,7 @@ class Draft(Generic[B]):
             if node.op == "get_attr":
                 self._constant_nodes.pop(str(node.target), None)
             else:
-                removed.append((node.name, place(node)))
+                removed.append((node.name, location(node)))
             before: Any = node.prev  # fx closes the list of nodes with a "root"
             if self._head is node:
                 self._head = None if before.op == "root" else before

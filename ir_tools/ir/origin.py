@@ -47,6 +47,6 @@ def stand_for(node: fx.Node, old: Iterable[fx.Node]) -> None:
     set_origin(node, origin(node).standing_for(names))
 
 
-def place(node: fx.Node) -> str:
+def location(node: fx.Node) -> str:
     """A name for people: the module path when known, else the node's own name."""
     return origin(node).module or node.name

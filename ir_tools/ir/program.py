@@ -106,7 +106,7 @@ class Block:
         return len(self.all_calls)
 
     @property
-    def layout_tells(self) -> bool:
+    def layout_is_observable(self) -> bool:
         """How a value lies in memory shows in the numbers: something is written in place, which views of it see, or something
         is drawn at random, in the order of memory."""
         return bool(self.mutated_values) or any(is_random(node) for node in self.calls)
@@ -230,14 +230,14 @@ def trace_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> Iterator[
     if len(inputs) != placeholders:
         raise TypeError(f"the graph takes {placeholders} inputs, got {len(inputs)}")
     live = live_nodes(graph)
-    last_reader: dict[fx.Node, fx.Node] = {}
+    last_user: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node in live:
             for n in node.all_input_nodes:
-                last_reader[n] = node
+                last_user[n] = node
     dying: dict[fx.Node, list[fx.Node]] = {}
-    for n, reader in last_reader.items():
-        dying.setdefault(reader, []).append(n)
+    for n, user in last_user.items():
+        dying.setdefault(user, []).append(n)
 
     values: dict[fx.Node, Any] = {}
     feed = iter(inputs)

@@ -170,7 +170,7 @@ def _describe(value: Any) -> str:
     return repr(value)
 
 
-TELLS_NONE = frozenset({"aten::__is__", "aten::__isnot__"})
+ASKS_FOR_NONE = frozenset({"aten::__is__", "aten::__isnot__"})
 """Of what may be None, a fact says what it is where it is a tensor: these ops ask whether it is."""
 
 
@@ -219,7 +219,7 @@ def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) ->
     # torch's own operator would take a symbol for the number of the example, and pin it.
     unknown = unknown or (function is target and any(isinstance(v, SYMBOLS) for v in _leaves(args)))
     result = None
-    if not unknown and op_name(target) not in TELLS_NONE:
+    if not unknown and op_name(target) not in ASKS_FOR_NONE:
         try:
             with torch.no_grad(), mode:
                 result = function(*args)

@@ -174,8 +174,8 @@ class Signature:
 
     def _check_sizes(self, tensors: Sequence[torch.Tensor]) -> None:
         sizes: dict[str, int] = {}
-        for name, (size, places) in self.dynamic_sizes.items():
-            for i, axis in places:
+        for name, (size, locations) in self.dynamic_sizes.items():
+            for i, axis in locations:
                 got = tensors[i].shape[axis]
                 where = f"size {axis} of input '{self.inputs[i].name}' ({name})"
                 if got != sizes.setdefault(name, got):

@@ -23,20 +23,20 @@ def dataflow(program: Block) -> nx.DiGraph:
 
 
 @dataclass
-class Region:
+class Subgraph:
     """A connected set of ops. `entries`: values read from outside; `exits`: values that are read outside."""
 
     nodes: set[fx.Node]
     entries: list[fx.Node]
     exits: list[fx.Node]
 
-    def readers(self, value: fx.Node) -> list[fx.Node]:
+    def users(self, value: fx.Node) -> list[fx.Node]:
         """Who reads a stub on `value`: readers inside for an entry, readers outside for an exit."""
         inside = value not in self.nodes
-        return [reader for reader in value.users if (reader in self.nodes) is inside]
+        return [user for user in value.users if (user in self.nodes) is inside]
 
 
-def regions(program: Block, belongs: Callable[[fx.Node], bool]) -> list[Region]:
+def subgraphs(program: Block, belongs: Callable[[fx.Node], bool]) -> list[Subgraph]:
     """The connected regions of the ops for which `belongs` holds, in order of execution."""
     graph = dataflow(program)
     order = {node: i for i, node in enumerate(program.nodes)}
@@ -46,8 +46,8 @@ def regions(program: Block, belongs: Callable[[fx.Node], bool]) -> list[Region]:
         nodes = sorted(component, key=order.__getitem__)
         entries = dict.fromkeys(n for node in nodes for n in graph.predecessors(node) if n not in component)
         exits = [n for n in nodes if any(r not in component for r in graph.successors(n))]
-        found.append(Region(set(component), list(entries), exits))
-    return sorted(found, key=lambda region: min(order[n] for n in region.nodes))
+        found.append(Subgraph(set(component), list(entries), exits))
+    return sorted(found, key=lambda subgraph: min(order[n] for n in subgraph.nodes))
 
 
 def upstream(program: Block, starts: Callable[[fx.Node], bool], through: Callable[[fx.Node], bool]) -> set[fx.Node]:

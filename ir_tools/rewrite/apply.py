@@ -24,10 +24,10 @@ from ir_tools.errors import PassesError
 from ir_tools.ir import Block, Draft, alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import bound_arguments, nodes_in, short_name
 from ir_tools.ir.host import TENSOR, value_type
-from ir_tools.ir.origin import place, stand_for
+from ir_tools.ir.origin import location, stand_for
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.match import Match, matches_at
-from ir_tools.rewrite.rewrite_log import Journal
+from ir_tools.rewrite.rewrite_log import RewriteLog
 from ir_tools.rewrite.rule import Rule, Value, call_with, reason
 
 B = TypeVar("B", bound=Block)
@@ -35,7 +35,7 @@ B = TypeVar("B", bound=Block)
 CONTAINERS = frozenset({"container"})
 """Arguments that hold several tensors: the parts of an op's results."""
 
-MOST_WAYS = 16
+MOST_MATCHES = 16
 """In which one rule is tried at one place: a sum of sums of sums has many orders."""
 
 MOST_REWRITES = 100
@@ -46,7 +46,7 @@ class EndlessRuleError(PassesError, RuntimeError):
     """The rules of a pass undo each other, or one fits its own result."""
 
 
-def apply_rules(program: B, rules: Sequence[Rule], journal: Journal, made_by: str, *, exact: bool = False) -> B:
+def apply_rules(program: B, rules: Sequence[Rule], log: RewriteLog, made_by: str, *, exact: bool = False) -> B:
     """Apply `rules`, earlier ones first at each node, until none fits. The very `program` when none did.
 
     `exact`: refuse also what changes the memory layout of a value.
@@ -59,16 +59,16 @@ def apply_rules(program: B, rules: Sequence[Rule], journal: Journal, made_by: st
         return program
     draft = Draft.of(program)
     mutated = draft.program.mutated_values
-    work = _Work(draft, by_target, mutated, journal, made_by, exact or draft.program.layout_tells)
-    refused_before = len(journal.refusals)
+    work = _Work(draft, by_target, mutated, log, made_by, exact or draft.program.layout_is_observable)
+    refused_before = len(log.refusals)
     # A rewrite may take a reader away from a value that was passed by: what was refused for it may fit now.
     while True:
-        del journal.refusals[refused_before:]
-        rewritten = len(journal.rewrites)
+        del log.refusals[refused_before:]
+        rewritten = len(log.rewrites)
         for node in draft.program.calls:
             if node.target in by_target:
                 work.rewrite_at(node)
-        if len(journal.rewrites) == rewritten:
+        if len(log.rewrites) == rewritten:
             return draft.finish()
 
 
@@ -79,7 +79,7 @@ class _Work:
     draft: Draft
     by_target: dict[Any, list[Rule]]
     mutated: frozenset[fx.Node]
-    journal: Journal
+    log: RewriteLog
     made_by: str
     keeps_layout: bool
 
@@ -90,7 +90,7 @@ class _Work:
             if new is None:
                 return
             node = new
-        last = self.journal.rewrites[-1]
+        last = self.log.rewrites[-1]
         raise EndlessRuleError(
             f"{self.made_by}: after {MOST_REWRITES} rewrites at {last.module} the rule {last.rule!r} still fits; "
             "a rule's right side must not fit the left side of a rule of the same pass for ever"
@@ -100,18 +100,18 @@ class _Work:
         """Apply the first rule that fits at `node`; return the new value, None when none does."""
         for rule in self.by_target.get(node.target, ()):
             site = f"{rule.slug}@{node.name}"
-            matches = islice(matches_at(rule, node, self.draft.program), MOST_WAYS) if self.journal.allows(site) else ()
+            matches = islice(matches_at(rule, node, self.draft.program), MOST_MATCHES) if self.log.allows(site) else ()
             first_refusal: tuple[str, str] | None = None
             for match in matches:
                 new, why_not = self._attempt(rule, match)
                 if new is not None:
                     self.draft.redirect(node, new)
                     self.draft.drop(match.nodes)
-                    self.journal.rewrote(site, rule.name, _where(match))
+                    self.log.rewrote(site, rule.name, _where(match))
                     return new
                 first_refusal = first_refusal or (_where(match), why_not)
             if first_refusal is not None:
-                self.journal.refused(site, rule.name, *first_refusal)
+                self.log.refused(site, rule.name, *first_refusal)
         return None
 
     def _attempt(self, rule: Rule, match: Match) -> tuple[fx.Node | None, str]:
@@ -143,12 +143,12 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
     """Why the rule must not be applied here, None when it may."""
     inside = set(match.nodes)
     for node in match.inner:
-        for reader in node.users:
-            if reader not in inside:
-                return f"the result of {short_name(node.target)} {place(node)} has another reader ({_name(reader)})"
+        for user in node.users:
+            if user not in inside:
+                return f"the result of {short_name(node.target)} {location(node)} has another reader ({_name(user)})"
     for node in match.operands:
         if node in inside:
-            return f"the result of {short_name(node.target)} {place(node)} is read twice by the pattern"
+            return f"the result of {short_name(node.target)} {location(node)} is read twice by the pattern"
     for node in (*match.nodes, *match.operands):
         if node in mutated:
             return f"{_name(node)} is written in place"
@@ -186,10 +186,10 @@ def _changes(old: fx.Node, new: fx.Node, keeps_layout: bool) -> str | None:
 
 def _where(match: Match) -> str:
     """The module path of the first op of the match that has one: for conv-bn the convolution's."""
-    return place(match.nodes[-1])
+    return location(match.nodes[-1])
 
 
 def _name(node: fx.Node) -> str:
     if node.op == "output":
         return "the model's output"
-    return f"{short_name(node.target)} {place(node)}" if node.op == "call_function" else place(node)
+    return f"{short_name(node.target)} {location(node)}" if node.op == "call_function" else location(node)

@@ -150,9 +150,9 @@ def whole(part: fx.Node) -> fx.Node | None:
     return container if container is not None and parts(container) else None
 
 
-def readers(value: fx.Node) -> list[fx.Node]:
+def users(value: fx.Node) -> list[fx.Node]:
     """Who reads a value; for one that is several tensors, who reads its parts."""
-    found = [r for user in value.users for r in (readers(user) if whole(user) is value else [user])]
+    found = [r for user in value.users for r in (users(user) if whole(user) is value else [user])]
     return list(dict.fromkeys(found))
 
 

@@ -51,19 +51,19 @@ class Split:
         self._edge(node, other, None)
         self._edge(other, node, None)
 
-    def charge(self, value: Hashable, readers: Iterable[Hashable], cost: int) -> None:
+    def charge(self, value: Hashable, users: Iterable[Hashable], cost: int) -> None:
         """`value` costs `cost` when at least one reader is on the other side."""
-        readers = list(dict.fromkeys(readers))
+        users = list(dict.fromkeys(users))
         out, back = ("from the first side", value), ("from the second side", value)
-        if len(readers) == 1:
-            self._edge(value, readers[0], cost)
-            self._edge(readers[0], value, cost)
+        if len(users) == 1:
+            self._edge(value, users[0], cost)
+            self._edge(users[0], value, cost)
             return
         self._edge(value, out, cost)
         self._edge(back, value, cost)
-        for reader in readers:
-            self._edge(out, reader, None)
-            self._edge(reader, back, None)
+        for user in users:
+            self._edge(out, user, None)
+            self._edge(user, back, None)
 
     def first_side(self) -> set[Hashable]:
         """What is on the first side, of all that was named and not fixed elsewhere.

@@ -63,12 +63,12 @@ def _nodes(value: Any) -> list[fx.Node]:
 
 def matches_at(rule: Rule, node: fx.Node, program: Block) -> Iterator[Match]:
     """The ways in which `rule` fits with `node` as its root."""
-    for match in ways_at(rule, node, program):
+    for match in structural_matches_at(rule, node, program):
         if not rule.when or all(call_with(condition, match.view(rule, program)) for condition in rule.when):
             yield match
 
 
-def ways_at(rule: Rule, node: fx.Node, program: Block) -> Iterator[Match]:
+def structural_matches_at(rule: Rule, node: fx.Node, program: Block) -> Iterator[Match]:
     """The same by the ops alone, whatever `when` says."""
     return _fits(rule.pattern, node, program, Match(node, (), {}, {}))
 

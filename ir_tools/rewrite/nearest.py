@@ -16,10 +16,10 @@ from torch import fx
 
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments, short_name
-from ir_tools.ir.origin import origin, place
+from ir_tools.ir.origin import location, origin
 from ir_tools.rewrite.apply import objection
-from ir_tools.rewrite.match import matches_at, ways_at
-from ir_tools.rewrite.rewrite_log import Journal
+from ir_tools.rewrite.match import matches_at, structural_matches_at
+from ir_tools.rewrite.rewrite_log import RewriteLog
 from ir_tools.rewrite.rule import COMMUTATIVE, Each, OneOf, OpPattern, Rule, Unknown, call_with, reason
 from ir_tools.rewrite.shapes import Pass
 
@@ -44,22 +44,22 @@ def near_misses(pass_: Pass, program: Block, where: str) -> list[NearMiss]:
     """
     found: list[NearMiss] = []
 
-    def look(block: Block, journal: Journal) -> Block:
+    def look(block: Block, log: RewriteLog) -> Block:
         for node in block.calls:
-            if where in places_of(node):
+            if where in locations_of(node):
                 for rule in pass_.rules:
                     sentence = nearest_miss(rule, node, block)
                     if sentence not in (None, APPLIES):
-                        found.append(NearMiss(short_name(node.target), place(node), rule.name, str(sentence)))
+                        found.append(NearMiss(short_name(node.target), location(node), rule.name, str(sentence)))
         return block
 
     replace(pass_, function=look, given={})(program)
     return found
 
 
-def places_of(node: fx.Node) -> set[str]:
+def locations_of(node: fx.Node) -> set[str]:
     """The name of an op, the paths of the modules that it comes from, and of those around them; what was fused into it, too."""
-    paths = (place(node), *origin(node).others)
+    paths = (location(node), *origin(node).others)
     return {node.name, *(".".join(path.split(".")[:n]) for path in paths for n in range(1, path.count(".") + 2))}
 
 
@@ -85,54 +85,54 @@ def nearest_miss(rule: Rule, node: fx.Node, program: Block) -> str | None:
     >>> nearest_miss(CATALOGUE["fuse_conv_bn"].rules[0], program.calls[0], program)
     'matched conv2d, but its reader is relu, not batch_norm'
     """
-    misses = [miss for place in _places(rule.pattern, node) for miss in _upwards(rule, place, node, program)]
+    misses = [miss for location in _locations(rule.pattern, node) for miss in _upwards(rule, location, node, program)]
     return max(misses, key=lambda miss: miss.matched).sentence if misses else None
 
 
-_Place = tuple[OpPattern, ...]
+_Location = tuple[OpPattern, ...]
 """An op of the left side, and the ops around it: innermost first, the root last."""
 
 
-def _places(pattern: Any, node: fx.Node, around: _Place = ()) -> Iterator[_Place]:
+def _locations(pattern: Any, node: fx.Node, around: _Location = ()) -> Iterator[_Location]:
     """Where in the left side an op like `node` stands."""
     if isinstance(pattern, OneOf):
         for option in pattern.options:
-            yield from _places(option, node, around)
+            yield from _locations(option, node, around)
     elif isinstance(pattern, Each):
-        yield from _places(pattern.element, node, around)
+        yield from _locations(pattern.element, node, around)
     elif isinstance(pattern, list):
         for part in pattern:
-            yield from _places(part, node, around)
+            yield from _locations(part, node, around)
     elif isinstance(pattern, OpPattern):
         here = (pattern, *around)
         if node.target in pattern.targets:
             yield here
         for part in pattern.parts:
-            yield from _places(part, node, here)
+            yield from _locations(part, node, here)
 
 
-def _upwards(rule: Rule, place: _Place, node: fx.Node, program: Block) -> Iterator[Miss]:
+def _upwards(rule: Rule, location: _Location, node: fx.Node, program: Block) -> Iterator[Miss]:
     """Follow the readers of `node` to where the root should be, then compare from there downwards."""
-    here, *around = place
+    here, *around = location
     if not around:
         yield _at_root(rule, here, node, program)
         return
     wanted = around[0]
-    readers = list(node.users)
-    fitting = [reader for reader in readers if reader.target in wanted.targets]
+    users = list(node.users)
+    fitting = [user for user in users if user.target in wanted.targets]
     if not fitting:
-        met = " and ".join(dict.fromkeys(_name(reader) for reader in readers)) or "nobody"
+        met = " and ".join(dict.fromkeys(_name(user) for user in users)) or "nobody"
         deep = len(rule.pattern.inner()) - len(around)
         yield Miss(deep, f"matched {_name(node)}, but its reader is {met}, not {wanted}")
-    for reader in fitting:
-        yield from _upwards(rule, tuple(around), reader, program)
+    for user in fitting:
+        yield from _upwards(rule, tuple(around), user, program)
 
 
 def _at_root(rule: Rule, root: OpPattern, node: fx.Node, program: Block) -> Miss:
     for match in matches_at(rule, node, program):
         why_not = objection(rule, match, program.mutated_values, program)
         return Miss(len(match.nodes) + 1, f"matched, but {why_not}" if why_not else APPLIES)
-    for match in ways_at(rule, node, program):
+    for match in structural_matches_at(rule, node, program):
         view = match.view(rule, program)
         unmet = next(condition for condition in rule.when if not call_with(condition, view))
         return Miss(len(match.nodes), f"matched, but not so: {reason(unmet)}")

@@ -23,13 +23,13 @@ def side_by_side(block: Block) -> Iterator[list[fx.Node]]:
     yield from (group for group in groups.values() if len(group) > 1)
 
 
-def why_alone(node: fx.Node, block: Block, mutated: frozenset[fx.Node], layout_tells: bool) -> str | None:
+def why_alone(node: fx.Node, block: Block, mutated: frozenset[fx.Node], layout_is_observable: bool) -> str | None:
     """Why a linear cannot be computed as a part of a wider one, None when it can."""
     given = bound_arguments(node)
     x, w, b = given["input"], given["weight"], given["bias"]
     if any(value in mutated for value in (node, x, w, b)):
         return "its operands or result are written in place"
-    if layout_tells:
+    if layout_is_observable:
         return "the graph writes in place or draws at random, so that it matters how a part of a larger tensor lies in memory"
     if block.constant(w) is None or (b is not None and block.constant(b) is None):
         return "its weight and bias are not constants known now"
@@ -37,19 +37,19 @@ def why_alone(node: fx.Node, block: Block, mutated: frozenset[fx.Node], layout_t
         return "its weight has no second axis, or nothing is known of its result"
     if alias_analysis.is_handed_out(alias_analysis.derived(node)):
         return "its result is the model's output, which must not be a part of a larger tensor"
-    reader = _fusing_reader(node)
-    if reader is not None:
-        return f"its reader {short_name(reader.target)} would fuse into it, which is worth more"
+    user = _fusing_user(node)
+    if user is not None:
+        return f"its reader {short_name(user.target)} would fuse into it, which is worth more"
     return None
 
 
-def _fusing_reader(node: fx.Node) -> fx.Node | None:
+def _fusing_user(node: fx.Node) -> fx.Node | None:
     """The activation, or the sum of two values alike, that alone reads `node`."""
-    reader, *others = node.users
-    if others or reader.op != "call_function":
+    user, *others = node.users
+    if others or user.op != "call_function":
         return None
-    summed = reader.target is aten.add.Tensor and facts.shape(reader) == facts.shape(node)
-    return reader if summed or reader.target in FAMILIES["activation"] else None
+    summed = user.target is aten.add.Tensor and facts.shape(user) == facts.shape(node)
+    return user if summed or user.target in FAMILIES["activation"] else None
 
 
 def kind_of(node: fx.Node, block: Block) -> tuple:

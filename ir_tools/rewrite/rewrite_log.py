@@ -59,7 +59,7 @@ class Casts:
 
 
 @dataclass
-class Journal:
+class RewriteLog:
     """Collects rewrites and refusals of one run of one pass.
 
     What the pass is told beside its options: `skip`, the site ids to leave alone; `ranges`, the magnitudes that values had on
@@ -75,7 +75,7 @@ class Journal:
     casts: Casts | None = None
 
     @classmethod
-    def skipping(cls, sites: Iterable[str]) -> Journal:
+    def skipping(cls, sites: Iterable[str]) -> RewriteLog:
         return cls(skip=frozenset(sites))
 
     def allows(self, site: str) -> bool:

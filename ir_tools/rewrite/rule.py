@@ -57,7 +57,7 @@ from ir_tools.ir.dialect import (
     getitem,
     short_name,
 )
-from ir_tools.ir.origin import origin, place
+from ir_tools.ir.origin import location, origin
 from ir_tools.torch_compat.operators import OpOverload
 
 Requirement = Callable[..., "bool | None"]
@@ -130,24 +130,24 @@ class Value:
         one, two = facts.fact(self._node), facts.fact(other._node)
         return facts.same_layout(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else None
 
-    def dies_at(self, reader: Value) -> bool:
+    def dies_at(self, user: Value) -> bool:
         """`reader` is the last to read this value, whose memory is the graph's own and shared with no other value.
 
         Its elements may still share memory among themselves (an expanded value): make it contiguous before writing.
         """
-        return alias_analysis.dies_at(self._node, reader._node)
+        return alias_analysis.dies_at(self._node, user._node)
 
     def made_by(self, name: str) -> bool:
         """A pass of this name made the value, or what it was made from."""
         return name in origin(self._node).rules
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The module path, or the node's name."""
-        return place(self._node)
+        return location(self._node)
 
     def __repr__(self) -> str:
-        return f"{short_name(self._node.target)} {self.place}" if self._node.op == "call_function" else self._node.name
+        return f"{short_name(self._node.target)} {self.location}" if self._node.op == "call_function" else self._node.name
 
 
 class Call(Value):

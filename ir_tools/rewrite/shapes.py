@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -18,11 +19,11 @@ from torch import fx
 
 from ir_tools.errors import OptionError
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import origin, place
+from ir_tools.ir.origin import location, origin
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
 from ir_tools.rewrite.build import Ops
-from ir_tools.rewrite.rewrite_log import Journal
+from ir_tools.rewrite.rewrite_log import RewriteLog
 from ir_tools.rewrite.rule import Call, Rule
 
 B = TypeVar("B", bound=Block)
@@ -51,22 +52,27 @@ class Pass:
     given: Mapping[str, Any] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
 
-    def __call__(self, program: B, *, skip: Iterable[str] = (), journal: Journal | None = None) -> B:
-        """Run the pass; sites whose id is in `skip` are left alone; what was done is written into `journal`."""
-        if journal is None:
-            journal = Journal.skipping(skip)
-        return self._on(program, journal)
+    def __call__(
+        self, program: B, *, skip: Iterable[str] = (), log: RewriteLog | None = None, journal: RewriteLog | None = None
+    ) -> B:
+        """Run the pass; sites whose id is in `skip` are left alone; what was done is written into `log`."""
+        if journal is not None:
+            warnings.warn("journal= of a pass is now log=", DeprecationWarning, stacklevel=2)
+            log = journal
+        if log is None:
+            log = RewriteLog.skipping(skip)
+        return self._on(program, log)
 
-    def _on(self, block: B, journal: Journal) -> B:
+    def _on(self, block: B, log: RewriteLog) -> B:
         """Run the function on the bodies of a block's regions, each as a block of its own, then on the block.
 
         In this order, because a lowering may let the block write into what a region gives it, if that is read no more.
         """
         if any(is_region(node) for node in block.calls):
             draft = Draft.of(block)
-            draft.change_bodies(lambda body: self._on(body, journal))
+            draft.change_bodies(lambda body: self._on(body, log))
             block = draft.finish()
-        return self.function(block, journal, **self.given)
+        return self.function(block, log, **self.given)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -74,10 +80,10 @@ class Pass:
         return {name: p.default for name, p in _option_parameters(self.function).items()}
 
     @property
-    def spellings(self) -> dict[str, str]:
+    def option_syntax(self) -> dict[str, str]:
         """How each option is written: `dtype=bfloat16|float16`, the default first; `keep_float=NAME+NAME`."""
         hints = typing.get_type_hints(self.function)
-        return {name: f"{name}={_spelling(hints.get(name), default)}" for name, default in self.options.items()}
+        return {name: f"{name}={_option_syntax(hints.get(name), default)}" for name, default in self.options.items()}
 
     @property
     def summary(self) -> str:
@@ -112,7 +118,7 @@ class Pass:
 
     def __str__(self) -> str:
         """The pass as text that names it in a pipeline: `cast_half:level=O1:keep_float=encoder+softmax`."""
-        return ":".join([self.name, *(f"{k}={spelled_option(v)}" for k, v in self.given.items())])
+        return ":".join([self.name, *(f"{k}={option_text(v)}" for k, v in self.given.items())])
 
 
 def _read_option(what: str, value: Any, hint: Any) -> Any:
@@ -141,7 +147,7 @@ def _read_option(what: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _spelling(hint: Any, default: Any) -> str:
+def _option_syntax(hint: Any, default: Any) -> str:
     """What an option may be, as text that `_read_option` takes; the default first."""
     kind, choices = typing.get_origin(hint), typing.get_args(hint)
     if kind is Literal:
@@ -149,7 +155,7 @@ def _spelling(hint: Any, default: Any) -> str:
     if kind is tuple:
         return "NAME+NAME"
     if kind is Mapping:
-        return f"NAME={_spelling(choices[1], None)}+NAME=..."
+        return f"NAME={_option_syntax(choices[1], None)}+NAME=..."
     return str(default) if default is not None else "TEXT"
 
 
@@ -157,7 +163,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def spelled_option(value: Any) -> str:
+def option_text(value: Any) -> str:
     """An option's value as `with_options` reads it from text."""
     if isinstance(value, Mapping):
         return "+".join(f"{k}={v}" for k, v in value.items())
@@ -172,8 +178,8 @@ def _option_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parame
 def rule_pass(name: str, rules: Sequence[Rule], *, declares: Declares, doc: str | None) -> Pass:
     """A pass that applies `rules`."""
 
-    def run(program: Block, journal: Journal) -> Block:
-        return apply_rules(program, rules, journal, name, exact=declares == "exact")
+    def run(program: Block, log: RewriteLog) -> Block:
+        return apply_rules(program, rules, log, name, exact=declares == "exact")
 
     return Pass(name, run, declares, doc or "", rules=tuple(rules))
 
@@ -187,13 +193,13 @@ def table_pass(name: str, table: Mapping[Any, TableEntry], *, declares: Declares
     An entry takes `(op, call)` and returns the new Value, or None to leave the op alone; `op.decline(why)` says why not.
     """
 
-    def run(program: Block, journal: Journal) -> Block:
-        return replace_by_table(program, table, name, journal)
+    def run(program: Block, log: RewriteLog) -> Block:
+        return replace_by_table(program, table, name, log)
 
     return Pass(name, run, declares, doc or "")
 
 
-def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str, journal: Journal) -> Block:
+def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str, log: RewriteLog) -> Block:
     """What a `table_pass` does; for a pass whose table depends on its options.
 
     What it made itself stays: an entry may build an op that is in the table, and a second run finds nothing to do.
@@ -205,27 +211,27 @@ def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str,
     for node in draft.program.calls:
         entry = table.get(node.target)
         site = f"{name}@{node.name}"
-        if entry is not None and journal.allows(site) and name not in origin(node).rules:
-            _replace_node(draft, node, entry, site, name, mutated, journal)
+        if entry is not None and log.allows(site) and name not in origin(node).rules:
+            _replace_node(draft, node, entry, site, name, mutated, log)
     return draft.finish()
 
 
 def _replace_node(
-    draft: Draft, node: fx.Node, entry: TableEntry, site: str, name: str, mutated: frozenset[fx.Node], journal: Journal
+    draft: Draft, node: fx.Node, entry: TableEntry, site: str, name: str, mutated: frozenset[fx.Node], log: RewriteLog
 ) -> None:
     if any(n in mutated for n in (node, *node.all_input_nodes)):
-        journal.refused(site, name, place(node), "its operands or result are written in place")
+        log.refused(site, name, location(node), "its operands or result are written in place")
         return
     with draft.before(node):
         ops = Ops(draft, name, node)
         result = entry(ops, Call(node))
     if ops.declined:
-        journal.refused(site, name, place(node), ops.declined)
+        log.refused(site, name, location(node), ops.declined)
     if result is None:
         return
     draft.redirect(node, result._node)
     draft.remove(node)
-    journal.rewrote(site, name, place(node))
+    log.rewrote(site, name, location(node))
 
 
 def graph_pass(*, declares: Declares) -> Callable[[Callable[..., Block]], Pass]:

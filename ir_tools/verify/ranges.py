@@ -46,10 +46,10 @@ class Range:
             self.nonfinite or other.nonfinite,
         )
 
-    def shifted(self, places: int) -> Range:
+    def shifted(self, exponent_shift: int) -> Range:
         """The range of the values times 2 ** places."""
-        exponents = {exponent + places: count for exponent, count in self.exponents.items()}
-        scale = 2.0**places
+        exponents = {exponent + exponent_shift: count for exponent, count in self.exponents.items()}
+        scale = 2.0**exponent_shift
         return Range(exponents, self.largest * scale, self.smallest * scale, self.zeros, self.nonfinite)
 
     @property

@@ -15,15 +15,15 @@ from collections.abc import Hashable
 from torch import fx
 
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import place, stand_for
-from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.ir.origin import location, stand_for
+from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.common import Keys, why_apart
 
 RULE = "the same computation -> once"
 
 
 @graph_pass(declares="exact")
-def eliminate_common_subexpressions(program: Block, journal: Journal) -> Block:
+def eliminate_common_subexpressions(program: Block, log: RewriteLog) -> Block:
     draft = Draft.of(program)
     keys = Keys(draft.program)
     mutated = draft.program.mutated_values
@@ -34,13 +34,13 @@ def eliminate_common_subexpressions(program: Block, journal: Journal) -> Block:
             continue
         first = first_with.setdefault(key, node)
         site = f"eliminate_common_subexpressions@{node.name}"
-        if first is node or not journal.allows(site):
+        if first is node or not log.allows(site):
             continue
         why_not = why_apart(first, node, mutated)
         if why_not is not None:
-            journal.refused(site, RULE, place(node), why_not)
+            log.refused(site, RULE, location(node), why_not)
             continue
         draft.redirect(node, first)
         stand_for(first, [node])
-        journal.rewrote(site, RULE, place(node))
+        log.rewrote(site, RULE, location(node))
     return draft.finish()

@@ -6,8 +6,8 @@ A result much larger than what it is made from (an `expand` or a wide `arange`) 
 """
 
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import place
-from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.ir.origin import location
+from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.constants import evaluate, is_foldable
 
 LARGEST = 1 << 20
@@ -15,22 +15,22 @@ LARGEST = 1 << 20
 
 
 @graph_pass(declares="exact")
-def fold_constants(program: Block, journal: Journal) -> Block:
+def fold_constants(program: Block, log: RewriteLog) -> Block:
     if not any(is_foldable(program, node) for node in program.calls):
         return program
     draft = Draft.of(program)
     mutated = draft.program.mutated_values
     for node in draft.program.calls:
         site = f"fold_constants@{node.name}"
-        if not is_foldable(draft.program, node) or not journal.allows(site):
+        if not is_foldable(draft.program, node) or not log.allows(site):
             continue
         if node in mutated:
-            journal.refused(site, "fold_constants", place(node), "its result is written in place")
+            log.refused(site, "fold_constants", location(node), "its result is written in place")
             continue
         value, operand_bytes = evaluate(draft.program, node)
         if value.nbytes > max(LARGEST, operand_bytes):
-            journal.refused(site, "fold_constants", place(node), "the result is much larger than its operands")
+            log.refused(site, "fold_constants", location(node), "the result is much larger than its operands")
             continue
         draft.redirect(node, draft.constant(f"{node.name}@fold_constants", value))
-        journal.rewrote(site, "fold_constants", place(node))
+        log.rewrote(site, "fold_constants", location(node))
     return draft.finish()

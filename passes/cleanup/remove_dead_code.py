@@ -4,12 +4,12 @@
 """
 
 from ir_tools.ir import Block, Draft
-from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.rewrite import RewriteLog, graph_pass
 
 
 @graph_pass(declares="exact")
-def remove_dead_code(program: Block, journal: Journal) -> Block:
+def remove_dead_code(program: Block, log: RewriteLog) -> Block:
     draft = Draft.of(program)
     for name, where in draft.sweep():
-        journal.rewrote(f"remove_dead_code@{name}", "remove_dead_code", where)
+        log.rewrote(f"remove_dead_code@{name}", "remove_dead_code", where)
     return draft.finish()

@@ -105,7 +105,7 @@ def list_passes() -> None:
     for name, entry in CATALOGUE.items():
         console.print(Text.assemble((f"\n{name}", "bold"), (f"  {entry.declares}", "cyan")))
         console.print(Padding(Text(entry.summary), (0, 0, 0, 2), expand=False))
-        for spelling in entry.spellings.values():
+        for spelling in entry.option_syntax.values():
             console.print(Text(f"  :{spelling}", style="cyan"), soft_wrap=True)
         # Equations are as wide as the code they come from: on a narrow terminal they wrap, they are never cut.
         console.print(Text(textwrap.indent(entry.equation, " " * 6), style="dim"), soft_wrap=True)
@@ -217,7 +217,7 @@ def _check_commas(names: Sequence[str]) -> None:
 
     for before, name in pairwise(names):
         pass_, option = CATALOGUE.get(before.split(":")[0]), before.split(":")[-1]
-        takes_several = pass_ is not None and "+" in pass_.spellings.get(option.partition("=")[0], "")
+        takes_several = pass_ is not None and "+" in pass_.option_syntax.get(option.partition("=")[0], "")
         if takes_several and name.split(":")[0] not in {*CATALOGUE, *GROUPS}:
             raise UnknownPassError(
                 f"there is no pass {name!r}; commas part passes, and names in an option are joined by '+': {option}+{name}"

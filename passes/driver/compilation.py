@@ -76,7 +76,7 @@ class CompilationContext:
         hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on)]
         hooks += [numerics.hook] if self.verify == "each" else []
         program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
-        measured = [step.journal.choices for step in steps if step.journal.choices is not None]
+        measured = [step.log.choices for step in steps if step.log.choices is not None]
         notes = [note for choices in measured for note in choices.notes()]
         if self.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
             program, stays = follow_inputs(program, self.source)

@@ -29,9 +29,9 @@ def timed(run: Run) -> Run:
         after = run(step, program)
         step.report.seconds = time.perf_counter() - start
         step.report.nodes_after = len(after)
-        step.report.rewrites = step.journal.rewrites
-        step.report.refusals = step.journal.refusals
-        step.report.casts = step.journal.casts
+        step.report.rewrites = step.log.rewrites
+        step.report.refusals = step.log.refusals
+        step.report.casts = step.log.casts
         return after
 
     return timed_run
@@ -65,7 +65,7 @@ def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.T
                             f"the model gives NaN on calibration_data[{i}], and ranges seen there would mislead: "
                             "leave this call out, or correct it"
                         )
-                step.journal.ranges = observation.ranges
+                step.log.ranges = observation.ranges
                 step.report.ranges = f"{len(calls)} {'call' if len(calls) == 1 else 'calls'} {what}"
             return run(step, program)
 

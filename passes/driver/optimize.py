@@ -14,7 +14,7 @@ from ir_tools.frontends.undisturbed import one_at_a_time
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import op_name
 from ir_tools.rewrite import Pass
-from ir_tools.rewrite.nearest import places_of
+from ir_tools.rewrite.nearest import locations_of
 from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB
 from passes.driver.compilation import CompilationContext, count_ops
 from passes.driver.compiled_model import OptimizedModel
@@ -193,7 +193,7 @@ def _not_used(
         notes.append(f"choices={os.fspath(choices)!r} was not used: only lower_onednn chooses by measurement")
     if observe_on is not None and not any(map(asks_for_ranges, pipeline)):
         notes.append("calibration_data was not used: only passes that lower precision observe ranges")
-    if explain_at is not None and not any(explain_at in places_of(node) for node in captured.all_calls):
+    if explain_at is not None and not any(explain_at in locations_of(node) for node in captured.all_calls):
         notes.append(f"explain_at={explain_at!r}: no op of the captured graph comes from there")
     return notes
 

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from ir_tools.ir import Program
-from ir_tools.rewrite import Journal, Pass
+from ir_tools.rewrite import Pass, RewriteLog
 from passes.report.data import StepReport
 
 Run = Callable[["Step", Program], Program]
@@ -24,13 +24,13 @@ class Step:
     def __init__(self, index: int, pass_: Pass):
         self.index = index
         self.pass_ = pass_
-        self.journal = Journal()
+        self.log = RewriteLog()
         self.report = StepReport(pass_.name, dict(pass_.given), pass_.declares)
 
 
 def run_pass(step: Step, program: Program) -> Program:
     """The innermost run: the pass itself."""
-    return step.pass_(program, journal=step.journal)  # type: ignore[no-any-return]
+    return step.pass_(program, log=step.log)  # type: ignore[no-any-return]
 
 
 def wrap(run: Run, hooks: Sequence[Hook]) -> Run:

@@ -106,8 +106,8 @@ class Numerics:
 
 def _blame(step: Step) -> str:
     text = f"the pass {step.pass_} changed the numbers too much"
-    if step.journal.rewrites:
-        first = step.journal.rewrites[0]
+    if step.log.rewrites:
+        first = step.log.rewrites[0]
         text += f" (its first rewrite: {first.rule} at {first.module})"
     return text
 

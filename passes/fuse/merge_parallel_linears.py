@@ -9,32 +9,32 @@ times as fast, in float32 and in bfloat16: one of the three products keeps a thr
 """
 
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import place
-from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.ir.origin import location
+from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.parallel import kind_of, merge, side_by_side, why_alone
 
 RULE = "linear(x), linear(x), ... -> split(linear(x))"
 
 
 @graph_pass(declares="reassociates")
-def merge_parallel_linears(program: Block, journal: Journal) -> Block:
+def merge_parallel_linears(program: Block, log: RewriteLog) -> Block:
     draft = Draft.of(program)
-    mutated, layout_tells = draft.program.mutated_values, draft.program.layout_tells
+    mutated, layout_is_observable = draft.program.mutated_values, draft.program.layout_is_observable
     for group in side_by_side(draft.program):
         by_kind: dict[tuple, list] = {}
         for node in group:
-            why_not = why_alone(node, draft.program, mutated, layout_tells)
+            why_not = why_alone(node, draft.program, mutated, layout_is_observable)
             if why_not is None:
                 by_kind.setdefault(kind_of(node, draft.program), []).append(node)
             else:
-                journal.refused(f"merge_parallel_linears@{node.name}", RULE, place(node), why_not)
+                log.refused(f"merge_parallel_linears@{node.name}", RULE, location(node), why_not)
         for linears in by_kind.values():
             site = f"merge_parallel_linears@{linears[0].name}"
-            if not journal.allows(site):
+            if not log.allows(site):
                 continue
             if len(linears) == 1:
-                journal.refused(site, RULE, place(linears[0]), "the others have weights of another dtype, or are refused")
+                log.refused(site, RULE, location(linears[0]), "the others have weights of another dtype, or are refused")
                 continue
             merge(draft, linears, "merge_parallel_linears")
-            journal.rewrote(site, RULE, place(linears[0]))
+            log.rewrote(site, RULE, location(linears[0]))
     return draft.finish()

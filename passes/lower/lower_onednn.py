@@ -25,7 +25,7 @@ import torch
 from ir_tools.errors import OptionError
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import aten, conv_act, linear_act, quant_stub
-from ir_tools.rewrite import Call, Journal, graph_pass, replace_by_table
+from ir_tools.rewrite import Call, RewriteLog, graph_pass, replace_by_table
 from ir_tools.rewrite.decompositions import DECOMPOSITIONS, without_stub
 from passes.lower.variants import attention as attention_forms
 from passes.lower.variants import onednn as onednn_forms
@@ -41,22 +41,22 @@ PRODUCTS = (conv_act, aten.conv2d.default, aten.conv3d.default, linear_act, aten
 
 @graph_pass(declares="reassociates")
 def lower_onednn(
-    program: Block, journal: Journal, *, choose: Literal["measured", "fused"] = "measured", choices: str | None = None
+    program: Block, log: RewriteLog, *, choose: Literal["measured", "fused"] = "measured", choices: str | None = None
 ) -> Block:
     if choices is not None and choose == "fused":
         raise OptionError(f"lower_onednn: choose=fused replays nothing; leave out choices={choices}, or choose=fused")
-    if choose == "measured" and journal.choices is None:  # the blocks of a Program share one table
-        journal.choices = Choices() if choices is None else Choices.load(choices)
+    if choose == "measured" and log.choices is None:  # the blocks of a Program share one table
+        log.choices = Choices() if choices is None else Choices.load(choices)
 
     def lowering(lower, *given):
-        lower = partial(lower, journal.choices, *given)
-        return partial(in_its_layout, lower) if program.layout_tells else lower
+        lower = partial(lower, log.choices, *given)
+        return partial(in_its_layout, lower) if program.layout_is_observable else lower
 
     table: dict[Any, Any] = {quant_stub: without_stub, **dict.fromkeys(PRODUCTS, lowering(packed))}
     if any(is_ours(Call(node)) for node in program.calls):
         table[ATTENTION] = partial(if_ours, lowering(attended, cache(later_keys)))
     table |= dict.fromkeys(MEANS, lowering(averaged))
-    return replace_by_table(program, table, "lower_onednn", journal)
+    return replace_by_table(program, table, "lower_onednn", log)
 
 
 def packed(choices, op, call):

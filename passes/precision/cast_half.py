@@ -31,10 +31,10 @@ from ir_tools.errors import OptionError
 from ir_tools.ir import Block, Draft, Program
 from ir_tools.ir.dialect import argument, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.ir.origin import place
-from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.ir.origin import location
+from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.cast import Caster, traffic, whole
-from ir_tools.rewrite.nearest import places_of
+from ir_tools.rewrite.nearest import locations_of
 from ir_tools.rewrite.rewrite_log import Casts
 from passes.precision.cast_placement import casts_one_by_one, placed
 from passes.precision.constraints import AS_IT_COMES, EXPECTED, Policy, site_of
@@ -49,7 +49,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 @graph_pass(declares="lower_precision")
 def cast_half(
     program: Block,
-    journal: Journal,
+    log: RewriteLog,
     *,
     dtype: Literal["bfloat16", "float16"] = "bfloat16",
     level: Literal["O1", "O2", "O3"] = "O2",
@@ -60,11 +60,11 @@ def cast_half(
     overrides = {**overrides, **dict.fromkeys(keep_float, "float")}
     check_names(program, overrides)
     half, draft = DTYPES[dtype], Draft.of(program)
-    policy = Policy(draft.program, half, level, overrides, journal)
+    policy = Policy(draft.program, half, level, overrides, log)
     for prepare in (rescale, take_residuals_out):
-        if prepare(draft, policy, journal):
-            policy = Policy(draft.program, half, level, overrides, journal)
-    prepared = {rewrite.site for rewrite in journal.rewrites}
+        if prepare(draft, policy, log):
+            policy = Policy(draft.program, half, level, overrides, log)
+    prepared = {rewrite.site for rewrite in log.rewrites}
     in_half = placed(policy)
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
@@ -84,28 +84,28 @@ def cast_half(
         return dtype_of(operand) is half and original.get(operand) is not half
 
     for node in draft.program.calls:
-        stance, site, is_part = policy.stances[node], site_of(node), whole(node) is not None
-        if stance is not AS_IT_COMES:
+        constraint, site, is_part = policy.constraints[node], site_of(node), whole(node) is not None
+        if constraint is not AS_IT_COMES:
             clamped = len(caster.clamped)
             new = in_its_dtype(node)
             original[new] = original[node]
             if node in policy.numbers.wide or node in policy.numbers.unfit:
                 caster.wide.add(new)
             if len(caster.clamped) > clamped:
-                journal.refused(site, "cast_half", place(node), CLAMPED)
+                log.refused(site, "cast_half", location(node), CLAMPED)
             if node in in_half and new is not node and not is_part and site not in prepared:
-                journal.rewrote(site, short_name(node.target), place(node))
-        if stance.reason and not is_part:
-            journal.refused(site, "cast_half", place(node), stance.reason, expected=stance.reason in EXPECTED)
+                log.rewrote(site, short_name(node.target), location(node))
+        if constraint.reason and not is_part:
+            log.refused(site, "cast_half", location(node), constraint.reason, expected=constraint.reason in EXPECTED)
     caster.restore_outputs(outputs)
     caster.skip_idle()
-    said = {node.name for node, stance in policy.stances.items() if stance.reason in (IS_WIDE, OVERFLOWS)}
+    said = {node.name for node, constraint in policy.constraints.items() if constraint.reason in (IS_WIDE, OVERFLOWS)}
     for value in caster.clamped_values:
         if value.name not in said:
-            journal.refused(site_of(value), "cast_half", place(value), VALUE_CLAMPED)
+            log.refused(site_of(value), "cast_half", location(value), VALUE_CLAMPED)
     after = draft.finish()
     casts = Casts(traffic(program), one_by_one, traffic(after))
-    journal.casts = casts if journal.casts is None else journal.casts + casts  # the blocks of a Program come one by one
+    log.casts = casts if log.casts is None else log.casts + casts  # the blocks of a Program come one by one
     return after
 
 
@@ -113,7 +113,7 @@ def check_names(program, names):
     """Raise `OptionError` for a name in the options that stands for nothing in the graph."""
     if not isinstance(program, Program):  # a body of it: the whole is looked at when its turn comes
         return
-    known = {name for node in program.all_calls for name in (short_name(node.target), *places_of(node))}
+    known = {name for node in program.all_calls for name in (short_name(node.target), *locations_of(node))}
     for name in names:
         if name not in known and name not in NAMED:  # an op that this model has none of may be kept all the same
             near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)

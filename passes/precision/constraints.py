@@ -28,9 +28,9 @@ from ir_tools.ir.facts import is_unknown
 from ir_tools.ir.origin import origin
 from ir_tools.ir.regions import is_region
 from ir_tools.ir.view import upstream
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
-from ir_tools.rewrite.nearest import places_of
+from ir_tools.rewrite.nearest import locations_of
 from passes.precision.hazards import MOVES_OR_FOLLOWS, READS_TINY, READS_WIDE, Numbers, rounds
 from passes.precision.op_table import (
     CASTS,
@@ -85,19 +85,19 @@ KNOWN = POINTWISE | FRAGILE
 
 
 @dataclass(frozen=True)
-class Stance:
+class PrecisionConstraint:
     """`side` is one of those above."""
 
     side: str
     reason: str = ""
 
 
-HALF, EITHER, WITH_READERS, BETWEEN = map(Stance, ("half", "either", "with readers", "between"))
-WITH_OPERANDS, AS_IT_COMES = map(Stance, ("with operands", "as it comes"))
+HALF, EITHER, WITH_USERS, BETWEEN = map(PrecisionConstraint, ("half", "either", "with readers", "between"))
+WITH_OPERANDS, AS_IT_COMES = map(PrecisionConstraint, ("with operands", "as it comes"))
 
 
-def in_float(reason: str) -> Stance:
-    return Stance("float", reason)
+def in_float(reason: str) -> PrecisionConstraint:
+    return PrecisionConstraint("float", reason)
 
 
 @dataclass
@@ -111,24 +111,24 @@ class Policy:
     half: torch.dtype
     level: str
     overrides: Mapping[str, str]
-    journal: Journal
-    stances: dict[Any, Stance] = field(default_factory=dict)
+    log: RewriteLog
+    constraints: dict[Any, PrecisionConstraint] = field(default_factory=dict)
     natural: set[Any] = field(default_factory=set)
     rounded: dict[Any, bool] = field(default_factory=dict)
     adds_a_float: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.numbers = Numbers(self.block, self.half, self.journal)
+        self.numbers = Numbers(self.block, self.half, self.log)
         self.guarded = upstream(self.block, self.numbers.guards.__contains__, is_pointwise)
         self.mutated = self.block.mutated_values
         self.original = {node: dtype_of(node) for node in self.block.nodes}
         self.phases = upstream(self.block, is_periodic, passes_a_phase_on(self.block))
         for node in self.block.calls:
             container = whole(node)
-            self.stances[node] = stance = self._stance(node) if container is None else self.stances[container]
-            if stance is HALF and self._adds_a_float(node):
+            self.constraints[node] = constraint = self._constraint(node) if container is None else self.constraints[container]
+            if constraint is HALF and self._adds_a_float(node):
                 self.adds_a_float.add(node)
-            elif container in self.natural or (container is None and self._is_half_by_nature(node, stance)):
+            elif container in self.natural or (container is None and self._is_half_by_nature(node, constraint)):
                 self.natural.add(node)
 
     def floats(self, node: Any) -> list[Any]:
@@ -141,8 +141,8 @@ class Policy:
             is_filled(value) and value not in self.numbers.wide and value not in self.mutated
         )
 
-    def _is_half_by_nature(self, node: Any, stance: Stance) -> bool:
-        return stance is HALF or (stance in (EITHER, WITH_OPERANDS) and self._follows_half(node))
+    def _is_half_by_nature(self, node: Any, constraint: PrecisionConstraint) -> bool:
+        return constraint is HALF or (constraint in (EITHER, WITH_OPERANDS) and self._follows_half(node))
 
     def _adds_a_float(self, node: Any) -> bool:
         """At O1, a product with a residual that is float by nature; their sum is, too."""
@@ -174,10 +174,10 @@ class Policy:
 
     def level_of(self, node: Any) -> str:
         """The level that the options give to an op: a module before a kind of op, and the longest path, decides."""
-        names = self.overrides.keys() & {short_name(node.target), *places_of(node)} if self.overrides else ()
+        names = self.overrides.keys() & {short_name(node.target), *locations_of(node)} if self.overrides else ()
         return self.overrides[max(names, key=lambda name: (name not in NAMED, len(name)))] if names else self.level
 
-    def _stance(self, node: Any) -> Stance:
+    def _constraint(self, node: Any) -> PrecisionConstraint:
         why = self._why_not(node)
         if why is None:
             return self._by_table(node)
@@ -195,12 +195,12 @@ class Policy:
             return IS_UNKNOWN
         if short_name(node.target) in NO_FLOATS:
             return ""
-        if short_name(node.target) in CASTS and is_told_its_dtype(node):
+        if short_name(node.target) in CASTS and has_given_dtype(node):
             # A cast that became none would hand out the memory of another value.
             return IS_A_CAST if dtype_of(node) is self.half and is_handed_out(derived(node)) else ""
         if torch.float64 in read or torch.float64 in given:
             return HAS_FLOAT64
-        if torch.float32 not in (*read, *given) or is_told_its_dtype(node):
+        if torch.float32 not in (*read, *given) or has_given_dtype(node):
             return ""
         if any(d is not None and (d.is_complex or (d.is_floating_point and d not in (torch.float32, self.half)))
                for d in (*read, *given)):  # fmt: skip
@@ -209,7 +209,7 @@ class Policy:
             return KEEPS_FLOAT
         if self.level_of(node) == "float":
             return IS_KEPT
-        if not self.journal.allows(site_of(node)):
+        if not self.log.allows(site_of(node)):
             return IS_SKIPPED
         if is_read_whole(node):
             return IS_READ_WHOLE
@@ -238,7 +238,7 @@ class Policy:
                 return True
         return False
 
-    def _by_table(self, node: Any) -> Stance:
+    def _by_table(self, node: Any) -> PrecisionConstraint:
         name, level, floats = short_name(node.target), self.level_of(node), self.floats(node)
         all_half = all(n in self.natural for n in floats)
         if name in NO_KERNEL[self.half]:
@@ -270,14 +270,14 @@ class Policy:
             return BETWEEN
         if self._follows_half(node):
             return EITHER
-        return WITH_READERS if name in MOVES or level == "O2" else in_float(FOLLOWS_FLOAT)
+        return WITH_USERS if name in MOVES or level == "O2" else in_float(FOLLOWS_FLOAT)
 
 
 def site_of(node: Any) -> str:
     return f"cast_half@{node.name}"
 
 
-def is_told_its_dtype(node: Any) -> bool:
+def has_given_dtype(node: Any) -> bool:
     """The op casts its operands to a dtype that the model states (a softmax in float32)."""
     told, name = bound_arguments(node).get("dtype"), short_name(node.target)
     return isinstance(told, torch.dtype) and name in NAMED and (told.is_floating_point or name in CASTS) and not is_filled(node)

@@ -13,9 +13,9 @@ from torch import fx
 
 from ir_tools.ir import Draft, facts
 from ir_tools.ir.dialect import aten, bound_arguments, map_argument, short_name
-from ir_tools.ir.origin import place
+from ir_tools.ir.origin import location
 from ir_tools.ir.program import public_name
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from ir_tools.verify.ranges import Range
 from passes.precision.constraints import Policy, site_of
 from passes.precision.hazards import LOSES, OVERFLOWS, READS_UNFIT
@@ -36,15 +36,15 @@ SCALE_ALONG = ("", "relu", "leaky_relu")
 LARGEST_SHIFT = 24
 
 
-def rescale(draft: Draft, policy: Policy, journal: Journal) -> bool:
+def rescale(draft: Draft, policy: Policy, log: RewriteLog) -> bool:
     """Scale the products that are float for their ranges alone, where that helps; whether there were any."""
     edited = False
-    for node, stance in policy.stances.items():
-        operands = operands_of(node) if stance.reason in OUT_OF_RANGE else None
+    for node, constraint in policy.constraints.items():
+        operands = operands_of(node) if constraint.reason in OUT_OF_RANGE else None
         if operands is None:
             continue
         x, b = operands
-        shift = shift_for(journal.ranges.get(x.name), journal.ranges.get(node.name), policy.half)
+        shift = shift_for(log.ranges.get(x.name), log.ranges.get(node.name), policy.half)
         bias = draft.program.constant(b)
         if shift == 0 or (b is not None and bias is None):
             continue
@@ -55,7 +55,7 @@ def rescale(draft: Draft, policy: Policy, journal: Journal) -> bool:
             product = draft.again(node, with_swapped(node.args, scaled), dict(node.kwargs))
             draft.replace(node, draft.call(aten.mul.Scalar, product, 2.0**-shift))
         name = short_name(product.target)
-        journal.rewrote(site_of(node), f"{name}(x) -> 2^{-shift} {name}(2^{shift} x)", place(product))
+        log.rewrote(site_of(node), f"{name}(x) -> 2^{-shift} {name}(2^{shift} x)", location(product))
         edited = True
     return edited
 

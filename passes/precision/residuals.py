@@ -7,14 +7,14 @@ The stream of a transformer adds up many small terms; rounding it at every layer
 
 from ir_tools.ir import Draft
 from ir_tools.ir.dialect import short_name
-from ir_tools.ir.origin import place
-from ir_tools.rewrite import Call, Journal, Ops
+from ir_tools.ir.origin import location
+from ir_tools.rewrite import Call, Ops, RewriteLog
 from ir_tools.rewrite.decompositions import DECOMPOSITIONS
 from ir_tools.rewrite.rule import unwrap
 from passes.precision.constraints import Policy, site_of
 
 
-def take_residuals_out(draft: Draft, policy: Policy, journal: Journal) -> bool:
+def take_residuals_out(draft: Draft, policy: Policy, log: RewriteLog) -> bool:
     """Whether there were any among the ops for which the level is O1."""
     for node in [n for n in policy.block.calls if n in policy.adds_a_float]:
         fused = Call(node)
@@ -22,5 +22,5 @@ def take_residuals_out(draft: Draft, policy: Policy, journal: Journal) -> bool:
             apart = DECOMPOSITIONS[fused.target](Ops(draft, "cast_half", node), fused)
         draft.replace(node, unwrap(apart))
         name = short_name(node.target)
-        journal.rewrote(site_of(node), f"{name}(x, r) -> {name.removesuffix('_act')}(x) + r", place(node))
+        log.rewrote(site_of(node), f"{name}(x, r) -> {name.removesuffix('_act')}(x) + r", location(node))
     return bool(policy.adds_a_float)

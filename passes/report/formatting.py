@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ir_tools.rewrite.rewrite_log import Casts
-from ir_tools.rewrite.shapes import spelled_option
+from ir_tools.rewrite.shapes import option_text
 
 
 def decibel(value: float | None, unit: str = " dB") -> str:
@@ -61,4 +61,4 @@ def byte_size(count: int) -> str:
 
 
 def option(value: object) -> str:
-    return spelled_option(value).removeprefix("torch.")
+    return option_text(value).removeprefix("torch.")

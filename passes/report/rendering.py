@@ -142,7 +142,7 @@ def refused(report: ReportData, limit: int = REASONS_SHOWN, expected: bool = Fal
     for (name, reason), refusals in ordered[:limit]:
         line = f"{name}: {reason.rstrip('.')} ×{len(refusals)}"
         yield Padding(Text(line, style="yellow"), (0, 0, 0, 2), expand=False)
-        yield Padding(Text(places([r.module for r in refusals])), (0, 0, 0, 4), expand=False)
+        yield Padding(Text(locations([r.module for r in refusals])), (0, 0, 0, 4), expand=False)
     if len(ordered) > limit:
         more = sum(len(refusals) for _, refusals in ordered[limit:])
         yield Padding(Text(f"… {len(ordered) - limit} more reasons, {more} places"), (0, 0, 0, 2), expand=False)
@@ -160,7 +160,7 @@ def rewritten(report: ReportData) -> Iterable[Text | Padding]:
     for (name, rule), rewrites in groups.items():
         label = name if rule in ("", name) else f"{name}: {rule}"
         yield Padding(Text(f"{label} ×{len(rewrites)}", style="green"), (0, 0, 0, 2), expand=False)
-        yield Padding(Text(places([r.module for r in rewrites])), (0, 0, 0, 4), expand=False)
+        yield Padding(Text(locations([r.module for r in rewrites])), (0, 0, 0, 4), expand=False)
 
 
 def missed(report: ReportData) -> Iterable[Text | Padding]:
@@ -173,7 +173,7 @@ def missed(report: ReportData) -> Iterable[Text | Padding]:
         yield Text("\nnearest misses", style="bold")
     for (name, rule, sentence), misses in groups.items():
         yield Padding(Text(f"{name}: {rule}", style="yellow"), (0, 0, 0, 2), expand=False)
-        yield Padding(Text(f"{sentence.rstrip('.')} ({places([m.module for m in misses])})"), (0, 0, 0, 4), expand=False)
+        yield Padding(Text(f"{sentence.rstrip('.')} ({locations([m.module for m in misses])})"), (0, 0, 0, 4), expand=False)
 
 
 def idle(report: ReportData) -> Iterable[Text | Padding]:
@@ -191,7 +191,7 @@ def noted(report: ReportData) -> Iterable[Text | Padding]:
         yield Padding(Text(note), (0, 0, 0, 2), expand=False)
 
 
-def places(modules: Sequence[str], limit: int = MODULES_SHOWN) -> str:
+def locations(modules: Sequence[str], limit: int = MODULES_SHOWN) -> str:
     """`layer1.0.bn1, layer1.0.bn2, layer1.1.bn1, … 20 more`: each module once, the first few."""
     distinct = list(dict.fromkeys(modules))
     more = len(distinct) - limit

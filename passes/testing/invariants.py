@@ -24,7 +24,7 @@ from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, check_wellformed, facts, joins
 from ir_tools.ir.host import value_type
 from ir_tools.ir.program import all_nodes
-from ir_tools.rewrite import Journal, Pass
+from ir_tools.rewrite import Pass, RewriteLog
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.torch_compat.dispatch import TorchDispatchMode
 from ir_tools.torch_compat.operators import schema_of
@@ -52,7 +52,7 @@ class InvariantBroken(PassesError, AssertionError):
 # -- invariants that need no reference ----------------------------------------------------------------------------------
 
 
-def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = ()) -> tuple[Program, Journal]:
+def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = ()) -> tuple[Program, RewriteLog]:
     """Run a pass and check the invariants that need no reference; return the new Program and the journal.
 
     `inputs` are flat tensors of one call: the new Program is run on copies of them. Raises `InvariantBroken`.
@@ -67,22 +67,22 @@ def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str
     (0, 1)
     """
     skip = frozenset(skip)
-    before, journal = fingerprint(program), Journal.skipping(skip)
-    after = pass_(program, journal=journal)
+    before, log = fingerprint(program), RewriteLog.skipping(skip)
+    after = pass_(program, log=log)
     if fingerprint(program) != before:
         raise InvariantBroken(f"{pass_} changed its input")
-    if not journal.rewrites and after is not program:
+    if not log.rewrites and after is not program:
         raise InvariantBroken(f"{pass_} gave a new Program, but reports no rewrite")
-    if journal.rewrites and after is program:
-        raise InvariantBroken(f"{pass_} reports {len(journal.rewrites)} rewrites, but gave back the Program it came from")
+    if log.rewrites and after is program:
+        raise InvariantBroken(f"{pass_} reports {len(log.rewrites)} rewrites, but gave back the Program it came from")
     if after is not program:
         check_wellformed(after)
         assert_facts_are_true(after, *inputs)
-    again = Journal.skipping(skip)
-    if pass_(after, journal=again) is not after:
+    again = RewriteLog.skipping(skip)
+    if pass_(after, log=again) is not after:
         found = f": {again.rewrites[0].rule} at {again.rewrites[0].module}" if again.rewrites else ""
         raise InvariantBroken(f"a second run of {pass_} found more to do{found}")
-    return after, journal
+    return after, log
 
 
 def fingerprint(program: Program) -> list[Any]:
@@ -161,15 +161,15 @@ def check_docstring(pass_: Pass) -> None:
         )
 
 
-def check_skipping(pass_: Pass, program: Program, journal: Journal, *, most: int = 1) -> None:
+def check_skipping(pass_: Pass, program: Program, log: RewriteLog, *, most: int = 1) -> None:
     """The first `most` sites of the journal, skipped one by one, are left alone; all skipped, nothing happens.
 
     Raises `InvariantBroken`. A site that needs another one is left alone when that one is.
     """
-    sites = [rewrite.site for rewrite in journal.rewrites]
+    sites = [rewrite.site for rewrite in log.rewrites]
     for site in sites[:most]:
-        left = Journal.skipping({site})
-        check_wellformed(pass_(program, journal=left))
+        left = RewriteLog.skipping({site})
+        check_wellformed(pass_(program, log=left))
         if site in [rewrite.site for rewrite in left.rewrites]:
             raise InvariantBroken(f"{pass_} rewrote the site {site}, which was to be skipped")
     if sites and len(set(sites)) != len(sites):
@@ -280,7 +280,7 @@ def check_bitwise(pass_: Pass, expected: Sequence[Tensor], got: Sequence[Tensor]
 # -- all of them --------------------------------------------------------------------------------------------------------
 
 
-def check_invariants(pass_: Pass, program: Program, oracle: Oracle, declared: str = "exact") -> tuple[Program, Journal]:
+def check_invariants(pass_: Pass, program: Program, oracle: Oracle, declared: str = "exact") -> tuple[Program, RewriteLog]:
     """Run a pass on a Program and check all invariants; return the new Program and the journal.
 
     `declared`: the boldest declaration of the passes that ran before, which the numbers may show. Raises `InvariantBroken`.
@@ -296,17 +296,17 @@ def check_invariants(pass_: Pass, program: Program, oracle: Oracle, declared: st
     """
     check_docstring(pass_)
     example = oracle.example
-    after, journal = rewritten(pass_, program, *example.tensors)
+    after, log = rewritten(pass_, program, *example.tensors)
     if after is program:
-        return after, journal
-    check_skipping(pass_, program, journal)
+        return after, log
+    check_skipping(pass_, program, log)
     outputs = run_seeded(after, example)
     if pass_.declares == "exact":
         check_bitwise(pass_, run_seeded(program, example), outputs)
-    first = journal.rewrites[0]
+    first = log.rewrites[0]
     what = f"{pass_} changed the numbers (its first rewrite: {first.rule} at {first.module})"
     try:
         oracle.judge(after, outputs, max(declared, pass_.declares, key=DECLARATIONS.index), what)
     except InvariantBroken as error:
         raise InvariantBroken(str(error), f"{pass_.name} changed the numbers: {first.rule}") from None
-    return after, journal
+    return after, log

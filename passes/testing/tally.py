@@ -11,7 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from ir_tools.rewrite import Journal, Pass
+from ir_tools.rewrite import Pass, RewriteLog
 from ir_tools.rewrite.rule import reason
 
 
@@ -38,10 +38,10 @@ class Tally:
                     tally.refusals[f"{pass_.name}: not so: {reason(requirement)}"] += 0
         return tally
 
-    def count(self, pass_: Pass, journal: Journal) -> None:
+    def count(self, pass_: Pass, log: RewriteLog) -> None:
         """Add what one run of one pass did."""
-        self.rewrites.update(f"{pass_.name}: {rewrite.rule}" for rewrite in journal.rewrites)
-        self.refusals.update(f"{pass_.name}: {kind_of(refusal.reason)}" for refusal in journal.refusals)
+        self.rewrites.update(f"{pass_.name}: {rewrite.rule}" for rewrite in log.rewrites)
+        self.refusals.update(f"{pass_.name}: {kind_of(refusal.reason)}" for refusal in log.refusals)
 
     def add(self, other: Tally) -> None:
         """Add the counts of `other`."""

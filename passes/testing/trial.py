@@ -81,9 +81,9 @@ def held(model: nn.Module, inputs: tuple[Tensor, ...], passes: Iterable[Pass], b
         program = pass_(program)
         declared = max(declared, pass_.declares, key=DECLARATIONS.index)
     for pass_ in passes:
-        program, journal = check_invariants(pass_, program, oracle, declared)
-        tally.count(pass_, journal)
-        if journal.rewrites:
+        program, log = check_invariants(pass_, program, oracle, declared)
+        tally.count(pass_, log)
+        if log.rewrites:
             declared = max(declared, pass_.declares, key=DECLARATIONS.index)
     tally.captured[f"{frontend}: captured"] += 1
     tally.untouched = int(not tally.rewrites)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ir_tools.ir import Program
-from ir_tools.rewrite import Journal, Rule, Value, rule_pass
+from ir_tools.rewrite import RewriteLog, Rule, Value, rule_pass
 from tests.check import captured, rewritten
 
 X, Y = torch.randn(3, 4), torch.randn(3, 4)
@@ -33,7 +33,7 @@ def pass_of(*rules: Rule):
     return rule_pass("tested", rules, declares="exact", doc="")
 
 
-def apply(rule: Rule, program: Program, *inputs: Tensor) -> tuple[Program, Journal]:
+def apply(rule: Rule, program: Program, *inputs: Tensor) -> tuple[Program, RewriteLog]:
     return rewritten(pass_of(rule), program, *(inputs or (X,)))
 
 

@@ -177,8 +177,8 @@ def dies(function, *inputs: Tensor) -> bool:
             return function(*inputs)
 
     program = captured(Model(), *inputs)
-    reader = next(n for n in program.calls if n.target is aten.maximum.default)
-    return alias_analysis.dies_at(reader.args[1], reader)
+    user = next(n for n in program.calls if n.target is aten.maximum.default)
+    return alias_analysis.dies_at(user.args[1], user)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_a_constant_never_dies() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.maximum(self.c)
 
-    (reader,) = captured(Model(), X).calls
-    assert alias_analysis.dies_at(reader.args[1], reader) is False
+    (user,) = captured(Model(), X).calls
+    assert alias_analysis.dies_at(user.args[1], user) is False
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -153,19 +153,19 @@ def test_other_literals(op, args, kwargs):
 @pytest.mark.parametrize("text", ["", "it's", 'a "b"', "a\nb\t\\", "é☃ {}", "\x01\x7f", "#"])
 def test_strings(text):
     # No plain op takes any string at all, so the literal itself is tried.
-    from ir_tools.emit.literals import spell_string
+    from ir_tools.emit.literals import string_literal
     from ir_tools.emit.torch_jit import define, new_box, script_tree
 
     scripted = script_tree(new_box("Model"))
-    define(scripted, f"def forward(self) -> str:\n    return {spell_string(text)}\n")
+    define(scripted, f"def forward(self) -> str:\n    return {string_literal(text)}\n")
     assert scripted() == text and round_trip(scripted)() == text
 
 
 def test_a_string_that_a_file_cannot_hold_is_refused():
-    from ir_tools.emit.literals import spell_string
+    from ir_tools.emit.literals import string_literal
 
     with pytest.raises(EmitError, match="carriage return"):
-        spell_string("a\rb")
+        string_literal("a\rb")
 
 
 def test_lists_are_typed_by_the_schema():

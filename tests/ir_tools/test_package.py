@@ -119,8 +119,8 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(saved, monkeypatch, step
                 half.write(b"half of a file")
         raise error
 
-    place = {"to_file": package, "_flush": files, "replace": files.os}[step]
-    monkeypatch.setattr(place, step, fail)
+    location = {"to_file": package, "_flush": files, "replace": files.os}[step]
+    monkeypatch.setattr(location, step, fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ModelFileError):
         save(other_module(), saved, {}, [], [])
     assert saved.read_bytes() == before and os.listdir(saved.parent) == ["model.pt"]

@@ -13,7 +13,7 @@ from ir_tools.errors import OptionError
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import aten, overload_name
 from ir_tools.ir.origin import origin
-from ir_tools.rewrite import Journal, Ops, Rule, Value, graph_pass, rule_pass, table_pass
+from ir_tools.rewrite import Ops, RewriteLog, Rule, Value, graph_pass, rule_pass, table_pass
 from ir_tools.rewrite.apply import EndlessRuleError
 from ir_tools.rewrite.match import matches_at
 from ir_tools.rewrite.nearest import nearest_miss
@@ -33,9 +33,9 @@ from tests.ir_tools.rewriting import RELU, X, Y, apply, once_relu, pass_of, prog
 )
 def test_an_inner_value_with_another_reader_is_refused(function: Callable, reason: str) -> None:
     program = program_of(function)
-    after, journal = apply(RELU, program)
+    after, log = apply(RELU, program)
     assert after is program
-    (refused,) = journal.refusals
+    (refused,) = log.refusals
     assert refused.reason.endswith(reason)
 
 
@@ -48,8 +48,8 @@ def test_a_pattern_whose_operand_is_inside_it_is_refused() -> None:
 
     rule = Rule("relu(x) + y -> x + y", match=sum_of_relu, replace=other)
     program = program_of(lambda m, x: (lambda y: y + y)(x.relu()))
-    after, journal = apply(rule, program)
-    assert after is program and [r.reason for r in journal.refusals] == ["the result of relu relu is read twice by the pattern"]
+    after, log = apply(rule, program)
+    assert after is program and [r.reason for r in log.refusals] == ["the result of relu relu is read twice by the pattern"]
 
 
 def test_a_value_written_in_place_is_refused() -> None:
@@ -65,9 +65,9 @@ def test_a_value_written_in_place_is_refused() -> None:
 
     for written in (function, whole):
         program = program_of(written)
-        after, journal = apply(RELU, program)
+        after, log = apply(RELU, program)
         assert after is program
-        assert all(r.reason.endswith("is written in place") for r in journal.refusals) and journal.refusals
+        assert all(r.reason.endswith("is written in place") for r in log.refusals) and log.refusals
 
 
 def test_a_new_value_of_another_shape_or_dtype_is_refused() -> None:
@@ -80,8 +80,8 @@ def test_a_new_value_of_another_shape_or_dtype_is_refused() -> None:
          "the result would change dtype from torch.float32 to torch.float64"),
     ):  # fmt: skip
         program = program_of(lambda m, x: x.relu())
-        after, journal = apply(Rule("relu(x) -> ?", match=relu, replace=replace), program)
-        assert after is program and [r.reason for r in journal.refusals] == [reason]
+        after, log = apply(Rule("relu(x) -> ?", match=relu, replace=replace), program)
+        assert after is program and [r.reason for r in log.refusals] == [reason]
 
 
 def test_requirements_refuse_by_their_sentence_and_unknown_refuses_too() -> None:
@@ -99,8 +99,8 @@ def test_requirements_refuse_by_their_sentence_and_unknown_refuses_too() -> None
         (who_knows, "unknown, give example_inputs: The moon is full."),
     ):
         rule = Rule("relu(relu(x)) -> relu(x)", match=twice_relu, requires=(requirement,), replace=once_relu)
-        after, journal = apply(rule, program)
-        assert after is program and [r.reason for r in journal.refusals] == [reason]
+        after, log = apply(rule, program)
+        assert after is program and [r.reason for r in log.refusals] == [reason]
 
 
 def test_what_an_earlier_rewrite_left_behind_is_no_reader() -> None:
@@ -111,8 +111,8 @@ def test_what_an_earlier_rewrite_left_behind_is_no_reader() -> None:
 
     rule = Rule("x + 0 y -> x", match=plus_nothing, replace=lambda x: x)
     program = program_of(lambda m, x, y: (lambda s: (x + s * 0) * s.relu())(y.relu()), X, Y)
-    after, journal = rewritten(pass_of(rule, RELU), program, X, Y)
-    assert len(journal.rewrites) == 2 and sorted(ops(after)) == ["mul", "relu"]
+    after, log = rewritten(pass_of(rule, RELU), program, X, Y)
+    assert len(log.rewrites) == 2 and sorted(ops(after)) == ["mul", "relu"]
 
 
 def test_the_overload_is_chosen_by_the_arguments() -> None:
@@ -141,10 +141,10 @@ def test_the_overload_is_chosen_by_the_arguments() -> None:
 
 def test_new_nodes_carry_where_they_come_from_and_what_made_them() -> None:
     model = nn.Sequential(nn.ReLU(), nn.ReLU()).eval()
-    after, journal = apply(RELU, captured(model, X))
+    after, log = apply(RELU, captured(model, X))
     (node,) = after.calls
-    assert origin(node).rules == ("tested",) and origin(node).module == journal.rewrites[0].module.replace("0", "1")
-    assert (journal.rewrites[0].site, journal.rewrites[0].module) == ("twice_relu@relu_1", "0")
+    assert origin(node).rules == ("tested",) and origin(node).module == log.rewrites[0].module.replace("0", "1")
+    assert (log.rewrites[0].site, log.rewrites[0].module) == ("twice_relu@relu_1", "0")
 
 
 def test_new_constants_are_named_after_their_place_in_the_model() -> None:
@@ -161,9 +161,9 @@ def test_new_constants_are_named_after_their_place_in_the_model() -> None:
 
 def test_skipped_sites_are_left_alone_and_not_journaled() -> None:
     program = program_of(lambda m, x: x.relu().relu())
-    journal = Journal.skipping({"twice_relu@relu_1"})
-    assert pass_of(RELU)(program, journal=journal) is program
-    assert not journal.rewrites and not journal.refusals
+    log = RewriteLog.skipping({"twice_relu@relu_1"})
+    assert pass_of(RELU)(program, log=log) is program
+    assert not log.rewrites and not log.refusals
 
 
 def test_the_first_rule_that_fits_wins() -> None:
@@ -221,10 +221,10 @@ def test_a_table_replaces_op_by_op_and_says_what_it_declines() -> None:
 
     table = table_pass("tabled", {aten.relu.default: tanh, aten.exp.default: declined}, declares="exact", doc="")
     program = program_of(lambda m, x: x.relu().exp().sigmoid())
-    after, journal = rewritten(table, program, X)
+    after, log = rewritten(table, program, X)
     assert ops(after) == ["tanh", "exp", "sigmoid"]
-    assert [r.site for r in journal.rewrites] == ["tabled@relu"]
-    assert [(r.site, r.reason) for r in journal.refusals] == [("tabled@exp", "too steep")]
+    assert [r.site for r in log.rewrites] == ["tabled@relu"]
+    assert [(r.site, r.reason) for r in log.refusals] == [("tabled@exp", "too steep")]
     assert table(program, skip={"tabled@relu", "tabled@exp"}) is program
 
 
@@ -236,14 +236,14 @@ def test_a_table_leaves_values_written_in_place_alone() -> None:
 
     table = table_pass("tabled", {aten.relu.default: lambda op, relu: op.tanh(relu.self)}, declares="exact", doc="")
     program = program_of(function)
-    after, journal = rewritten(table, program, X)
+    after, log = rewritten(table, program, X)
     assert after is program
-    assert [r.reason for r in journal.refusals] == ["its operands or result are written in place"]
+    assert [r.reason for r in log.refusals] == ["its operands or result are written in place"]
 
 
 def test_options_of_a_pass() -> None:
     @graph_pass(declares="exact")
-    def chosen(program: Program, journal: Journal, *, mode: Literal["a", "b"] = "a", limit: int = 3) -> Program:
+    def chosen(program: Program, log: RewriteLog, *, mode: Literal["a", "b"] = "a", limit: int = 3) -> Program:
         seen.append((mode, limit))
         return program
 
@@ -275,8 +275,8 @@ def test_where_a_condition_of_the_left_side_does_not_hold_nothing_is_said() -> N
     assert [r.reason for r in apply(spoken, program)[1].refusals] == ["not so: The factor is one."]
     assert not apply(silent, program)[1].refusals
     assert nearest_miss(silent, program.calls[1], program) == "matched, but not so: The factor is one."
-    after, journal = apply(silent, program_of(lambda m, x: (x.exp() * 1).sin()))
-    assert ops(after) == ["exp", "sin"] and len(journal.rewrites) == 1
+    after, log = apply(silent, program_of(lambda m, x: (x.exp() * 1).sin()))
+    assert ops(after) == ["exp", "sin"] and len(log.rewrites) == 1
 
 
 def test_a_condition_needs_its_sentence_too() -> None:
@@ -298,8 +298,8 @@ def test_outputs_get_no_memory_of_inputs_constants_or_each_other() -> None:
         lambda m, x: (lambda y: (y, y * 1))(x.exp()),
     ):
         program = program_of(function, c=torch.randn(4))
-        after, journal = apply(rule, program)
-        assert after is program and [r.reason for r in journal.refusals] == [shares]
+        after, log = apply(rule, program)
+        assert after is program and [r.reason for r in log.refusals] == [shares]
     for function, left in ((lambda m, x: x.exp() * 1, ["exp"]), (lambda m, x: (x * 1).exp(), ["exp"])):
         assert ops(apply(rule, program_of(function))[0]) == left
 

@@ -13,15 +13,15 @@ from tests.ir_tools.rewriting import RELU, X, Y, apply, pass_of, program_of
 
 def test_a_rule_is_applied_until_it_fits_no_more() -> None:
     program = program_of(lambda m, x: x.relu().relu().relu().relu())
-    after, journal = apply(RELU, program)
-    assert ops(after) == ["relu"] and len(journal.rewrites) == 3
+    after, log = apply(RELU, program)
+    assert ops(after) == ["relu"] and len(log.rewrites) == 3
     assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
 
 
 def test_a_program_in_which_nothing_fits_comes_back_itself() -> None:
     program = program_of(lambda m, x: x.relu().exp().relu())
-    after, journal = apply(RELU, program)
-    assert after is program and not journal.rewrites and not journal.refusals
+    after, log = apply(RELU, program)
+    assert after is program and not log.rewrites and not log.refusals
 
 
 def test_an_unknown_that_comes_twice_must_be_one_value() -> None:
@@ -91,8 +91,8 @@ def test_a_value_where_a_constant_is_wanted_is_refused_by_name() -> None:
 
     rule = Rule("linear(x) -> x", match=linear, replace=lambda x: x)
     program = program_of(lambda m, x, w: torch.nn.functional.linear(x, w), X, torch.randn(4, 4))
-    after, journal = apply(rule, program, X, torch.randn(4, 4))
-    assert after is program and [r.reason for r in journal.refusals] == ["known at run time only: w"]
+    after, log = apply(rule, program, X, torch.randn(4, 4))
+    assert after is program and [r.reason for r in log.refusals] == ["known at run time only: w"]
 
 
 def test_sums_and_products_fit_in_either_order() -> None:
@@ -117,11 +117,11 @@ def test_the_second_order_is_tried_where_the_first_is_refused() -> None:
 
     rule = Rule("relu(x) + y -> x + y", match=relu_plus, replace=lambda op, x, y: op.add(x, y))
     program = program_of(lambda m, x, y: (lambda r: (r + y.relu(), r.exp()))(x.relu()), X, Y)
-    after, journal = apply(rule, program, X, Y)
-    assert sorted(ops(after)) == ["add", "exp", "relu"] and len(journal.rewrites) == 1
+    after, log = apply(rule, program, X, Y)
+    assert sorted(ops(after)) == ["add", "exp", "relu"] and len(log.rewrites) == 1
     both = program_of(lambda m, x, y: (lambda r, s: (r + s, r.exp(), s.exp()))(x.relu(), y.relu()), X, Y)
-    after, journal = apply(rule, both, X, Y)
-    assert after is both and len(journal.refusals) == 1  # one place, one reason: that of the order as written
+    after, log = apply(rule, both, X, Y)
+    assert after is both and len(log.refusals) == 1  # one place, one reason: that of the order as written
 
 
 def test_alternatives_are_tried_in_order_and_may_name_nothing() -> None:
@@ -176,8 +176,8 @@ def test_variadic_operands() -> None:
     mixed = program_of(lambda m, x, y: torch.cat([x.relu(), y.exp()]), X, Y)
     assert apply(outside, mixed, X, Y)[0] is mixed
     read_twice = program_of(lambda m, x, y: (lambda r: (torch.cat([r, y.relu()]), r))(x.relu()), X, Y)
-    after, journal = apply(outside, read_twice, X, Y)
-    assert after is read_twice and "has another reader" in journal.refusals[0].reason
+    after, log = apply(outside, read_twice, X, Y)
+    assert after is read_twice and "has another reader" in log.refusals[0].reason
     alone = Rule("cat([x]) -> x", match=of_one, replace=lambda x: x)
     assert ops(apply(alone, program_of(lambda m, x: torch.cat([x]).exp()))[0]) == ["exp"]
     two = program_of(lambda m, x, y: torch.cat([x, y]), X, Y)
@@ -194,8 +194,8 @@ def test_annotations_say_what_fits() -> None:
     assert ops(apply(rule, program_of(lambda m, x: m.c + x, **row))[0]) == ["mul"]
     assert ops(apply(rule, program_of(lambda m, x: x + 2))[0]) == ["mul"]
     run = program_of(lambda m, x, y: x + y, X, Y)
-    after, journal = apply(rule, run, X, Y)
-    assert after is run and not journal.refusals  # a `Tensor` would have refused
+    after, log = apply(rule, run, X, Y)
+    assert after is run and not log.refusals  # a `Tensor` would have refused
 
     def flag(op, x: Value, keep: int):
         return op.sum(x, [0], keep, ...)
@@ -222,8 +222,8 @@ def test_a_right_side_may_decline_and_leaves_nothing_behind() -> None:
 
     mind = Rule("exp(x) -> ?", match=exp, replace=after_all_not)
     program = program_of(lambda m, x: x.exp())
-    after, journal = apply(mind, program)
-    assert after is program and [r.reason for r in journal.refusals] == ["changed its mind"]
+    after, log = apply(mind, program)
+    assert after is program and [r.reason for r in log.refusals] == ["changed its mind"]
     program = program_of(lambda m, x: (lambda y: (y.relu(), y))(x.relu().exp()))
     after, _ = rewritten(pass_of(mind, RELU), program, X)
     assert after is program
@@ -237,5 +237,5 @@ def test_rules_are_tried_again_when_a_later_rewrite_took_a_reader_away() -> None
 
     program = program_of(lambda m, x, y: (lambda r: (r.relu(), (r - r).exp() + y))(x.relu()), X, Y)
     ones = Rule("exp(x - x) -> 1", match=minus_itself, replace=lambda op, x: op.ones_like(x))
-    after, journal = rewritten(pass_of(RELU, ones), program, X, Y)
-    assert "ones_like" in ops(after) and journal.rewrites
+    after, log = rewritten(pass_of(RELU, ones), program, X, Y)
+    assert "ones_like" in ops(after) and log.rewrites

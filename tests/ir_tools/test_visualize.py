@@ -440,8 +440,8 @@ def test_bodies_are_frames_and_arrows_lead_in_and_out():
 def test_who_reads_a_list_after_a_loop_filled_it_is_drawn_behind_it():
     program = captured(Branches(), torch.rand(1, 2, 3, 3))
     append = next(n for n in program.all_calls if short_name(n.target) == "append")
-    readers = {b for (a, b), style in edges(to_dot(program)).items() if a == append.name and "dotted" in style}
-    assert readers & {n.name for n in program.calls if short_name(n.target) == "len"}
+    users = {b for (a, b), style in edges(to_dot(program)).items() if a == append.name and "dotted" in style}
+    assert users & {n.name for n in program.calls if short_name(n.target) == "len"}
 
 
 def test_new_nodes_stand_out_in_bodies(tmp_path):

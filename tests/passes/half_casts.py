@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import argument, short_name
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from ir_tools.verify.ranges import observe
 from passes import CATALOGUE
 from tests.check import captured, outputs_of, relative_error, rewritten
@@ -45,14 +45,14 @@ class Model(nn.Module):
 def check_cast(model: nn.Module, *inputs: Tensor, dtype: str = "bfloat16", level: str = "O2"):
     """Cast, and hold the result to what holds for every model: dtypes at the border, lean casts, near numbers."""
     program = captured(model.eval(), *inputs)
-    after, journal = rewritten(cast_half.with_options(dtype=dtype, level=level), program, *inputs)
+    after, log = rewritten(cast_half.with_options(dtype=dtype, level=level), program, *inputs)
     expected, got = outputs_of(program, *inputs), outputs_of(after, *inputs)
     assert [t.dtype for t in got] == [t.dtype for t in expected], "outputs keep their dtypes"
     assert [facts.dtype(p) for p in after.placeholders] == [t.dtype for t in inputs], "inputs keep their dtypes"
     assert_casts_are_lean(after)
     error = relative_error(expected, got)
     assert error <= WITHIN[dtype], f"relative error {error:.3g}, allowed {WITHIN[dtype]:g}"
-    return after, journal
+    return after, log
 
 
 def assert_casts_are_lean(program: Program) -> None:
@@ -107,7 +107,7 @@ LOWEST = torch.finfo(torch.float32).min
 # -- what was seen on data ---------------------------------------------------------------------------------------------
 
 
-def seen_on(program: Program, *inputs: Tensor, dtype: str = "float16", level: str = "O2") -> tuple[Program, Journal]:
+def seen_on(program: Program, *inputs: Tensor, dtype: str = "float16", level: str = "O2") -> tuple[Program, RewriteLog]:
     """Cast with the ranges that the values of `program` take on `inputs`."""
-    journal = Journal(ranges=observe(program, [inputs]))
-    return cast_half.with_options(dtype=dtype, level=level)(program, journal=journal), journal
+    log = RewriteLog(ranges=observe(program, [inputs]))
+    return cast_half.with_options(dtype=dtype, level=level)(program, log=log), log

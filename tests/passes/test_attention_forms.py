@@ -72,24 +72,24 @@ def core(program: Program) -> list[str]:
 def test_it_is_taken_apart_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, mask: str, dtype: torch.dtype) -> None:
     program, x = fused(mask, dtype)
     monkeypatch.setattr(choices, "measure", winner(1))
-    after, journal = rewritten(lower_onednn, program, x)
+    after, log = rewritten(lower_onednn, program, x)
     apart = ["mul", "transpose", "matmul", *MASKS[mask][1], "softmax", "matmul"]
     assert core(after) == ["transpose", *apart, "transpose"]
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) < WITHIN[dtype]
     assert relative_error([SelfAttention(mask)(x)], outputs_of(after, x)) < WITHIN[dtype]
-    assert [refusal.reason for refusal in journal.refusals] == ["apart is faster here: 1000 ms fused, 0 ms apart"]
+    assert [refusal.reason for refusal in log.refusals] == ["apart is faster here: 1000 ms fused, 0 ms apart"]
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_it_stays_fused_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, mask: str) -> None:
     program, x = fused(mask)
     monkeypatch.setattr(choices, "measure", winner(0))
-    after, journal = rewritten(lower_onednn, program, x)
-    assert ops(after) == ops(program) and len(journal.rewrites) == len(journal.choices.measured) == 1 and not journal.refusals
+    after, log = rewritten(lower_onednn, program, x)
+    assert ops(after) == ops(program) and len(log.rewrites) == len(log.choices.measured) == 1 and not log.refusals
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) == 0
     monkeypatch.setattr(choices, "measure", never)
-    unmeasured, journal = rewritten(lower_onednn.with_options(choose="fused"), program, x)
-    assert graph(unmeasured) == graph(after) and journal.choices is None
+    unmeasured, log = rewritten(lower_onednn.with_options(choose="fused"), program, x)
+    assert graph(unmeasured) == graph(after) and log.choices is None
 
 
 def test_a_scale_of_one_is_no_op(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,11 +102,11 @@ def test_a_scale_of_one_is_no_op(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sites_are_the_same_whatever_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     program, x = fused("mask", layers=2)
     found = []
-    for place in range(2):
-        monkeypatch.setattr(choices, "measure", winner(place))
-        _, journal = rewritten(lower_onednn, program, x)
-        found.append([rewrite.site for rewrite in journal.rewrites])
-        assert len(journal.choices.measured) == 1  # equal signatures once
+    for location in range(2):
+        monkeypatch.setattr(choices, "measure", winner(location))
+        _, log = rewritten(lower_onednn, program, x)
+        found.append([rewrite.site for rewrite in log.rewrites])
+        assert len(log.choices.measured) == 1  # equal signatures once
         assert_sites_can_be_skipped(lower_onednn, lambda: fused("mask", layers=2)[0], x)
     assert found[0] == found[1] and len(found[0]) == 2
 
@@ -196,8 +196,8 @@ def qkv(heads: int = 3) -> tuple[Tensor, ...]:
 def test_attention_that_the_user_fused_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "measure", never)
     program = captured(Users().eval(), *qkv())
-    after, journal = rewritten(lower_onednn, program, *qkv())
-    assert after is program and not journal.refusals
+    after, log = rewritten(lower_onednn, program, *qkv())
+    assert after is program and not log.refusals
 
 
 def test_beside_one_of_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,9 +209,9 @@ def test_beside_one_of_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
     program = fuse_attention(captured(Both().eval(), *inputs))
     assert [is_ours(Call(node)) for node in program.calls] == [True, False]
     monkeypatch.setattr(choices, "measure", winner(1))
-    after, journal = rewritten(lower_onednn, program, *inputs)
+    after, log = rewritten(lower_onednn, program, *inputs)
     assert ops(after) == ["transpose", "matmul", "softmax", "matmul", "scaled_dot_product_attention"]
-    assert len(journal.rewrites) == 1 and relative_error(outputs_of(program, *inputs), outputs_of(after, *inputs)) < 1e-5
+    assert len(log.rewrites) == 1 and relative_error(outputs_of(program, *inputs), outputs_of(after, *inputs)) < 1e-5
 
 
 USES = [{}, {"is_causal": True}, {"attn_mask": torch.randn(6, 6)}, {"scale": -0.3}, {"attn_mask": torch.randn(3, 1, 6)}]
@@ -224,7 +224,7 @@ def test_whatever_it_is_told_it_computes_the_same(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(choices, "measure", winner(1))
     inputs = qkv()
     program = captured(Users(**options).eval(), *inputs)
-    after, journal = rewritten(lower_onednn, program, *inputs)
+    after, log = rewritten(lower_onednn, program, *inputs)
     assert ops(after).count("softmax") == 1 and ATTENTION not in {node.target for node in after.calls}
     assert relative_error(outputs_of(program, *inputs), outputs_of(after, *inputs)) < 1e-5
 
@@ -241,17 +241,17 @@ def test_other_uses_of_the_op_stay(monkeypatch: pytest.MonkeyPatch, options: dic
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_graph_whose_layouts_tell_keeps_them(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+def test_a_graph_whose_layouts_tell_keeps_them(monkeypatch: pytest.MonkeyPatch, location: int) -> None:
     class Draws(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             y = F.scaled_dot_product_attention(q, k, v)
             return y + torch.rand_like(y)
 
     monkeypatch.setattr(lowering, "is_ours", lambda call: call.target is ATTENTION)
-    monkeypatch.setattr(choices, "measure", winner(place))
+    monkeypatch.setattr(choices, "measure", winner(location))
     inputs = qkv()
     program = captured(Draws().eval(), *inputs)
-    assert program.layout_tells
+    assert program.layout_is_observable
     after, _ = rewritten(lower_onednn, program, *inputs)
     found = []
     for candidate in (program, after):

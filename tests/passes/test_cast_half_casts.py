@@ -17,11 +17,11 @@ from tests.passes.half_casts import HALVES, IMAGE, LEVELS, Model, X, cast_half, 
 # -- where casts stand -------------------------------------------------------------------------------------------------
 
 
-def _three_readers(m: Model, x: Tensor) -> Tensor:
+def _three_users(m: Model, x: Tensor) -> Tensor:
     return m.a(x) + m.b(x) + F.relu(x)
 
 
-def _half_and_float_readers(m: Model, x: Tensor) -> Tensor:
+def _half_and_float_users(m: Model, x: Tensor) -> Tensor:
     y = m.a(x)
     return m.b(y) + y.softmax(-1) + y.exp()
 
@@ -39,8 +39,8 @@ def _weight_read_in_float_too(m: Model, x: Tensor) -> Tensor:
 
 
 CASTS: dict[str, tuple[Callable, int]] = {
-    "three readers of one input": (_three_readers, 2),
-    "half and float readers": (_half_and_float_readers, 2),
+    "three readers of one input": (_three_users, 2),
+    "half and float readers": (_half_and_float_users, 2),
     "there and back": (_there_and_back, 2),
     "a weight shared by two ops": (_shared_weight, 2),
     "a weight read in float too": (_weight_read_in_float_too, 2),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import argument, aten, short_name
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from passes.precision.op_table import PERIODIC
 from passes.precision.rescaling import LARGEST_SHIFT
 from tests.check import captured, outputs_of, relative_error, rewritten
@@ -24,14 +24,14 @@ def marked(program: Program) -> list[str]:
     return [short_name(n.target) + "*" * (facts.dtype(n) in HALVES.values()) for n in nodes]
 
 
-def cast_half_of(model: nn.Module, *inputs: Tensor) -> tuple[Program, Journal]:
+def cast_half_of(model: nn.Module, *inputs: Tensor) -> tuple[Program, RewriteLog]:
     return rewritten(cast_half.with_options(dtype="float16", level="O3"), captured(model.eval(), *inputs), *inputs)
 
 
 def cast(model: nn.Module, *inputs: Tensor, dtype: str = "float16", level: str = "O3") -> tuple[list[str], set[str]]:
     """The marked ops, and the reasons why some stay float, without data. At O3 what nothing keeps in float is half."""
-    after, journal = rewritten(cast_half.with_options(dtype=dtype, level=level), captured(model.eval(), *inputs), *inputs)
-    return marked(after), {r.reason for r in journal.refusals}
+    after, log = rewritten(cast_half.with_options(dtype=dtype, level=level), captured(model.eval(), *inputs), *inputs)
+    return marked(after), {r.reason for r in log.refusals}
 
 
 def identity() -> nn.Linear:
@@ -48,9 +48,9 @@ def test_what_comes_near_the_end_of_the_range_stays_float(share: float, expected
     """Other data may be a few times as large as what was seen."""
     model = Model(lambda m, x: m.l(x) * (share * FLOAT16_MAX), l=identity()).eval()
     x = torch.tensor([[1.0, 0.5, -0.25, 0.75]])
-    after, journal = seen_on(captured(model, x), x)
+    after, log = seen_on(captured(model, x), x)
     assert marked(after) == ["linear*", expected]
-    assert (numbers.OVERFLOWS in {r.reason for r in journal.refusals}) == (expected == "mul")
+    assert (numbers.OVERFLOWS in {r.reason for r in log.refusals}) == (expected == "mul")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -65,29 +65,29 @@ def test_a_divisor_of_which_one_number_would_become_zero_stays_float(moved: bool
     model = Model(divide, l=identity(), mask=torch.tensor([1.0, 1.0, 1.0, 0.0])).eval()
     d = torch.tensor([[1.0, 2.0, 3.0, 1e-9]])
     program = captured(model, X, d)
-    after, journal = seen_on(program, X, d, level=level)
+    after, log = seen_on(program, X, d, level=level)
     assert relative_error(outputs_of(program, X, d), outputs_of(after, X, d)) <= 5e-3
-    assert numbers.LOSES in {r.reason for r in journal.refusals}
+    assert numbers.LOSES in {r.reason for r in log.refusals}
     model.function = lambda m, x, d: m.l(x) * m.l(d)  # a factor may become zero
-    _, journal = seen_on(captured(model, X, d), X, d, level=level)
-    assert numbers.LOSES not in {r.reason for r in journal.refusals}
+    _, log = seen_on(captured(model, X, d), X, d, level=level)
+    assert numbers.LOSES not in {r.reason for r in log.refusals}
 
 
 @pytest.mark.parametrize("magnitudes, expected", [((1, 1), "abs"), ((1, 2), "abs*"), ((0.5, 0.5), "abs")])
 def test_values_that_lose_one_bit_stay_float(magnitudes: tuple[float, float], expected: str) -> None:
     """Below 2^-14 float16 has one bit less for each halving: 6 dB. Half of the values there cost 2 dB."""
     x = torch.tensor(magnitudes * 2)[None] * (1.5 * 2.0**-15)
-    after, journal = seen_on(captured(Model(lambda m, x: m.l(x).abs(), l=identity()).eval(), x), x)
+    after, log = seen_on(captured(Model(lambda m, x: m.l(x).abs(), l=identity()).eval(), x), x)
     assert marked(after)[-1] == expected
-    assert ({numbers.LOSES, numbers.READS_UNFIT} <= {r.reason for r in journal.refusals}) == (expected == "abs")
+    assert ({numbers.LOSES, numbers.READS_UNFIT} <= {r.reason for r in log.refusals}) == (expected == "abs")
 
 
 @pytest.mark.parametrize("shift, found", [(20, True), (LARGEST_SHIFT + 8, False)])
 def test_products_are_scaled_by_so_much_and_no_more(shift: int, found: bool) -> None:
     x = X.clamp(-3, 3).sign() * 2.0 ** (13 + shift)
     program = captured(Model(lambda m, x: m.l(x), l=identity()).eval(), x)
-    after, journal = seen_on(program, x)
-    assert any("->" in r.rule for r in journal.rewrites) == found
+    after, log = seen_on(program, x)
+    assert any("->" in r.rule for r in log.rewrites) == found
     assert ("linear*" in marked(after)) == found
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) == 0
 
@@ -134,10 +134,10 @@ def test_what_is_periodic_is_float_and_so_is_its_phase(name: str, level: str) ->
     function = getattr(torch.special, name.removeprefix("special_")) if "special" in name else getattr(torch, name)
     model = Model(lambda m, x: m.l(function(x * 30.0, *PHASES[name])), l=nn.Linear(4, 4)).eval()
     program = captured(model, X)
-    after, journal = rewritten(cast_half.with_options(level=level), program, X)
+    after, log = rewritten(cast_half.with_options(level=level), program, X)
     found = marked(after)
     assert found[0] == "mul" and found[1] in PERIODIC and found[-1] == "linear*", found
-    assert all(r.expected for r in journal.refusals), "as ops in no table would not be"
+    assert all(r.expected for r in log.refusals), "as ops in no table would not be"
     assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= 4e-2
 
 
@@ -210,8 +210,8 @@ SCALED = {"mul": lambda y, k: y * k, "div": lambda y, k: y / k, "atan2": torch.a
 def test_constants_beyond_the_range_are_clamped_where_they_are_added_alone(name: str) -> None:
     function = {**MASKED, **SCALED}[name]
     constant = LARGE if name in MASKED else LARGE - 1e9
-    after, journal = cast_half_of(Model(lambda m, x: m.l(function(m.l(x), m.k)), l=nn.Linear(4, 4), k=constant), X)
-    reasons = {r.reason for r in journal.refusals}
+    after, log = cast_half_of(Model(lambda m, x: m.l(function(m.l(x), m.k)), l=nn.Linear(4, 4), k=constant), X)
+    reasons = {r.reason for r in log.refusals}
     if name in MASKED:
         assert f"{name}*" in marked(after) and numbers.CLAMPED in reasons and numbers.IS_WIDE not in reasons
     else:
@@ -226,8 +226,8 @@ def test_a_constant_mask_of_attention_is_clamped() -> None:
         y = m.l(x)[None]
         return F.scaled_dot_product_attention(y, y, y, attn_mask=m.mask)
 
-    after, journal = cast_half_of(Model(attend, l=nn.Linear(4, 4), mask=mask), X)
-    assert marked(after)[-1] == "scaled_dot_product_attention*" and numbers.CLAMPED in {r.reason for r in journal.refusals}
+    after, log = cast_half_of(Model(attend, l=nn.Linear(4, 4), mask=mask), X)
+    assert marked(after)[-1] == "scaled_dot_product_attention*" and numbers.CLAMPED in {r.reason for r in log.refusals}
 
 
 @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
@@ -236,8 +236,8 @@ def test_parameters_of_a_batch_norm_stay_float_and_keep_nothing_there(name: str)
     norm = nn.BatchNorm1d(4)
     with torch.no_grad():
         getattr(norm, name).fill_(1e6 if name == "running_var" else 1e-9)
-    after, journal = cast_half_of(Model(lambda m, x: m.l(m.n(m.l(x))), l=nn.Linear(4, 4), n=norm), X)
-    assert marked(after) == ["linear*", "batch_norm*", "linear*"] and not journal.refusals
+    after, log = cast_half_of(Model(lambda m, x: m.l(m.n(m.l(x))), l=nn.Linear(4, 4), n=norm), X)
+    assert marked(after) == ["linear*", "batch_norm*", "linear*"] and not log.refusals
     (node,) = (n for n in after.calls if short_name(n.target) == "batch_norm")
     assert facts.dtype(argument(node, name)) is torch.float32
 
@@ -290,14 +290,14 @@ def test_results_that_somebody_reads_as_one_list_stay_float() -> None:
     split, joined = (next(n for n in draft.program.calls if short_name(n.target) == name) for name in ("split", "cat"))
     with draft.before(joined):
         draft.replace(joined, draft.call(aten.cat.default, split, 1))
-    after, journal = rewritten(cast_half, draft.finish(), X)
-    assert marked(after)[:2] == ["linear*", "split"] and policy.IS_READ_WHOLE in {r.reason for r in journal.refusals}
+    after, log = rewritten(cast_half, draft.finish(), X)
+    assert marked(after)[:2] == ["linear*", "split"] and policy.IS_READ_WHOLE in {r.reason for r in log.refusals}
 
 
 def test_what_reads_a_value_of_unknown_dtype_stays_as_it_is() -> None:
     program = captured(Model(lambda m, x: m.l(m.l(x).relu()), l=nn.Linear(4, 4)).eval(), X)
     next(n for n in program.calls if short_name(n.target) == "relu").meta.pop("val")
-    stances = policy.Policy(program, torch.bfloat16, "O3", {}, Journal()).stances
-    assert [(short_name(n.target), s.reason) for n, s in stances.items()] == [
+    constraints = policy.Policy(program, torch.bfloat16, "O3", {}, RewriteLog()).constraints
+    assert [(short_name(n.target), s.reason) for n, s in constraints.items()] == [
         ("linear", ""), ("relu", policy.IS_UNKNOWN), ("linear", policy.IS_UNKNOWN)
     ]  # fmt: skip

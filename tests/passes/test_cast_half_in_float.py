@@ -26,25 +26,25 @@ def test_a_float64_island_stays_float64() -> None:
 
 
 def test_promotion_by_a_float64_constant_stays() -> None:
-    after, journal = check_cast(Model(lambda m, x: m.l(x) * m.k, l=nn.Linear(4, 4), k=torch.randn(4).double()), X)
+    after, log = check_cast(Model(lambda m, x: m.l(x) * m.k, l=nn.Linear(4, 4), k=torch.randn(4).double()), X)
     assert computes_in(after)["mul"] is torch.float64
-    assert [r.reason for r in journal.refusals] == ["an operand or the result is float64"]
+    assert [r.reason for r in log.refusals] == ["an operand or the result is float64"]
 
 
 def test_a_sum_that_is_stated_in_float64_reads_float_at_every_level() -> None:
     model = Model(lambda m, x: m.l(x).sum(-1, dtype=torch.float64), l=nn.Linear(4, 4))
     for level in LEVELS:
-        after, journal = check_cast(model, X, level=level)
+        after, log = check_cast(model, X, level=level)
         (total,) = (node for node in after.calls if short_name(node.target) == "sum")
         assert facts.dtype(argument(total, "self")) is torch.float32
-        assert [r.reason for r in journal.refusals] == ["an operand or the result is float64"]
+        assert [r.reason for r in log.refusals] == ["an operand or the result is float64"]
 
 
 def test_a_product_with_a_float64_number_stays_float() -> None:
     """A tensor without axes promotes nothing: the product is float32, and as exact as the model wanted it."""
-    after, journal = check_cast(Model(lambda m, x: m.l(x) * m.k, l=nn.Linear(4, 4), k=torch.randn(()).double()), X)
+    after, log = check_cast(Model(lambda m, x: m.l(x) * m.k, l=nn.Linear(4, 4), k=torch.randn(()).double()), X)
     assert computes_in(after)["mul"] is torch.float32 and after.constants["k"].dtype is torch.float64
-    assert [r.reason for r in journal.refusals] == ["an operand or the result is float64"]
+    assert [r.reason for r in log.refusals] == ["an operand or the result is float64"]
 
 
 def test_a_constant_that_half_holds_does_not_keep_an_op_in_float_at_o1() -> None:
@@ -69,9 +69,9 @@ def test_a_float_residual_is_added_in_float_at_o1(constant: bool) -> None:
         return fused(x, m.l.weight, m.l.bias, m.r if constant else x, "relu", [])
 
     program = captured(Model(block, l=nn.Linear(4, 4), r=torch.randn(3, 4)).eval(), X)
-    after, journal = rewritten(cast_half.with_options(level="O1"), program, X)
+    after, log = rewritten(cast_half.with_options(level="O1"), program, X)
     assert ops(after) == ["to", "linear", "to", "add", "relu"]
-    assert [r.rule for r in journal.rewrites] == ["linear_act(x, r) -> linear(x) + r", "linear"]
+    assert [r.rule for r in log.rewrites] == ["linear_act(x, r) -> linear(x) + r", "linear"]
     assert ops(rewritten(cast_half, program, X)[0]) == ["to", "linear_act", "to"]
     twice = Model(lambda m, x: block(m, block(m, x)), l=nn.Linear(4, 4), r=torch.randn(3, 4)).eval()
     after, _ = rewritten(cast_half.with_options(level="O1"), captured(twice, X), X)
@@ -155,9 +155,9 @@ def _fill_a_buffer(m: Model, x: Tensor, s: Tensor) -> Tensor:
 def test_writes_in_place_stay_in_float_and_in_order(function: Callable, frontend: str) -> None:
     model, s = Model(function, l=nn.Linear(4, 4)).eval(), torch.randn(3, 4)
     program = captured(model, X, s, frontend=frontend)
-    after, journal = rewritten(cast_half, program, X, s)
+    after, log = rewritten(cast_half, program, X, s)
     assert relative_error(outputs_of(program, X, s), outputs_of(after, X, s)) <= WITHIN["bfloat16"]
-    assert journal.refusals and all("in place" in refused.reason for refused in journal.refusals)
+    assert log.refusals and all("in place" in refused.reason for refused in log.refusals)
     written = [node for node in after.calls if short_name(node.target).endswith("_")]
     assert written and all(facts.dtype(node) is torch.float32 for node in written)
 
@@ -172,25 +172,25 @@ def test_state_stays_float() -> None:
 
 
 def test_ops_in_no_table_stay_float_and_are_listed() -> None:
-    after, journal = check_cast(Model(lambda m, x: torch.special.bessel_j0(m.l(x)), l=nn.Linear(4, 4)), X)
-    assert [r.reason for r in journal.refusals] == ["special_bessel_j0 is in no table of cast_half"]
+    after, log = check_cast(Model(lambda m, x: torch.special.bessel_j0(m.l(x)), l=nn.Linear(4, 4)), X)
+    assert [r.reason for r in log.refusals] == ["special_bessel_j0 is in no table of cast_half"]
     assert ops(after) == ["to", "linear", "to", "special_bessel_j0"]
 
 
 def test_what_meets_another_half_dtype_or_complex_numbers_stays() -> None:
     """Their promotion would give float32, or complex numbers, whatever is cast."""
     mixed = Model(lambda m, x, h: m.l(m.l(x) * h), l=nn.Linear(4, 4))
-    after, journal = check_cast(mixed, X, torch.randn(3, 4).half())
+    after, log = check_cast(mixed, X, torch.randn(3, 4).half())
     assert ops(after) == ["to", "linear", "to", "mul", "to", "linear", "to"]
-    assert policy.HAS_OTHERS in [r.reason for r in journal.refusals]
+    assert policy.HAS_OTHERS in [r.reason for r in log.refusals]
     turned = Model(lambda m, x: m.l((m.l(x) * m.turn).real), l=nn.Linear(4, 4), turn=torch.randn(4, dtype=torch.complex64))
-    after, journal = check_cast(turned, X)
-    assert policy.HAS_OTHERS in [r.reason for r in journal.refusals]
+    after, log = check_cast(turned, X)
+    assert policy.HAS_OTHERS in [r.reason for r in log.refusals]
 
 
 def test_complex_numbers_stay() -> None:
-    after, journal = check_cast(Model(lambda m, x: m.l(torch.fft.fft(m.l(x)).abs()), l=nn.Linear(4, 4)), X)
-    assert {r.module for r in journal.refusals} == {"fft_fft", "abs_1"}
+    after, log = check_cast(Model(lambda m, x: m.l(torch.fft.fft(m.l(x)).abs()), l=nn.Linear(4, 4)), X)
+    assert {r.module for r in log.refusals} == {"fft_fft", "abs_1"}
     assert ops(after) == ["to", "linear", "to", "fft_fft", "abs", "to", "linear", "to"]
 
 
@@ -201,8 +201,8 @@ def test_ops_without_a_kernel_for_half_stay_float(dtype: str, level: str) -> Non
         pooled = F.avg_pool3d(m.c(x), 2)
         return torch.cdist(pooled.flatten(1), pooled.flatten(1) + 1)
 
-    _, journal = check_cast(Model(function, c=nn.Conv3d(2, 3, 1)), torch.randn(2, 2, 4, 4, 4), dtype=dtype, level=level)
-    reasons = [r.reason for r in journal.refusals]
+    _, log = check_cast(Model(function, c=nn.Conv3d(2, 3, 1)), torch.randn(2, 2, 4, 4, 4), dtype=dtype, level=level)
+    reasons = [r.reason for r in log.refusals]
     assert reasons.count("torch has no kernel for it in half precision on the CPU") == 2
 
 
@@ -279,8 +279,8 @@ def test_no_float_value_is_rounded_for_what_decides_by_it(case: str, level: str)
 
 def test_integers_beside_halves_are_counted_in_float() -> None:
     model = Model(lambda m, x, p: m.l(m.l(x) * 1e-4 * p[:, None]), l=nn.Linear(4, 4)).eval()
-    _, journal = check_cast(model, X, torch.tensor([0, 70000, 90000]), dtype="float16")
-    assert policy.READS_INTEGERS in [r.reason for r in journal.refusals]
+    _, log = check_cast(model, X, torch.tensor([0, 70000, 90000]), dtype="float16")
+    assert policy.READS_INTEGERS in [r.reason for r in log.refusals]
     small = Model(lambda m, x: m.l(m.l(x) * m.steps), l=nn.Linear(4, 4), steps=torch.arange(4))
     assert policy.READS_INTEGERS not in [r.reason for r in check_cast(small, X)[1].refusals], "half holds 0 to 3"
 

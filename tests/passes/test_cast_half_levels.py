@@ -44,9 +44,9 @@ def test_the_graph_is_the_module_with_casts_written_out(dtype: str) -> None:
     half = HALVES[dtype]
     model = Model(lambda m, x: F.relu(m.linear(x)).softmax(-1), linear=nn.Linear(4, 4))
     written_out = Model(lambda m, x: F.relu(m.linear(x.to(half))).float().softmax(-1), linear=nn.Linear(4, 4).to(half))
-    after, journal = check_cast(model, X, dtype=dtype)
+    after, log = check_cast(model, X, dtype=dtype)
     assert_same_graph(after, written_out.eval(), X)
-    assert [r.rule for r in journal.rewrites] == ["linear", "relu"]
+    assert [r.rule for r in log.rewrites] == ["linear", "relu"]
     assert set(after.constants) == {"linear.weight@cast_half", "linear.bias@cast_half"}
 
 

@@ -58,11 +58,11 @@ KEEP = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]])
 def test_masks_stay_finite(mask: str, low: float, dtype: str, level: str) -> None:
     """apex#1052, fairseq#3575: a mask that overflows raises, or makes NaN of a row that is masked as a whole."""
     model = Model(MASKS[mask](low), l=nn.Linear(4, 4))
-    _, journal = check_cast(model, X, KEEP, dtype=dtype, level=level)
+    _, log = check_cast(model, X, KEEP, dtype=dtype, level=level)
     if abs(low) > torch.finfo(HALVES[dtype]).max:
-        assert numbers.IS_WIDE in [r.reason for r in journal.refusals], "that a number was out of range is said"
+        assert numbers.IS_WIDE in [r.reason for r in log.refusals], "that a number was out of range is said"
     else:
-        assert numbers.IS_WIDE not in [r.reason for r in journal.refusals]
+        assert numbers.IS_WIDE not in [r.reason for r in log.refusals]
 
 
 def test_two_masks_may_be_added() -> None:
@@ -91,8 +91,8 @@ def test_what_may_be_out_of_range_stays_float_until_something_reads_it_in_half()
 
 def test_infinite_masks_stay_half() -> None:
     model = Model(lambda m, x: m.l(x).masked_fill(x > 9, float("-inf")), l=nn.Linear(4, 4))
-    after, journal = check_cast(model, X, dtype="float16")
-    assert computes_in(after)["masked_fill"] is torch.float16 and not any(r.reason == numbers.IS_WIDE for r in journal.refusals)
+    after, log = check_cast(model, X, dtype="float16")
+    assert computes_in(after)["masked_fill"] is torch.float16 and not any(r.reason == numbers.IS_WIDE for r in log.refusals)
 
 
 # -- sites and teeth ---------------------------------------------------------------------------------------------------
@@ -121,10 +121,10 @@ def test_a_wide_result_that_is_not_clamped_is_noticed(monkeypatch: pytest.Monkey
 
 def test_clamped_constants_are_reported() -> None:
     model = Model(lambda m, x: m.l(x) + m.mask, l=nn.Linear(4, 4), mask=torch.tensor([0.0, -1e9, 1.0, 2.0]))
-    _, journal = rewritten(cast_half.with_options(dtype="float16"), captured(model.eval(), X), X)
-    assert [r.reason for r in journal.refusals] == [numbers.CLAMPED]
-    _, journal = rewritten(cast_half, captured(model, X), X)
-    assert not journal.refusals
+    _, log = rewritten(cast_half.with_options(dtype="float16"), captured(model.eval(), X), X)
+    assert [r.reason for r in log.refusals] == [numbers.CLAMPED]
+    _, log = rewritten(cast_half, captured(model, X), X)
+    assert not log.refusals
 
 
 def test_a_mask_that_the_model_casts_is_clamped() -> None:
@@ -161,14 +161,14 @@ def test_a_mask_among_the_inputs_gives_no_nan(case: str, low: float, dtype: str,
     a_row[1] = low
     model = Model(MASKED[case], l=nn.Linear(4, 4)).eval()
     program = captured(model, X, nothing)
-    after, journal = seen_on(program, X, a_row if seen else nothing, dtype=dtype, level=level)
+    after, log = seen_on(program, X, a_row if seen else nothing, dtype=dtype, level=level)
     (got,) = outputs_of(after, X, a_row)
     (expected,) = outputs_of(program, X, a_row)
     assert got.isfinite().all()
     rows = [0, 2]  # the masked one is uniform in float32 only because -1e9 swallows its scores
     assert relative_error([expected[..., rows, :]], [got[..., rows, :]]) <= WITHIN[dtype]
     clamps = [n for n in after.calls if short_name(n.target) == "clamp"]
-    said = {numbers.VALUE_CLAMPED, numbers.OVERFLOWS, numbers.IS_WIDE} & {r.reason for r in journal.refusals}
+    said = {numbers.VALUE_CLAMPED, numbers.OVERFLOWS, numbers.IS_WIDE} & {r.reason for r in log.refusals}
     assert said or not clamps
 
 

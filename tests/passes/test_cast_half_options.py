@@ -37,12 +37,12 @@ def test_wrong_options_are_refused() -> None:
 def test_a_skipped_site_stays_float_and_only_that_one() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).eval()
     program = captured(model, X)
-    _, journal = rewritten(cast_half, program, X)
-    sites = [r.site for r in journal.rewrites]
+    _, log = rewritten(cast_half, program, X)
+    sites = [r.site for r in log.rewrites]
     assert sites == [f"cast_half@{name}" for name in ("linear", "silu", "linear_1", "tanh", "linear_2")]
     for i, site in enumerate(sites):
-        after, journal = rewritten(cast_half, program, X, skip={site})
-        assert [r.site for r in journal.rewrites] == [s for s in sites if s != site]
+        after, log = rewritten(cast_half, program, X, skip={site})
+        assert [r.site for r in log.rewrites] == [s for s in sites if s != site]
         found = [facts.dtype(node) for node in after.calls if short_name(node.target) != "to"]
         assert found == [torch.float32 if j == i else torch.bfloat16 for j in range(5)]
         assert_casts_are_lean(after)
@@ -64,9 +64,9 @@ def test_every_site_can_be_skipped_and_is_told_once() -> None:
         return m.l(torch.cat([b.sort(-1)[0], a.max(-1, keepdim=True)[0].expand(3, 2)], -1))
 
     program = captured(Model(parts, l=nn.Linear(4, 4)).eval(), X)
-    _, journal = rewritten(cast_half, program, X)
-    sites = [r.site for r in journal.rewrites]
-    assert len(set(sites)) == len(sites) and not any("getitem" in r.rule for r in journal.rewrites)
+    _, log = rewritten(cast_half, program, X)
+    sites = [r.site for r in log.rewrites]
+    assert len(set(sites)) == len(sites) and not any("getitem" in r.rule for r in log.rewrites)
     for site in sites:
         _, left = rewritten(cast_half, program, X, skip={site})
         assert site not in [r.site for r in left.rewrites]
@@ -106,10 +106,10 @@ class Nested(nn.Module):
 )
 def test_modules_and_ops_that_the_user_keeps_in_float(options: dict, expected: str) -> None:
     program = captured(Nested().eval(), X)
-    after, journal = rewritten(cast_half.with_options(**options), program, X)
+    after, log = rewritten(cast_half.with_options(**options), program, X)
     found = [(short_name(n.target), facts.dtype(n)) for n in after.calls if short_name(n.target) != "to"]
     assert " ".join(name + "*" * (dtype is torch.bfloat16) for name, dtype in found) == expected
-    kept = [r for r in journal.refusals if r.reason == policy.IS_KEPT]
+    kept = [r for r in log.refusals if r.reason == policy.IS_KEPT]
     assert bool(kept) and all(r.rule == "cast_half" for r in kept)
 
 

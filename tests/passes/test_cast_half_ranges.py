@@ -11,7 +11,7 @@ from torch import nn
 
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import short_name
-from ir_tools.rewrite import Journal
+from ir_tools.rewrite import RewriteLog
 from ir_tools.verify.ranges import observe
 from tests.check import captured, outputs_of, relative_error
 from tests.passes.half_casts import LEVELS, WITHIN, Model, X, cast_half, computes_in, numbers, policy, seen_on
@@ -23,8 +23,8 @@ def test_a_small_difference_that_is_divided_by_is_float_where_data_shows_it() ->
     model = Model(lambda m, x: m.l(torch.log(1 - m.l(x * 5).sigmoid())), l=nn.Linear(4, 4)).eval()
     x = X * 12
     program = captured(model, x)
-    after, journal = seen_on(program, x, dtype="bfloat16")
-    assert computes_in(after)["sigmoid"] is torch.float32 and numbers.CANCELS in [r.reason for r in journal.refusals]
+    after, log = seen_on(program, x, dtype="bfloat16")
+    assert computes_in(after)["sigmoid"] is torch.float32 and numbers.CANCELS in [r.reason for r in log.refusals]
     assert cast_half(program) is not program and computes_in(cast_half(program))["sigmoid"] is torch.bfloat16
 
 
@@ -55,13 +55,13 @@ def test_values_that_do_not_fit_stay_float(case: str, level: str) -> None:
     function, why = OUT_OF_RANGE[case]
     model = Model(function, l=nn.Linear(4, 4, bias=False)).eval()
     program = captured(model, X)
-    after, journal = seen_on(program, X, level=level)
+    after, log = seen_on(program, X, level=level)
     expected, got = outputs_of(program, X), outputs_of(after, X)
     assert got[0].isfinite().all() and relative_error(expected, got) <= 2e-2
-    reasons = {r.reason for r in journal.refusals}
+    reasons = {r.reason for r in log.refusals}
     assert getattr(numbers, why, None) in reasons or not why
-    after, journal = seen_on(program, X, dtype="bfloat16", level=level)
-    assert not {numbers.OVERFLOWS, numbers.LOSES, numbers.READS_UNFIT} & {r.reason for r in journal.refusals}
+    after, log = seen_on(program, X, dtype="bfloat16", level=level)
+    assert not {numbers.OVERFLOWS, numbers.LOSES, numbers.READS_UNFIT} & {r.reason for r in log.refusals}
 
 
 @pytest.mark.parametrize("case", ["a product", "an exponential", "small values"])
@@ -94,22 +94,22 @@ def with_large_bias() -> nn.Linear:
 def test_products_out_of_range_are_scaled_by_a_power_of_two(case: str, level: str) -> None:
     parts = {"l": nn.Linear(4, 4, bias=False), "b": with_large_bias(), "c": nn.Conv1d(3, 2, 3)}
     program = captured(Model(RESCALED[case], **parts).eval(), X)
-    after, journal = seen_on(program, X, level=level)
-    (rewrite,) = [r for r in journal.rewrites if "->" in r.rule]
+    after, log = seen_on(program, X, level=level)
+    (rewrite,) = [r for r in log.rewrites if "->" in r.rule]
     products = [n for n in after.calls if short_name(n.target) in policy.MATRIX]
     assert [facts.dtype(n) for n in products] == [torch.float16], rewrite.rule
     assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
-    left_alone, journal = cast_half.with_options(dtype="float16", level=level), Journal.skipping({rewrite.site})
-    journal.ranges = observe(program, [[X]])
-    products = [n for n in left_alone(program, journal=journal).calls if short_name(n.target) in policy.MATRIX]
+    left_alone, log = cast_half.with_options(dtype="float16", level=level), RewriteLog.skipping({rewrite.site})
+    log.ranges = observe(program, [[X]])
+    products = [n for n in left_alone(program, log=log).calls if short_name(n.target) in policy.MATRIX]
     assert [facts.dtype(n) for n in products] == [torch.float32]
 
 
 def test_a_product_that_the_user_keeps_in_float_is_not_scaled() -> None:
     program = captured(Model(RESCALED["a layer of too large values"], b=with_large_bias()).eval(), X)
-    journal = Journal(ranges=observe(program, [[X]]))
-    after = cast_half.with_options(dtype="float16", keep_float=["linear"])(program, journal=journal)
-    assert after is program and not journal.rewrites
+    log = RewriteLog(ranges=observe(program, [[X]]))
+    after = cast_half.with_options(dtype="float16", keep_float=["linear"])(program, log=log)
+    assert after is program and not log.rewrites
 
 
 def test_a_product_that_cannot_be_scaled_stays_float() -> None:
@@ -117,7 +117,7 @@ def test_a_product_that_cannot_be_scaled_stays_float() -> None:
     itself = captured(Model(lambda m, x: (lambda y: y @ y.t() @ y @ y.t())(x * 300) * 1e-9).eval(), X)
     act = lambda m, x: fused(x * 1e5, m.b.weight, m.b.bias, None, "sigmoid", [])  # noqa: E731
     for program in (itself, captured(Model(act, b=nn.Linear(4, 4)).eval(), X)):
-        after, journal = seen_on(program, X)
+        after, log = seen_on(program, X)
         assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
 
 

@@ -30,10 +30,10 @@ def test_epsilons_below_half_precision_still_guard(case: str, level: str) -> Non
     linear = nn.Linear(4, 4, bias=False)
     model = Model(GUARDED[case], l=linear, eps=torch.tensor(1e-12)).eval()
     x = torch.cat([torch.zeros(1, 4), torch.randn(2, 4)])
-    _, journal = check_cast(model, x, dtype="float16", level=level)
-    assert numbers.IS_TINY in [r.reason for r in journal.refusals]
-    _, journal = check_cast(model, x, dtype="bfloat16", level=level)
-    assert numbers.IS_TINY not in [r.reason for r in journal.refusals], "bfloat16 has the exponents of float32"
+    _, log = check_cast(model, x, dtype="float16", level=level)
+    assert numbers.IS_TINY in [r.reason for r in log.refusals]
+    _, log = check_cast(model, x, dtype="bfloat16", level=level)
+    assert numbers.IS_TINY not in [r.reason for r in log.refusals], "bfloat16 has the exponents of float32"
 
 
 def test_an_epsilon_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,9 +58,9 @@ def test_constants_that_do_not_fit_keep_their_op_in_float(case: str, level: str)
     function, scale = CONSTANTS[case]
     model = Model(function, l=nn.Linear(4, 4), w=torch.randn(4, 4) * scale)
     program = CATALOGUE["fold_constants"](captured(model.eval(), X))
-    after, journal = rewritten(cast_half.with_options(dtype="float16", level=level), program, X)
+    after, log = rewritten(cast_half.with_options(dtype="float16", level=level), program, X)
     assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
-    assert {numbers.CONSTANT_LOST, numbers.IS_WIDE} & {r.reason for r in journal.refusals}
+    assert {numbers.CONSTANT_LOST, numbers.IS_WIDE} & {r.reason for r in log.refusals}
 
 
 def test_small_biases_keep_nothing_in_float() -> None:

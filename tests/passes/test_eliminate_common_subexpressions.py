@@ -57,23 +57,23 @@ def test_it_is_computed_once(name: str, frontend: str) -> None:
     buffers = {"a": torch.randn(4, 4) if name == "a linear" else torch.randn(3, 4)}
     program = program_of(twice(function), *inputs, frontend=frontend, **buffers)
     once = program_of(lambda m, *i: (lambda y: y + y * 2)(function(m, *i).sin()), *inputs, frontend=frontend, **buffers)
-    after, journal = rewritten(eliminate, program, *inputs)
+    after, log = rewritten(eliminate, program, *inputs)
     assert sorted(ops(after)) == sorted(ops(once))
-    assert len(journal.rewrites) == len(ops(program)) - len(ops(after)) and not journal.refusals
+    assert len(log.rewrites) == len(ops(program)) - len(ops(after)) and not log.refusals
     assert_bitwise_equal(outputs_of(program, *inputs), outputs_of(after, *inputs))
 
 
 def test_sums_and_products_are_the_same_in_either_order() -> None:
     program = program_of(lambda m, x, y: (x + y).exp() * (x * y) + (y + x).sin() * (y * x), X, Y)
-    after, journal = rewritten(eliminate, program, X, Y)
-    assert ops(after).count("mul") == 3 and ops(after).count("add") == 2 and len(journal.rewrites) == 2
+    after, log = rewritten(eliminate, program, X, Y)
+    assert ops(after).count("mul") == 3 and ops(after).count("add") == 2 and len(log.rewrites) == 2
     assert_bitwise_equal(outputs_of(program, X, Y), outputs_of(after, X, Y))
 
 
 def test_constants_of_equal_bytes_are_the_same() -> None:
     ones = torch.ones(4)
     program = program_of(lambda m, x: (x * m.a).exp() - (x * m.b).cos(), a=ones, b=ones.clone())
-    after, journal = rewritten(eliminate, program, X)
+    after, log = rewritten(eliminate, program, X)
     assert ops(after).count("mul") == 1 and [*after.constants] == ["a"]
     assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
 
@@ -104,10 +104,10 @@ WRITTEN = "its operands or result are written in place"
 
 def refusals(function: Callable, *inputs: Tensor) -> list[str]:
     program = program_of(function, *inputs)
-    after, journal = rewritten(eliminate, program, *(inputs or (X,)))
+    after, log = rewritten(eliminate, program, *(inputs or (X,)))
     assert after is program
     assert_bitwise_equal(outputs_of(program, *(inputs or (X,))), outputs_of(after, *(inputs or (X,))))
-    return [refused.reason for refused in journal.refusals]
+    return [refused.reason for refused in log.refusals]
 
 
 def test_two_outputs_stay_two_tensors() -> None:
@@ -129,8 +129,8 @@ class Collected(nn.Module):
 def test_two_elements_of_a_list_stay_two_tensors() -> None:
     x = torch.ones(2, 2)
     program = captured(torch.jit.script(Collected().eval()), x, frontend="script")
-    after, journal = rewritten(eliminate, program, x)
-    assert after is program and OUTPUTS in [refused.reason for refused in journal.refusals]
+    after, log = rewritten(eliminate, program, x)
+    assert after is program and OUTPUTS in [refused.reason for refused in log.refusals]
 
 
 def test_what_is_written_stays() -> None:
@@ -170,16 +170,16 @@ def test_other_layouts_are_other_results() -> None:
 )
 def test_what_differs_does_not_fit(function: Callable) -> None:
     program = program_of(function, frontend="export")  # TorchScript takes 0.0 and -0.0 for one constant
-    after, journal = rewritten(eliminate, program, X)
+    after, log = rewritten(eliminate, program, X)
     left = [name for name in ops(program) if name not in ("abs", "mT")]
-    assert [name for name in ops(after) if name not in ("abs", "mT")] == left and not journal.refusals
+    assert [name for name in ops(after) if name not in ("abs", "mT")] == left and not log.refusals
 
 
 def test_complex_products_in_another_order_round_in_another_way() -> None:
     z = torch.randn(3, 4, dtype=torch.complex64)
     program = program_of(lambda m, x, y: (x * y).exp() + (y * x).cos(), z, z.flip(0))
-    after, journal = rewritten(eliminate, program, z, z.flip(0))
-    assert after is program and not journal.refusals
+    after, log = rewritten(eliminate, program, z, z.flip(0))
+    assert after is program and not log.refusals
 
 
 def test_each_site_can_be_skipped() -> None:

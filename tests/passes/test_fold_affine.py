@@ -87,8 +87,8 @@ def test_torchvisions_frozen_batch_norm_folds() -> None:
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     for frontend in ("export", "trace", "fx"):
         program = CATALOGUE["fold_constants"](captured(model, x, frontend=frontend))
-        after, journal = rewritten(fold_affine, program, x)
-        assert ops(after) == ["conv2d"] and len(journal.rewrites) == 2
+        after, log = rewritten(fold_affine, program, x)
+        assert ops(after) == ["conv2d"] and len(log.rewrites) == 2
         assert_numbers_agree(model, after, x, within=EXACT)
 
 

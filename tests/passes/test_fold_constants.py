@@ -50,9 +50,9 @@ class TwoSites(nn.Module):
 
 def check_fold(model: nn.Module, *inputs: Tensor):
     program = captured(model.eval(), *inputs)
-    after, journal = rewritten(fold_constants, program, *inputs)
+    after, log = rewritten(fold_constants, program, *inputs)
     assert_bitwise_equal(outputs_of(program, *inputs), outputs_of(after, *inputs))
-    return after, journal
+    return after, log
 
 
 # -- it rewrites --------------------------------------------------------------------------------------------------------
@@ -80,8 +80,8 @@ def test_ops_without_tensor_operands_fold() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.arange(4).float().sqrt()
 
-    after, journal = check_fold(Positions(), torch.randn(3, 4))
-    assert ops(after) == ["add"] and len(journal.rewrites) >= 2
+    after, log = check_fold(Positions(), torch.randn(3, 4))
+    assert ops(after) == ["add"] and len(log.rewrites) >= 2
 
 
 def test_a_folded_constant_shares_no_memory_with_the_users() -> None:
@@ -114,11 +114,11 @@ class Expanded(nn.Module):
 
 def test_a_result_that_would_swell_the_file_is_refused() -> None:
     large = source.LARGEST // 4 // 8
-    after, journal = check_fold(Expanded(large), torch.randn(8, large))
+    after, log = check_fold(Expanded(large), torch.randn(8, large))
     assert ops(after) == ["add"], "the largest result that is kept"
-    after, journal = check_fold(Expanded(large + 1), torch.randn(8, large + 1))
-    assert ops(after) == ["expand", "add"] and not journal.rewrites
-    assert [r.reason for r in journal.refusals] == ["the result is much larger than its operands"]
+    after, log = check_fold(Expanded(large + 1), torch.randn(8, large + 1))
+    assert ops(after) == ["expand", "add"] and not log.rewrites
+    assert [r.reason for r in log.refusals] == ["the result is much larger than its operands"]
 
 
 class FilledInPlace(nn.Module):
@@ -146,9 +146,9 @@ class ClonedAndFilled(nn.Module):
 def test_what_is_written_in_place_is_refused(model: nn.Module, frontend: str) -> None:
     x = torch.randn(3)
     program = captured(model, x, frontend=frontend)
-    after, journal = rewritten(fold_constants, program, x)
-    assert not journal.rewrites
-    assert [r.reason for r in journal.refusals] == ["its result is written in place"]
+    after, log = rewritten(fold_constants, program, x)
+    assert not log.rewrites
+    assert [r.reason for r in log.refusals] == ["its result is written in place"]
     for inputs in (x, -x, x):
         assert_bitwise_equal([model(inputs)], outputs_of(after, inputs))
 
@@ -199,8 +199,8 @@ def test_each_site_can_be_skipped() -> None:
 def test_a_skipped_site_keeps_what_depends_on_it() -> None:
     model, x = ComputedWeight(), torch.randn(1, 3, 6, 6)
     program = captured(model, x)
-    _, journal = rewritten(fold_constants, program, x)
-    first = journal.rewrites[0].site
+    _, log = rewritten(fold_constants, program, x)
+    first = log.rewrites[0].site
     after, _ = rewritten(fold_constants, program, x, skip={first})
     assert ops(after) == ops(program)
 

@@ -93,8 +93,8 @@ WRITTEN: dict[str, tuple[Callable, Callable]] = {
 
 def check_fused(function: Callable, inputs: tuple[Tensor, ...], pass_=fuse_attention) -> None:
     model = ByHand(function, **CONSTANTS).eval()
-    after, journal = rewritten(pass_, captured(model, *inputs), *inputs)
-    assert "softmax" not in ops(after) and len(journal.rewrites) == 1 and not journal.refusals
+    after, log = rewritten(pass_, captured(model, *inputs), *inputs)
+    assert "softmax" not in ops(after) and len(log.rewrites) == 1 and not log.refusals
     assert [name for name in ops(after) if name not in ("mT", "transpose")] == ["scaled_dot_product_attention"]
     assert_numbers_agree(model, after, *inputs, within=EXACT)
 
@@ -160,9 +160,9 @@ def test_other_triangles_are_masks(diagonal: int) -> None:
     hidden = square()[0].new_ones(6, 6).triu(diagonal) if diagonal else square()[0].flip(0)
     model = ByHand(lambda m, q, k, v: attend((q @ k.mT).masked_fill(m.hidden, -INF), v), hidden=hidden)
     inputs = operands(*HEADS, queries=6)
-    after, journal = rewritten(fuse_attention, captured(model, *inputs), *inputs)
+    after, log = rewritten(fuse_attention, captured(model, *inputs), *inputs)
     if diagonal < 0:  # nobody sees anything
-        assert [refused.reason for refused in journal.refusals] == [ROWS]
+        assert [refused.reason for refused in log.refusals] == [ROWS]
     else:
         assert [*after.constants] and ops(after)[-1] == "scaled_dot_product_attention"
         assert_numbers_agree(model, after, *inputs, within=EXACT)
@@ -266,8 +266,8 @@ REFUSED: dict[str, tuple[Callable, tuple[Tensor, ...], dict[str, Tensor], str]] 
 def test_it_refuses(name: str) -> None:
     function, inputs, constants, reason = REFUSED[name]
     program = captured(ByHand(function, **constants), *inputs)
-    after, journal = rewritten(fuse_attention, program, *inputs)
-    assert after is program and [refused.reason for refused in journal.refusals] == [reason]
+    after, log = rewritten(fuse_attention, program, *inputs)
+    assert after is program and [refused.reason for refused in log.refusals] == [reason]
     left = [r for r in fuse_attention.rules[0].requires if f"not so: {source_reason(r)}" != reason]
     careless = rule_pass("careless", [replace(fuse_attention.rules[0], requires=left)], declares="reassociates", doc="")
     assert not any(refused.reason.startswith("not so") for refused in _tried(careless, program))
@@ -280,14 +280,14 @@ def source_reason(requirement: Callable) -> str:
 def _tried(pass_, program) -> list:
     """The refusals of a pass that may fail for want of a requirement."""
     from ir_tools.ir import FactError
-    from ir_tools.rewrite import Journal
+    from ir_tools.rewrite import RewriteLog
 
-    journal = Journal()
+    log = RewriteLog()
     try:
-        pass_(program, journal=journal)
+        pass_(program, log=log)
     except (FactError, AttributeError, TypeError):  # the op itself rejects what the requirement keeps from it
         return []
-    return journal.refusals
+    return log.refusals
 
 
 @pytest.mark.parametrize(
@@ -301,8 +301,8 @@ def _tried(pass_, program) -> list:
 def test_what_is_no_attention_does_not_fit(function: Callable) -> None:
     inputs = operands(*HEADS)
     program = captured(ByHand(function, **CONSTANTS), *inputs)
-    after, journal = rewritten(fuse_attention, program, *inputs)
-    assert after is program and not journal.refusals
+    after, log = rewritten(fuse_attention, program, *inputs)
+    assert after is program and not log.refusals
 
 
 def test_weights_that_are_read_again_are_refused() -> None:
@@ -312,8 +312,8 @@ def test_weights_that_are_read_again_are_refused() -> None:
 
     inputs = operands(*HEADS)
     program = captured(ByHand(function), *inputs)
-    after, journal = rewritten(fuse_attention, program, *inputs)
-    assert after is program and "has another reader (the model's output)" in journal.refusals[0].reason
+    after, log = rewritten(fuse_attention, program, *inputs)
+    assert after is program and "has another reader (the model's output)" in log.refusals[0].reason
 
 
 def test_a_scaled_query_that_is_read_again_is_the_query() -> None:
@@ -322,8 +322,8 @@ def test_a_scaled_query_that_is_read_again_is_the_query() -> None:
         return attend(q @ k.mT, v) + q.sum()
 
     inputs = operands(*HEADS)
-    after, journal = rewritten(fuse_attention, captured(ByHand(function), *inputs), *inputs)
-    assert ops(after) == ["mul", "scaled_dot_product_attention", "sum", "add"] and len(journal.rewrites) == 1
+    after, log = rewritten(fuse_attention, captured(ByHand(function), *inputs), *inputs)
+    assert ops(after) == ["mul", "scaled_dot_product_attention", "sum", "add"] and len(log.rewrites) == 1
 
 
 def test_each_site_can_be_skipped() -> None:

@@ -125,9 +125,9 @@ def check_fold(name: str, fuse_conv_bn: Pass = fuse_conv_bn) -> None:
     """The folded Program has no batch norm left and gives the model's numbers, in float64."""
     build, shape = SEQUENTIAL[name]
     model, x = with_random_statistics(build()).double(), torch.randn(shape, dtype=torch.float64)
-    after, journal = rewritten(fuse_conv_bn, captured(model, x), x)
+    after, log = rewritten(fuse_conv_bn, captured(model, x), x)
     assert "batch_norm" not in ops(after)
-    assert len(journal.rewrites) == sum(isinstance(m, BatchNorm) for m in model)
+    assert len(log.rewrites) == sum(isinstance(m, BatchNorm) for m in model)
     assert_numbers_agree(model, after, x, within=EXACT)
 
 
@@ -158,8 +158,8 @@ def test_functional_batch_norm_folds(frontend: str) -> None:
 
 def test_a_shared_conv_with_two_batch_norms_folds_once_per_call() -> None:
     model, x = with_random_statistics(SharedConv()).double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
-    after, journal = rewritten(fuse_conv_bn, captured(model, x), x)
-    assert len(journal.rewrites) == 2
+    after, log = rewritten(fuse_conv_bn, captured(model, x), x)
+    assert len(log.rewrites) == 2
 
     class TwoConvs(nn.Module):
         def __init__(self):
@@ -178,15 +178,15 @@ def test_a_conv_reused_without_batch_norm_keeps_its_own_weights() -> None:
     """pytorch#197539, #104593: the bare call must not see the folded weights."""
     model = with_random_statistics(SharedConvBareOnce()).double()
     x, y = torch.randn(2, 2, 3, 6, 6, dtype=torch.float64)
-    after, journal = rewritten(fuse_conv_bn, captured(model, x, y), x, y)
-    assert len(journal.rewrites) == 1 and ops(after) == ["conv2d", "conv2d", "add"]
+    after, log = rewritten(fuse_conv_bn, captured(model, x, y), x, y)
+    assert len(log.rewrites) == 1 and ops(after) == ["conv2d", "conv2d", "add"]
     assert_numbers_agree(model, after, x, y, within=EXACT)
 
 
 def test_a_chain_folds_at_every_link() -> None:
     model, x = with_random_statistics(Chain()).double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
-    after, journal = rewritten(fuse_conv_bn, captured(model, x), x)
-    assert [r.module for r in journal.rewrites] == ["a", "b"]
+    after, log = rewritten(fuse_conv_bn, captured(model, x), x)
+    assert [r.module for r in log.rewrites] == ["a", "b"]
     assert_same_graph(after, Chain(bns=False).double().eval(), x)
     assert_numbers_agree(model, after, x, within=EXACT)
 
@@ -196,8 +196,8 @@ def test_batch_norm_before_a_conv_stays() -> None:
     model = with_random_statistics(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)))
     x = torch.randn(2, 3, 6, 6)
     program = captured(model, x)
-    after, journal = rewritten(fuse_conv_bn, program, x)
-    assert after is program and not journal.refusals
+    after, log = rewritten(fuse_conv_bn, program, x)
+    assert after is program and not log.refusals
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -233,9 +233,9 @@ def test_the_users_tensors_are_not_written() -> None:
 def refusal(model: nn.Module, *inputs: Tensor, frontend: str = "trace") -> str:
     """The one reason for which the pass leaves `model` alone."""
     program = captured(model.eval(), *inputs, frontend=frontend)
-    after, journal = rewritten(fuse_conv_bn, program, *inputs)
-    assert after is program and not journal.rewrites
-    (refused,) = journal.refusals
+    after, log = rewritten(fuse_conv_bn, program, *inputs)
+    assert after is program and not log.rewrites
+    (refused,) = log.refusals
     return refused.reason
 
 
@@ -287,8 +287,8 @@ class Moved(nn.Module):
 def test_a_linear_folds_where_its_features_become_the_second_axis(axes: tuple[int, ...], shape: tuple[int, ...]) -> None:
     model, x = with_random_statistics(Moved(*axes)).double(), torch.randn(shape, dtype=torch.float64)
     for frontend in ("trace", "export"):
-        after, journal = rewritten(fuse_conv_bn, captured(model, x, frontend=frontend), x)
-        assert len(journal.rewrites) == 1 and len(after.calls) == 2 and "batch_norm" not in ops(after)
+        after, log = rewritten(fuse_conv_bn, captured(model, x, frontend=frontend), x)
+        assert len(log.rewrites) == 1 and len(after.calls) == 2 and "batch_norm" not in ops(after)
         assert_numbers_agree(model, after, x, within=EXACT)
 
 
@@ -308,8 +308,8 @@ class Flattened(nn.Module):
 @pytest.mark.parametrize("shape", [(2, 5, 3), (2, 5, 6, 3)], ids=str)
 def test_a_linear_folds_where_its_rows_are_flattened(shape: tuple[int, ...], frontend: str) -> None:
     model, x = with_random_statistics(Flattened()).double(), torch.randn(shape, dtype=torch.float64)
-    after, journal = rewritten(fuse_conv_bn, captured(model, x, frontend=frontend), x)
-    assert len(journal.rewrites) == 1 and "batch_norm" not in ops(after)
+    after, log = rewritten(fuse_conv_bn, captured(model, x, frontend=frontend), x)
+    assert len(log.rewrites) == 1 and "batch_norm" not in ops(after)
     assert_numbers_agree(model, after, x, within=EXACT)
 
 
@@ -344,12 +344,12 @@ def test_an_unbatched_conv_is_refused(layer: nn.Module, height: int) -> None:
 def test_an_unbatched_conv_gives_right_numbers_through_every_front_end() -> None:
     model, x = FunctionalBatchNorm(nn.Conv2d(3, 4, 3), 4).double().eval(), torch.randn(3, 6, 6, dtype=torch.float64)
     for frontend in ("trace", "export", "script", "fx"):
-        after, journal = rewritten(fuse_conv_bn, captured(model, x, frontend=frontend), x)
-        assert not journal.rewrites
+        after, log = rewritten(fuse_conv_bn, captured(model, x, frontend=frontend), x)
+        assert not log.rewrites
         assert_numbers_agree(model, after, x, within=EXACT)
 
 
-class SecondReader(nn.Module):
+class SecondUser(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
@@ -359,13 +359,13 @@ class SecondReader(nn.Module):
         return self.bn(y) + y.relu()
 
 
-class ConvIsAnOutput(SecondReader):
+class ConvIsAnOutput(SecondUser):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.conv(x)
         return self.bn(y), y
 
 
-class WrittenInPlace(SecondReader):
+class WrittenInPlace(SecondUser):
     """A write into a part of the convolution's result, which the batch norm then reads."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -374,20 +374,20 @@ class WrittenInPlace(SecondReader):
         return self.bn(y)
 
 
-class InputWrittenInPlace(SecondReader):
+class InputWrittenInPlace(SecondUser):
     def forward(self, x: Tensor) -> Tensor:
         x.add_(1.0)
         return self.bn(self.conv(x))
 
 
-class WeightAtRunTime(SecondReader):
+class WeightAtRunTime(SecondUser):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         return self.bn(F.conv2d(x, w))
 
 
 def test_a_second_reader_is_refused() -> None:
     x = torch.randn(2, 3, 6, 6)
-    assert refusal(with_random_statistics(SecondReader()), x) == "the result of conv2d conv has another reader (relu relu)"
+    assert refusal(with_random_statistics(SecondUser()), x) == "the result of conv2d conv has another reader (relu relu)"
     output = refusal(with_random_statistics(ConvIsAnOutput()), x)
     assert output == "the result of conv2d conv has another reader (the model's output)"
 

@@ -67,8 +67,8 @@ def block(layer: str, act: str = "", residual: str = "") -> tuple[Block, tuple[T
 def check_fusion(model: nn.Module, *inputs: Tensor):
     """Everything ends in one fused op, bitwise equal to the model's own ops. Returns that op's node."""
     program = captured(model, *inputs)
-    after, journal = rewritten(fuse_conv_relu, program, *inputs)
-    assert journal.rewrites and not journal.refusals
+    after, log = rewritten(fuse_conv_relu, program, *inputs)
+    assert log.rewrites and not log.refusals
     (node,) = after.calls
     assert_bitwise_equal(outputs_of(program, *inputs), outputs_of(after, *inputs))
     return node
@@ -193,9 +193,9 @@ def test_it_refuses(case: str, layer: nn.Module) -> None:
     x = torch.randn(2, 3 if isinstance(layer, nn.Conv2d) else 4, 6, 6)
     model = Sum(function, layer).eval()
     program = captured(model, x, r)
-    after, journal = rewritten(fuse_conv_relu, program, x, r)
+    after, log = rewritten(fuse_conv_relu, program, x, r)
     assert after is program
-    assert journal.refusals and all(refused.reason.endswith(reason) for refused in journal.refusals)
+    assert log.refusals and all(refused.reason.endswith(reason) for refused in log.refusals)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3, padding=1), nn.Linear(6, 6)], ids=["conv", "linear"])

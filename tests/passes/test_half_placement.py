@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import short_name
-from ir_tools.rewrite import Journal
-from ir_tools.rewrite.cast import readers, traffic
+from ir_tools.rewrite import RewriteLog
+from ir_tools.rewrite.cast import traffic, users
 from ir_tools.rewrite.cut import Split
 from passes import CATALOGUE
 from passes.precision.cast_placement import casts_one_by_one, placed
-from passes.precision.constraints import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_READERS, Policy
+from passes.precision.constraints import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_USERS, Policy
 from tests.check import captured, ops
 
 cast_half = CATALOGUE["cast_half"]
@@ -65,8 +65,8 @@ X, Y = torch.randn(4, 4), torch.randn(4, 4)
 
 def all_choices(policy: Policy) -> Iterator[set]:
     """Every set of ops in half that the stances allow, by trying all of them."""
-    free = [n for n, stance in policy.stances.items() if stance in (EITHER, WITH_READERS, BETWEEN, WITH_OPERANDS)]
-    fixed = {n for n, stance in policy.stances.items() if stance is HALF}
+    free = [n for n, constraint in policy.constraints.items() if constraint in (EITHER, WITH_USERS, BETWEEN, WITH_OPERANDS)]
+    fixed = {n for n, constraint in policy.constraints.items() if constraint is HALF}
     for sides in itertools.product((True, False), repeat=len(free)):
         half = fixed | {n for n, side in zip(free, sides) if side}
         if all(allowed(policy, n, half) for n in free):
@@ -74,22 +74,22 @@ def all_choices(policy: Policy) -> Iterator[set]:
 
 
 def allowed(policy: Policy, node: object, half: set) -> bool:
-    stance, in_half = policy.stances[node], node in half
+    constraint, in_half = policy.constraints[node], node in half
     operands = [n for n in node.all_input_nodes if policy.original[n] is torch.float32 and n.op != "get_attr"]
     if short_name(node.target) == "getitem":
         return in_half == (node.args[0] in half)
-    if stance is WITH_OPERANDS:
+    if constraint is WITH_OPERANDS:
         return all(in_half == (n in half) for n in operands)
-    if not in_half or stance is EITHER:
+    if not in_half or constraint is EITHER:
         return True
-    return set(readers(node)) <= half and (stance is WITH_READERS or set(operands) <= half)
+    return set(users(node)) <= half and (constraint is WITH_USERS or set(operands) <= half)
 
 
 def casts(policy: Policy, half: set) -> int:
     """One per value that somebody reads in the other dtype."""
     values = [n for n, dtype in policy.original.items() if dtype is torch.float32 and n.op in ("placeholder", "call_function")]
     return sum(
-        any((r in half) != (v in half) for r in v.users if policy.stances.get(r) is not AS_IT_COMES) for v in values
+        any((r in half) != (v in half) for r in v.users if policy.constraints.get(r) is not AS_IT_COMES) for v in values
     )
 
 
@@ -97,20 +97,20 @@ def casts(policy: Policy, half: set) -> int:
 @given(steps=STEPS)
 def test_no_choice_needs_fewer_casts(level: str, steps: list[tuple[str, int, int]]) -> None:
     program = captured(Drawn(steps).eval(), X, Y)
-    policy = Policy(program, torch.bfloat16, level, {}, Journal())
-    fewest = min(casts(policy, half) for half in all_choices(policy)) if HALF in policy.stances.values() else 0
-    journal = Journal()
-    after = cast_half.with_options(level=level)(program, journal=journal)
+    policy = Policy(program, torch.bfloat16, level, {}, RewriteLog())
+    fewest = min(casts(policy, half) for half in all_choices(policy)) if HALF in policy.constraints.values() else 0
+    log = RewriteLog()
+    after = cast_half.with_options(level=level)(program, log=log)
     note(f"{program}\n{after}")
     assert ops(after).count("to") == fewest
-    assert journal.casts.after.count == fewest
-    assert journal.casts.one_by_one.count >= fewest
+    assert log.casts.after.count == fewest
+    assert log.casts.one_by_one.count >= fewest
 
 
 def test_the_search_by_hand_sees_a_dearer_choice() -> None:
     """linear -> relu -> relu -> linear: all four in half is cheapest, the relus in float cost two casts more."""
     model = Drawn([("matrix", 0, 0), ("moves", 2, 2), ("moves", 3, 3), ("matrix", 4, 4)])
-    policy = Policy(captured(model.eval(), X, Y), torch.bfloat16, "O2", {}, Journal())
+    policy = Policy(captured(model.eval(), X, Y), torch.bfloat16, "O2", {}, RewriteLog())
     counts = sorted(casts(policy, half) for half in all_choices(policy))
     assert counts == [2, 4, 4, 4]
 
@@ -122,10 +122,10 @@ def test_of_equal_counts_the_fewest_bytes_move() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return (x @ x)[:1].abs().exp().cumsum(0)
 
-    program, journal = captured(Shrinks().eval(), X), Journal()
-    after = cast_half.with_options(level="O1")(program, journal=journal)
+    program, log = captured(Shrinks().eval(), X), RewriteLog()
+    after = cast_half.with_options(level="O1")(program, log=log)
     assert ops(after) == ["to", "matmul", "slice", "abs", "to", "exp", "cumsum"]
-    assert journal.casts.after.bytes == 16 * (4 + 2) + 4 * (4 + 2)
+    assert log.casts.after.bytes == 16 * (4 + 2) + 4 * (4 + 2)
 
 
 def test_what_autocast_would_do_is_counted() -> None:
@@ -139,13 +139,13 @@ def test_what_autocast_would_do_is_counted() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return self.a(x), self.b(x)
 
-    program, journal = captured(Two().eval(), X), Journal()
-    after = cast_half(program, journal=journal)
-    assert journal.casts.before == traffic(program) and journal.casts.before.count == 0
-    assert journal.casts.one_by_one.count == 6 and journal.casts.one_by_one.bytes == 6 * 16 * 6
-    assert journal.casts.after.count == traffic(after).count == 3
-    assert placed(Policy(program, torch.bfloat16, "O2", {}, Journal())) == set(program.calls)
-    assert casts_one_by_one(Policy(program, torch.bfloat16, "O2", {}, Journal())).count == 6
+    program, log = captured(Two().eval(), X), RewriteLog()
+    after = cast_half(program, log=log)
+    assert log.casts.before == traffic(program) and log.casts.before.count == 0
+    assert log.casts.one_by_one.count == 6 and log.casts.one_by_one.bytes == 6 * 16 * 6
+    assert log.casts.after.count == traffic(after).count == 3
+    assert placed(Policy(program, torch.bfloat16, "O2", {}, RewriteLog())) == set(program.calls)
+    assert casts_one_by_one(Policy(program, torch.bfloat16, "O2", {}, RewriteLog())).count == 6
 
 
 def test_casts_of_the_model_itself_are_counted() -> None:
@@ -153,9 +153,9 @@ def test_casts_of_the_model_itself_are_counted() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return (x.half().float() @ x).double()
 
-    program, journal = captured(Casts().eval(), X), Journal()
-    cast_half(program, journal=journal)
-    assert journal.casts.before.count == 3
+    program, log = captured(Casts().eval(), X), RewriteLog()
+    cast_half(program, log=log)
+    assert log.casts.before.count == 3
     assert isinstance(program, Program) and facts.dtype(program.calls[0]) is torch.float16
 
 

@@ -30,26 +30,26 @@ class Model(nn.Module):
 
 def check_stubs(model: nn.Module, *inputs: Tensor):
     program = captured(model.eval(), *inputs)
-    after, journal = rewritten(insert_quant_stubs, program, *inputs)
+    after, log = rewritten(insert_quant_stubs, program, *inputs)
     assert_bitwise_equal(outputs_of(program, *inputs), outputs_of(after, *inputs))
     assert [op for op in ops(after) if op != "quant_stub"] == ops(program)
-    return after, journal
+    return after, log
 
 
 def stubs(program) -> dict[str, tuple[str, list[str]]]:
     """site -> (what the stub reads, who reads the stub)."""
     return {
-        argument(node, "site"): (argument(node, "x").name, sorted(reader.name for reader in node.users))
+        argument(node, "site"): (argument(node, "x").name, sorted(user.name for user in node.users))
         for node in program.calls
         if short_name(node.target) == "quant_stub"
     }
 
 
 def test_a_region_gets_a_stub_at_each_end() -> None:
-    after, journal = check_stubs(Model(lambda m, x: F.relu(m.conv(x)) + 1.0, conv=nn.Conv2d(3, 4, 3)), X)
+    after, log = check_stubs(Model(lambda m, x: F.relu(m.conv(x)) + 1.0, conv=nn.Conv2d(3, 4, 3)), X)
     assert ops(after) == ["quant_stub", "conv2d", "relu", "add", "quant_stub"]
     assert stubs(after) == {"region0.in0": ("inputs_0_", ["conv2d"]), "region0.out0": ("add", ["output"])}
-    assert [r.site for r in journal.rewrites] == ["insert_quant_stubs@inputs_0_.in.conv2d", "insert_quant_stubs@add.out"]
+    assert [r.site for r in log.rewrites] == ["insert_quant_stubs@inputs_0_.in.conv2d", "insert_quant_stubs@add.out"]
 
 
 def test_an_op_that_is_not_quantisable_parts_two_regions() -> None:
@@ -94,8 +94,8 @@ def test_constants_get_no_stub() -> None:
 )
 def test_it_leaves_alone(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     program = captured(model.eval(), *inputs)
-    after, journal = rewritten(insert_quant_stubs, program, *inputs)
-    assert after is program and not journal.rewrites
+    after, log = rewritten(insert_quant_stubs, program, *inputs)
+    assert after is program and not log.rewrites
 
 
 def _input_written(m: nn.Module, x: Tensor) -> Tensor:
@@ -120,13 +120,13 @@ def test_values_written_in_place_get_no_stub(function: Callable) -> None:
 def test_each_site_can_be_skipped() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Conv2d(4, 4, 3)).eval()
     program = captured(model, X)
-    _, journal = rewritten(insert_quant_stubs, program, X)
-    sites = [r.site for r in journal.rewrites]
+    _, log = rewritten(insert_quant_stubs, program, X)
+    sites = [r.site for r in log.rewrites]
     assert len(sites) == 4
     assert [r.site for r in rewritten(insert_quant_stubs, captured(model, X), X)[1].rewrites] == sites
     for site in sites:
-        _, journal = rewritten(insert_quant_stubs, program, X, skip={site})
-        assert [r.site for r in journal.rewrites] == [s for s in sites if s != site]
+        _, log = rewritten(insert_quant_stubs, program, X, skip={site})
+        assert [r.site for r in log.rewrites] == [s for s in sites if s != site]
 
 
 def test_a_stub_that_is_no_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,12 +145,12 @@ def test_a_stub_that_is_no_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 def test_two_regions_that_read_one_value_have_sites_of_their_own() -> None:
     conv = nn.Conv2d(3, 3, 3)
-    _, journal = check_stubs(Model(lambda m, x: m.conv(x).exp() + m.conv(x).sin(), conv=conv), X)
-    entries = [r.site for r in journal.rewrites if ".in" in r.site]
+    _, log = check_stubs(Model(lambda m, x: m.conv(x).exp() + m.conv(x).sin(), conv=conv), X)
+    entries = [r.site for r in log.rewrites if ".in" in r.site]
     assert entries[:2] == ["insert_quant_stubs@inputs_0_.in.conv2d", "insert_quant_stubs@inputs_0_.in.conv2d_1"]
 
 
 def test_a_value_whose_elements_share_memory_gets_no_stub() -> None:
     """A stub is a copy in the reference: it would lie otherwise in memory, and the linear might add in another order."""
-    _, journal = check_stubs(Model(lambda m, x: m.linear((x + 1)[:1].exp().expand(2, -1, -1, -1)), linear=nn.Linear(8, 4)), X)
-    assert [r.reason for r in journal.refusals] == ["a stub would change its memory layout"]
+    _, log = check_stubs(Model(lambda m, x: m.linear((x + 1)[:1].exp().expand(2, -1, -1, -1)), linear=nn.Linear(8, 4)), X)
+    assert [r.reason for r in log.refusals] == ["a stub would change its memory layout"]

@@ -27,8 +27,8 @@ CONVS = {1: nn.Conv1d(2, 4, 3, dilation=2), 2: nn.Conv2d(2, 4, 3, 2, 1, groups=2
 
 
 def check_lowering(program: Program, *inputs: Tensor) -> Program:
-    after, journal = rewritten(lower_aten, program, *inputs)
-    assert journal.rewrites and not journal.refusals
+    after, log = rewritten(lower_aten, program, *inputs)
+    assert log.rewrites and not log.refusals
     assert all(node.target not in DIALECT_ONLY for node in after.calls)
     assert_bitwise_equal(outputs_of(program, *inputs), outputs_of(after, *inputs))
     return after

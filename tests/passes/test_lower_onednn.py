@@ -48,8 +48,8 @@ def kernels(program: Program) -> list[str]:
 
 def check_lowering(program: Program, *inputs: Tensor, within: float | None = None) -> Program:
     """Lower without declining; the numbers are those of the reference implementation, twice (nothing was written into)."""
-    after, journal = rewritten(lower_onednn, program, *inputs)
-    assert journal.rewrites and not journal.refusals, journal.refusals
+    after, log = rewritten(lower_onednn, program, *inputs)
+    assert log.rewrites and not log.refusals, log.refusals
     assert all(node.target not in DIALECT_ONLY for node in after.calls)
     before = [t.clone() for t in inputs]
     expected, allowed = outputs_of(program, *inputs), within or WITHIN[inputs[0].dtype]
@@ -201,8 +201,8 @@ def _also_an_output(y: Tensor, r: Tensor) -> Tensor:
 def residual_program(function: Callable, dtype: torch.dtype, kind: type[Residual] = Residual):
     model = kind(nn.Conv2d(4, 6, 3, padding=1), function).to(dtype).eval()
     x, r = torch.randn(2, 4, 8, 8, dtype=dtype), torch.randn(2, 6, 8, 8, dtype=dtype)
-    program, journal = rewritten(CATALOGUE["fuse_conv_relu"], captured(model, x, r), x, r)
-    assert journal.rewrites
+    program, log = rewritten(CATALOGUE["fuse_conv_relu"], captured(model, x, r), x, r)
+    assert log.rewrites
     return program, x, r
 
 
@@ -328,8 +328,8 @@ def test_it_declines(case: str) -> None:
     model, inputs, reason = DECLINED[case]
     program = captured(model.eval(), *inputs)
     fused = CATALOGUE["fuse_conv_relu"](program)
-    after, journal = rewritten(lower_onednn, fused, *inputs)
-    assert [refused.reason for refused in journal.refusals] == [reason]
+    after, log = rewritten(lower_onednn, fused, *inputs)
+    assert [refused.reason for refused in log.refusals] == [reason]
     assert ops(after) == ops(program), "what oneDNN cannot take must come out in plain ATen"
     assert_bitwise_equal(outputs_of(program, *inputs), outputs_of(after, *inputs))
 
@@ -337,8 +337,8 @@ def test_it_declines(case: str) -> None:
 def test_an_unbatched_conv_is_declined() -> None:
     model, x = nn.Conv2d(4, 6, 3).eval(), torch.randn(4, 6, 6)
     program = captured(model, x, frontend="export")
-    after, journal = rewritten(lower_onednn, program, x)
-    assert after is program and [refused.reason for refused in journal.refusals] == [RANK]
+    after, log = rewritten(lower_onednn, program, x)
+    assert after is program and [refused.reason for refused in log.refusals] == [RANK]
 
 
 # -- sites and teeth ----------------------------------------------------------------------------------------------------
@@ -368,7 +368,7 @@ def test_a_lost_bias_or_residual_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("case", ["an input", "read later", "an output"])
 def test_writing_into_a_residual_that_is_needed_is_noticed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the copy into channels last, which hides the write: channels-last residuals have none."""
-    monkeypatch.setattr("ir_tools.rewrite.rule.Value.dies_at", lambda residual, reader: True)
+    monkeypatch.setattr("ir_tools.rewrite.rule.Value.dies_at", lambda residual, user: True)
     function, kind = KEPT[case]
     program, x, r = residual_program(function, torch.float32, kind)
     r = r.contiguous(memory_format=torch.channels_last)

@@ -40,8 +40,8 @@ def model_and_input(name: str) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("name", CHAINS)
 def test_it_merges(name: str, frontend: str) -> None:
     model, x = model_and_input(name)
-    journal = check_folds(merge_linear_chains, model, x, frontend=frontend)
-    assert len(journal.rewrites) == len(CHAINS[name][0]) - 1
+    log = check_folds(merge_linear_chains, model, x, frontend=frontend)
+    assert len(log.rewrites) == len(CHAINS[name][0]) - 1
 
 
 def test_the_memory_layout_of_the_weight_is_kept() -> None:

@@ -37,8 +37,8 @@ X = torch.randn(2, 7, 6, dtype=torch.float64)
 
 
 def check_merged(model: nn.Module, x: Tensor = X) -> None:
-    after, journal = rewritten(merge_parallel_linears, captured(model.double().eval(), x), x)
-    assert ops(after).count("linear") == 1 and ops(after).count("split_with_sizes") == 1 and len(journal.rewrites) == 1
+    after, log = rewritten(merge_parallel_linears, captured(model.double().eval(), x), x)
+    assert ops(after).count("linear") == 1 and ops(after).count("split_with_sizes") == 1 and len(log.rewrites) == 1
     assert_numbers_agree(model, after, x, within=EXACT)
 
 
@@ -80,8 +80,8 @@ def test_query_key_and_value_of_every_layer_of_bert() -> None:
     sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=50, num_hidden_layers=3)
     model, tokens = bert_base(**sizes, max_position_embeddings=32).model.eval().double(), torch.randint(50, (2, 8))
     program = captured(model, tokens)
-    after, journal = rewritten(merge_parallel_linears, program, tokens)
-    assert [rewrite.module for rewrite in journal.rewrites] == [f"encoder.layer.{i}.attention.self.query" for i in range(3)]
+    after, log = rewritten(merge_parallel_linears, program, tokens)
+    assert [rewrite.module for rewrite in log.rewrites] == [f"encoder.layer.{i}.attention.self.query" for i in range(3)]
     assert ops(program).count("linear") == 19 and ops(after).count("linear") == 13  # with the pooler
     assert relative_error(program.run(tokens), after.run(tokens)) <= EXACT
 
@@ -98,8 +98,8 @@ def test_one_linear_for_all_three_has_nothing_to_merge() -> None:
 
     x = torch.randn(2, 5, 8)
     program = captured(Block().eval(), x)
-    after, journal = rewritten(merge_parallel_linears, program, x)
-    assert after is program and not journal.refusals
+    after, log = rewritten(merge_parallel_linears, program, x)
+    assert after is program and not log.refusals
 
 
 @pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
@@ -119,16 +119,16 @@ OUTPUT = "its result is the model's output, which must not be a part of a larger
 OTHERS = "the others have weights of another dtype, or are refused"
 
 
-def fuses(reader: str) -> str:
-    return f"its reader {reader} would fuse into it, which is worth more"
+def fuses(user: str) -> str:
+    return f"its reader {user} would fuse into it, which is worth more"
 
 
 def refusals(model: nn.Module, *inputs: Tensor) -> list[str]:
     inputs = inputs or (X.float(),)
     program = captured(model.eval(), *inputs)
-    after, journal = rewritten(merge_parallel_linears, program, *inputs)
-    assert after is program and not journal.rewrites
-    return [refused.reason for refused in journal.refusals]
+    after, log = rewritten(merge_parallel_linears, program, *inputs)
+    assert after is program and not log.rewrites
+    return [refused.reason for refused in log.refusals]
 
 
 def test_one_that_an_activation_or_a_sum_would_fuse_into_stays() -> None:
@@ -140,9 +140,9 @@ def test_one_that_an_activation_or_a_sum_would_fuse_into_stays() -> None:
 
 def test_the_others_are_merged_all_the_same() -> None:
     model = Heads(lambda q, k, v: F.gelu(q).sum() + k.cos().sum() + v.exp()).double()
-    after, journal = rewritten(merge_parallel_linears, captured(model.eval(), X), X)
-    assert ops(after).count("linear") == 2 and len(journal.rewrites) == 1
-    assert [refused.reason for refused in journal.refusals] == [fuses("gelu")]
+    after, log = rewritten(merge_parallel_linears, captured(model.eval(), X), X)
+    assert ops(after).count("linear") == 2 and len(log.rewrites) == 1
+    assert [refused.reason for refused in log.refusals] == [fuses("gelu")]
     assert_numbers_agree(model, after, X, within=EXACT)
 
 

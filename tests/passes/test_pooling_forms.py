@@ -57,8 +57,8 @@ def test_a_mean_is_pooled(case: str, dtype: torch.dtype, layout: torch.memory_fo
     x = torch.randn(2, 5, 9, 7, dtype=dtype).contiguous(memory_format=layout) + 1
     program = captured(Means(function).eval(), x)
     monkeypatch.setattr(choices, "measure", winner(1))
-    after, journal = rewritten(lower_onednn, program, x)
-    assert ops(after) == expected and len(journal.rewrites) == 1
+    after, log = rewritten(lower_onednn, program, x)
+    assert ops(after) == expected and len(log.rewrites) == 1
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) <= WITHIN[dtype]
     monkeypatch.setattr(choices, "measure", winner(0))
     assert ops(rewritten(lower_onednn, program, x)[0]) == ops(program)

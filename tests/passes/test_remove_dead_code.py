@@ -38,8 +38,8 @@ def test_a_chain_that_nobody_reads_goes() -> None:
     model = Linear().eval()
     program = with_dead_code(captured(model, X), (aten.exp.default,), (aten.mul.Scalar, 2.0), (aten.neg.default,))
     assert ops(program)[-3:] == ["exp", "mul", "neg"]
-    after, journal = rewritten(remove_dead_code, program, X)
-    assert [r.site for r in journal.rewrites] == [f"remove_dead_code@{name}" for name in ("neg", "mul", "exp")]
+    after, log = rewritten(remove_dead_code, program, X)
+    assert [r.site for r in log.rewrites] == [f"remove_dead_code@{name}" for name in ("neg", "mul", "exp")]
     assert_same_graph(after, model, X)
     assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
 
@@ -57,8 +57,8 @@ def test_constants_that_only_dead_code_read_go() -> None:
 
 def test_live_code_stays() -> None:
     program = captured(Linear().eval(), X)
-    after, journal = rewritten(remove_dead_code, program, X)
-    assert after is program and not journal.rewrites
+    after, log = rewritten(remove_dead_code, program, X)
+    assert after is program and not log.rewrites
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_live_code_stays() -> None:
 )
 def test_effects_stay_and_so_does_what_they_read(effect: tuple) -> None:
     program = with_dead_code(captured(Linear().eval(), X), (aten.exp.default,), effect)
-    after, journal = rewritten(remove_dead_code, program, X)
-    assert after is program and not journal.rewrites and len(ops(program)) == 4
+    after, log = rewritten(remove_dead_code, program, X)
+    assert after is program and not log.rewrites and len(ops(program)) == 4
 
 
 def test_an_assertion_stays() -> None:

@@ -46,16 +46,16 @@ class Function(nn.Module):
 def test_a_dropout_in_eval_mode_goes(kind: str, frontend: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), KINDS[kind](), nn.ReLU()).eval()
     program = captured(model, X, frontend=frontend)
-    after, journal = rewritten(remove_dropout, program, X)
-    assert kind in ops(program) and len(journal.rewrites) == 1
+    after, log = rewritten(remove_dropout, program, X)
+    assert kind in ops(program) and len(log.rewrites) == 1
     assert_same_graph(after, nn.Sequential(model[0], nn.Identity(), nn.ReLU()), X, frontend=frontend)
     assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
 
 
 def test_a_dropout_that_never_drops_goes_even_when_it_trains() -> None:
     program = captured(Function(lambda x: F.dropout(x.exp(), 0.0, training=True)), X)
-    after, journal = rewritten(remove_dropout, program, X)
-    assert ops(program) == ["exp", "dropout"] and ops(after) == ["exp"] and len(journal.rewrites) == 1
+    after, log = rewritten(remove_dropout, program, X)
+    assert ops(program) == ["exp", "dropout"] and ops(after) == ["exp"] and len(log.rewrites) == 1
     assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
 
 
@@ -68,14 +68,14 @@ def test_the_result_may_be_an_output_or_an_input() -> None:
 
 def test_a_dropout_in_a_row_of_dropouts_goes() -> None:
     model = nn.Sequential(nn.Dropout(), nn.ReLU(), nn.Dropout(), nn.Dropout2d()).eval()
-    after, journal = rewritten(remove_dropout, captured(model, X), X)
-    assert ops(after) == ["relu"] and len(journal.rewrites) == 3
+    after, log = rewritten(remove_dropout, captured(model, X), X)
+    assert ops(after) == ["relu"] and len(log.rewrites) == 3
 
 
 def test_an_in_place_dropout_goes() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Dropout(inplace=True), nn.Sigmoid()).eval()
-    after, journal = rewritten(remove_dropout, captured(model, X), X)
-    assert ops(after) == ["relu", "sigmoid"] and len(journal.rewrites) == 1
+    after, log = rewritten(remove_dropout, captured(model, X), X)
+    assert ops(after) == ["relu", "sigmoid"] and len(log.rewrites) == 1
 
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
@@ -84,9 +84,9 @@ def test_an_in_place_dropout_goes() -> None:
 @pytest.mark.parametrize("function", [F.dropout, F.alpha_dropout, F.dropout2d, F.feature_alpha_dropout])
 def test_a_dropout_that_drops_is_refused(function: Callable) -> None:
     program = captured(Function(lambda x: function(x, 0.5, training=True)), X)
-    after, journal = rewritten(remove_dropout, program, X)
+    after, log = rewritten(remove_dropout, program, X)
     assert after is program
-    (refused,) = journal.refusals
+    (refused,) = log.refusals
     assert refused.reason == "not so: The dropout is in inference mode, or its probability is zero."
 
 
@@ -99,8 +99,8 @@ def test_a_dropout_beside_a_write_is_refused() -> None:
         return y.exp()
 
     program = captured(Function(function), X)
-    after, journal = rewritten(remove_dropout, program, X)
-    assert after is program and journal.refusals[0].reason.endswith("is written in place")
+    after, log = rewritten(remove_dropout, program, X)
+    assert after is program and log.refusals[0].reason.endswith("is written in place")
 
 
 # -- sites and teeth ----------------------------------------------------------------------------------------------------

@@ -95,9 +95,9 @@ def program_of(function: Callable, x: Tensor, frontend: str = "trace", bare: boo
 def test_it_goes(name: str, frontend: str) -> None:
     function, x = GOES[name]
     program = program_of(function, x, frontend)
-    after, journal = rewritten(remove_neutral_ops, program, x)
+    after, log = rewritten(remove_neutral_ops, program, x)
     assert ops(after) == ["flip", "flip"]
-    assert len(journal.rewrites) == (len(ops(program)) > 2) and not journal.refusals  # some go as early as capture
+    assert len(log.rewrites) == (len(ops(program)) > 2) and not log.refusals  # some go as early as capture
     assert same_bits(outputs_of(program, x), outputs_of(after, x))
 
 
@@ -110,8 +110,8 @@ def test_not_all_of_these_are_gone_at_capture() -> None:
 def test_once_is_enough(name: str) -> None:
     once = TWICE[name]
     program = program_of(lambda m, x: once(once(x)), FLOATS)
-    after, journal = rewritten(remove_neutral_ops, program, FLOATS)
-    assert ops(after) == ops(program_of(lambda m, x: once(x), FLOATS)) and len(journal.rewrites) == 1
+    after, log = rewritten(remove_neutral_ops, program, FLOATS)
+    assert ops(after) == ops(program_of(lambda m, x: once(x), FLOATS)) and len(log.rewrites) == 1
     assert same_bits(outputs_of(program, FLOATS), outputs_of(after, FLOATS))
 
 
@@ -128,14 +128,14 @@ def test_casts_slices_and_copies_that_earlier_passes_leave() -> None:
         y = draft.call(aten.expand.default, y, [3, 4])
         y = draft.call(aten.contiguous.default, y)
     draft.redirect_in(last, exp, y)
-    after, journal = rewritten(remove_neutral_ops, draft.finish(), FLOATS)
-    assert ops(after) == ["flip", "exp", "flip"] and len(journal.rewrites) == 4
+    after, log = rewritten(remove_neutral_ops, draft.finish(), FLOATS)
+    assert ops(after) == ["flip", "exp", "flip"] and len(log.rewrites) == 4
 
 
 def test_they_all_go_from_a_chain() -> None:
     program = program_of(lambda m, x: (((x * 1).clone() - 0) / 1).neg().neg() * m.ones, FLOATS)
-    after, journal = rewritten(remove_neutral_ops, program, FLOATS)
-    assert ops(after) == ["flip", "flip"] and len(journal.rewrites) == 6
+    after, log = rewritten(remove_neutral_ops, program, FLOATS)
+    assert ops(after) == ["flip", "flip"] and len(log.rewrites) == 6
 
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
@@ -165,8 +165,8 @@ REFUSED: dict[str, tuple[Callable, Tensor, str]] = {
 def test_it_refuses(name: str) -> None:
     function, x, reason = REFUSED[name]
     program = program_of(function, x)
-    after, journal = rewritten(remove_neutral_ops, program, x)
-    assert after is program and [refused.reason for refused in journal.refusals] == [reason]
+    after, log = rewritten(remove_neutral_ops, program, x)
+    assert after is program and [refused.reason for refused in log.refusals] == [reason]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_it_refuses(name: str) -> None:
 def test_what_does_something_does_not_fit(function: Callable) -> None:
     """These are other ops, not neutral ops that were refused: nothing is said."""
     program = program_of(function, FLOATS)
-    after, journal = rewritten(remove_neutral_ops, program, FLOATS)
-    assert after is program and not journal.refusals
+    after, log = rewritten(remove_neutral_ops, program, FLOATS)
+    assert after is program and not log.refusals
 
 
 @pytest.mark.parametrize(
@@ -193,11 +193,11 @@ def test_what_does_something_does_not_fit(function: Callable) -> None:
 )  # fmt: skip
 def test_outputs_do_not_share_memory_that_they_had_for_themselves(function: Callable) -> None:
     program = program_of(function, FLOATS, bare=True)
-    after, journal = rewritten(remove_neutral_ops, program, FLOATS)
+    after, log = rewritten(remove_neutral_ops, program, FLOATS)
     if "cos" in ops(program):  # what the constant is made into is the graph's own
         assert "mul" not in ops(after)
         return
-    assert after is program and [refused.reason for refused in journal.refusals] == [SHARES]
+    assert after is program and [refused.reason for refused in log.refusals] == [SHARES]
 
 
 def test_a_value_of_the_graphs_own_may_be_the_output() -> None:
@@ -237,14 +237,14 @@ class ReadInBranch(InBranch):
 def test_what_leaves_a_branch_or_a_loop_keeps_its_memory(model: type[nn.Module]) -> None:
     x = torch.ones(3, 4)
     program = captured(torch.jit.script(model().eval()), x, frontend="script")
-    after, journal = rewritten(remove_neutral_ops, program, x)
-    assert after is program and [refused.reason for refused in journal.refusals] == [SHARES]
+    after, log = rewritten(remove_neutral_ops, program, x)
+    assert after is program and [refused.reason for refused in log.refusals] == [SHARES]
 
 
 def test_what_is_read_in_a_branch_goes() -> None:
     program = captured(torch.jit.script(ReadInBranch().eval()), torch.ones(3, 4), frontend="script")
-    after, journal = rewritten(remove_neutral_ops, program, torch.ones(3, 4))
-    assert len(journal.rewrites) == 1 and len(after) == len(program) - 1
+    after, log = rewritten(remove_neutral_ops, program, torch.ones(3, 4))
+    assert len(log.rewrites) == 1 and len(after) == len(program) - 1
 
 
 class WrittenCopy(nn.Module):
@@ -266,8 +266,8 @@ class WrittenSource(nn.Module):
 def test_a_copy_beside_a_write_is_refused(model: type[nn.Module]) -> None:
     x = torch.randn(3, 4)
     program = captured(model(), x)
-    after, journal = rewritten(remove_neutral_ops, program, x)
-    assert after is program and journal.refusals[-1].reason.endswith("is written in place")
+    after, log = rewritten(remove_neutral_ops, program, x)
+    assert after is program and log.refusals[-1].reason.endswith("is written in place")
 
 
 def test_each_site_can_be_skipped() -> None:

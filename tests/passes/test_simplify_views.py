@@ -71,9 +71,9 @@ JOINED: dict[str, tuple[Callable, Callable]] = {
 def test_it_joins(name: str, frontend: str) -> None:
     views, expected = JOINED[name]
     program = captured(Views(views), X, frontend=frontend)
-    after, journal = rewritten(simplify_views, program, X)
+    after, log = rewritten(simplify_views, program, X)
     assert_same_graph(after, Views(expected), X, frontend=frontend)
-    assert not [refused.reason for refused in journal.refusals]
+    assert not [refused.reason for refused in log.refusals]
     assert_bitwise_equal([expected(X.neg()).exp()], outputs_of(after, X))
 
 
@@ -108,23 +108,23 @@ LAYOUT = "the result would lie in memory in another order"
 def test_a_reshape_that_sorts_memory_stays() -> None:
     """Flattening a transposed value copies it: the copy is contiguous, the value itself is not."""
     program = captured(Views(lambda x: x.mT.reshape(24).reshape(2, 4, 3)), X)
-    after, journal = rewritten(simplify_views, program, X)
-    assert after is program and [refused.reason for refused in journal.refusals] == [LAYOUT]
+    after, log = rewritten(simplify_views, program, X)
+    assert after is program and [refused.reason for refused in log.refusals] == [LAYOUT]
 
 
 def test_two_dynamic_sizes_are_refused() -> None:
     dims = {"x": {0: torch.export.Dim("batch", min=2, max=64), 2: torch.export.Dim("width", min=2, max=64)}}
     model = Views(lambda x: x.unsqueeze(0).unsqueeze(-1))
     program = capture(prepare(model, [((X,), {})], dims), "export").program
-    after, journal = rewritten(simplify_views, program, X)
+    after, log = rewritten(simplify_views, program, X)
     assert after is program
-    assert [refused.reason for refused in journal.refusals] == ["more than one size of the result is dynamic"]
+    assert [refused.reason for refused in log.refusals] == ["more than one size of the result is dynamic"]
 
 
 def test_a_value_between_that_is_read_again_is_refused() -> None:
     program = captured(Views(lambda x: (lambda y: y.mT + y.sum())(x.mT)), X)
-    after, journal = rewritten(simplify_views, program, X)
-    assert after is program and "another reader (sum" in journal.refusals[0].reason
+    after, log = rewritten(simplify_views, program, X)
+    assert after is program and "another reader (sum" in log.refusals[0].reason
 
 
 class Written(nn.Module):
@@ -137,8 +137,8 @@ class Written(nn.Module):
 
 def test_views_of_what_is_written_are_refused() -> None:
     program = captured(Written(), X)
-    after, journal = rewritten(simplify_views, program, X)
-    assert after is program and journal.refusals[0].reason.endswith("is written in place")
+    after, log = rewritten(simplify_views, program, X)
+    assert after is program and log.refusals[0].reason.endswith("is written in place")
 
 
 def test_an_output_that_was_a_copy_is_no_view_of_the_input() -> None:

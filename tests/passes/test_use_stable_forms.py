@@ -54,8 +54,8 @@ FORMS: dict[str, tuple[Callable, Callable]] = {
 
 def check_stable(name: str, pass_=use_stable_forms) -> None:
     fragile, _ = FORMS[name]
-    after, journal = rewritten(pass_, captured(Function(fragile), X), X)
-    assert journal.rewrites
+    after, log = rewritten(pass_, captured(Function(fragile), X), X)
+    assert log.rewrites
     assert_numbers_agree(Function(fragile), after, X, within=EXACT)
 
 
@@ -154,8 +154,8 @@ REFUSED: dict[str, tuple[Callable, Tensor, list[str]]] = {
 def test_it_refuses(name: str) -> None:
     function, x, reasons = REFUSED[name]
     program = captured(Function(function), x)
-    after, journal = rewritten(use_stable_forms, program, x)
-    assert after is program and [refused.reason for refused in journal.refusals] == reasons
+    after, log = rewritten(use_stable_forms, program, x)
+    assert after is program and [refused.reason for refused in log.refusals] == reasons
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,14 @@ def test_it_refuses(name: str) -> None:
 )
 def test_what_is_another_form_does_not_fit(function: Callable) -> None:
     program = captured(Function(function), CUBE)
-    after, journal = rewritten(use_stable_forms, program, CUBE)
-    assert after is program and not journal.refusals
+    after, log = rewritten(use_stable_forms, program, CUBE)
+    assert after is program and not log.refusals
 
 
 def test_an_exp_that_is_read_again_is_refused() -> None:
     program = captured(Function(lambda x: (lambda e: e / e.sum(1, keepdim=True) + e)(x.exp())), X)
-    after, journal = rewritten(use_stable_forms, program, X)
-    assert after is program and "has another reader (add" in journal.refusals[0].reason
+    after, log = rewritten(use_stable_forms, program, X)
+    assert after is program and "has another reader (add" in log.refusals[0].reason
 
 
 def test_each_site_can_be_skipped() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ir_tools.rewrite import Journal, graph_pass
+from ir_tools.rewrite import RewriteLog, graph_pass
 from passes import CATALOGUE, Pass, PassesError, Rule, Value, check_pass, rule_pass
 from passes.testing import CaptureRefused, CheckFailed, InvariantBroken, NeverFired, hold, random_models
 from passes.testing.tally import Tally, kind_of
@@ -130,25 +130,25 @@ def test_a_pass_that_never_fires_is_refused() -> None:
 
 
 @graph_pass(declares="exact")
-def changes_its_input(program, journal):
+def changes_its_input(program, log):
     for node in program.calls:
         node.name = f"{node.name}_"
     return program
 
 
 @graph_pass(declares="exact")
-def copies(program, journal):
+def copies(program, log):
     return program.copy()
 
 
 @graph_pass(declares="exact")
-def lies(program, journal):
-    journal.rewrote("lies@x", "lies", "x")
+def lies(program, log):
+    log.rewrote("lies@x", "lies", "x")
     return program
 
 
 @graph_pass(declares="exact")
-def raises(program, journal: Journal):
+def raises(program, log: RewriteLog):
     raise KeyError("lost")
 
 
@@ -177,7 +177,7 @@ def test_a_second_run_that_finds_more_is_caught() -> None:
     """A pass that takes one relu away each time."""
 
     @graph_pass(declares="exact")
-    def one_at_a_time(program, journal):
+    def one_at_a_time(program, log):
         from ir_tools.ir import Draft
 
         draft = Draft.of(program)
@@ -185,7 +185,7 @@ def test_a_second_run_that_finds_more_is_caught() -> None:
             if "relu" in str(node.target) and node.all_input_nodes[0].op == "call_function":
                 draft.redirect(node, node.all_input_nodes[0])
                 draft.remove(node)
-                journal.rewrote(f"one_at_a_time@{node.name}", "one_at_a_time", node.name)
+                log.rewrote(f"one_at_a_time@{node.name}", "one_at_a_time", node.name)
                 break
         return draft.finish()
 

@@ -53,7 +53,7 @@ def test_trials_are_legal_and_varied() -> None:
 def broken(pass_: Pass) -> Pass:
     """The pass, on a graph that is no graph of the model's."""
 
-    def wrong(program, journal):
+    def wrong(program, log):
         if program.calls:
             raise ZeroDivisionError("a crash of our own")
         return program
