@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from passes.report.data import StepReport
     from passes.report.report import Report
-    from passes.testing.check_pass import check_pass
+    from passes.testing.pass_check import check_pass
     from passes.tune.speed_comparison import Speed
 
 HOMES = {
@@ -51,7 +51,7 @@ HOMES = {
     "OptionError PassesError PassOrderError SignatureError SlowerWarning UnknownPassError",
     "passes.report.data": "StepReport",
     "passes.report.report": "Report",
-    "passes.testing.check_pass": "check_pass",
+    "passes.testing.pass_check": "check_pass",
     "passes.tune.speed_comparison": "Speed",
 }
 """The module that defines each name."""

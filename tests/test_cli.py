@@ -199,7 +199,7 @@ def test_a_directory_is_no_calibration_file(workplace):
 
 def test_the_command_line_prints_the_verdict_on_speed_once(workplace, monkeypatch):
     """In the report, and not as a Python warning besides."""
-    from passes.cli import main as cli
+    from passes.cli.main import main as cli
     from passes.tune import speed_comparison as speed
 
     monkeypatch.setattr(speed, "measure", lambda contestants, warm_up=0: {"without": [0.001], "with": [0.002]})

@@ -13,10 +13,9 @@ from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.journal import Casts, Refusal, Rewrite, Traffic
 from passes import optimize
 from passes.cli import commands
-from passes.report import rendering
 from passes.report.data import StepReport
 from passes.report.rendering import places
-from passes.report.report import Report
+from passes.report.report import Report, rendering
 from passes.tune.speed_comparison import Speed
 
 

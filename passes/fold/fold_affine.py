@@ -14,29 +14,30 @@ in float64, then back to w's dtype. What torchvision's FrozenBatchNorm2d compute
 from torch import Tensor
 
 from ir_tools.rewrite import Known, Rule, Value, rule_pass
+from passes.fold.affine import AFFINE
 from passes.fold.arithmetic import channel_axis, is_per_channel, output_channels, per_channel, refolded, scaled_outputs
 from passes.fold.fuse_conv_bn import RULES as BATCH_NORMS
 
 
 def layer_times_constant(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    return op.mul(op.layer(x, w, b, ..., name="layer"), c)
+    return op.mul(op.layer(x, w, b, ..., name="layer"), c, name="step")
 
 
 def layer_over_constant(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    return op.div(op.layer(x, w, b, ..., name="layer"), c, rounding_mode=None)
+    return op.div(op.layer(x, w, b, ..., name="layer"), c, rounding_mode=None, name="step")
 
 
 def layer_plus_constant(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    return op.add(op.layer(x, w, b, ..., name="layer"), c, ..., name="sum")
+    return op.add(op.layer(x, w, b, ..., name="layer"), c, ..., name="step")
 
 
 def layer_minus_constant(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    return op.sub(op.layer(x, w, b, ..., name="layer"), c, ..., name="sum")
+    return op.sub(op.layer(x, w, b, ..., name="layer"), c, ..., name="step")
 
 
 def constant_minus_layer(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
     layer = op.layer(x, w, b, ..., name="layer")
-    return op.one_of(op.sub(c, layer, ..., name="sum"), op.rsub(layer, c, ..., name="sum"))
+    return op.one_of(op.sub(c, layer, ..., name="step"), op.rsub(layer, c, ..., name="step"))
 
 
 def negated_layer(op, x: Value, w: Tensor, b: Tensor | None):
@@ -48,42 +49,27 @@ def the_constant_is_per_output_channel(layer, w, c):
     return is_per_channel(c, output_channels(layer, w), channel_axis(w))
 
 
-def times(op, layer, x, w, b, c):
-    return affine(op, layer, x, w, b, scale=c)
+def folded(written):
+    """The layer with what `written` says of its result in its weight and bias."""
 
+    def replace(op, layer, step, x, w, b, c):
+        return affine(op, layer, x, w, b, *AFFINE[written](step, per_channel(c, output_channels(layer, w), w)))
 
-def over(op, layer, x, w, b, c):
-    return affine(op, layer, x, w, b, scale=1 / per_channel(c, output_channels(layer, w), w))
-
-
-def plus(op, layer, sum, x, w, b, c):
-    return affine(op, layer, x, w, b, shift=sum.alpha * as_float64(c))
-
-
-def minus(op, layer, sum, x, w, b, c):
-    return affine(op, layer, x, w, b, shift=-sum.alpha * as_float64(c))
-
-
-def subtracted(op, layer, sum, x, w, b, c):
-    return affine(op, layer, x, w, b, scale=-sum.alpha, shift=c)
+    return replace
 
 
 def negated(op, layer, x, w, b):
-    return affine(op, layer, x, w, b, scale=-1.0)
+    return affine(op, layer, x, w, b, *AFFINE["-y"](None, None))
 
 
-def affine(op, layer, x, w, b, scale=1.0, shift=None):
+def affine(op, layer, x, w, b, scale, shift):
     """`scale * layer(x, w, b) + shift`; a layer without bias gets one only from a shift."""
     channels = output_channels(layer, w)
-    s = per_channel(scale, channels, w)
+    s = per_channel(1.0 if scale is None else scale, channels, w)
     bias = b if b is None else b.double() * s
     if shift is not None:
         bias = per_channel(shift, channels, w) + (0 if bias is None else bias)
     return refolded(op, layer, x, w, scaled_outputs(layer, w, s), bias)
-
-
-def as_float64(c):
-    return c.double() if isinstance(c, Tensor) else float(c)
 
 
 PER_CHANNEL = (the_constant_is_per_output_channel,)
@@ -91,11 +77,11 @@ PER_CHANNEL = (the_constant_is_per_output_channel,)
 fold_affine = rule_pass(
     "fold_affine",
     [
-        Rule("layer(x) * c -> layer(x)", match=layer_times_constant, requires=PER_CHANNEL, replace=times),
-        Rule("layer(x) / c -> layer(x)", match=layer_over_constant, requires=PER_CHANNEL, replace=over),
-        Rule("layer(x) + c -> layer(x)", match=layer_plus_constant, requires=PER_CHANNEL, replace=plus),
-        Rule("layer(x) - c -> layer(x)", match=layer_minus_constant, requires=PER_CHANNEL, replace=minus),
-        Rule("c - layer(x) -> layer(x)", match=constant_minus_layer, requires=PER_CHANNEL, replace=subtracted),
+        Rule("layer(x) * c -> layer(x)", match=layer_times_constant, requires=PER_CHANNEL, replace=folded("y * c")),
+        Rule("layer(x) / c -> layer(x)", match=layer_over_constant, requires=PER_CHANNEL, replace=folded("y / c")),
+        Rule("layer(x) + c -> layer(x)", match=layer_plus_constant, requires=PER_CHANNEL, replace=folded("y + c")),
+        Rule("layer(x) - c -> layer(x)", match=layer_minus_constant, requires=PER_CHANNEL, replace=folded("y - c")),
+        Rule("c - layer(x) -> layer(x)", match=constant_minus_layer, requires=PER_CHANNEL, replace=folded("c - y")),
         Rule("-layer(x) -> layer(x)", match=negated_layer, replace=negated),
         *BATCH_NORMS,
     ],

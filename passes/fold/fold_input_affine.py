@@ -15,6 +15,7 @@ scaled, but a shift does not reach them; and one much larger than the input vari
 from torch import Tensor
 
 from ir_tools.rewrite import Known, Rule, Value, rule_pass
+from passes.fold.affine import AFFINE
 from passes.fold.arithmetic import (
     LARGE_SHIFT,
     channel_axis,
@@ -26,33 +27,32 @@ from passes.fold.arithmetic import (
     refolded,
     scaled_inputs,
 )
-from passes.fold.fold_affine import as_float64
 from passes.fold.fuse_bn_conv import nothing_is_padded
 
 
 def layer_of_product(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    return op.layer(op.mul(x, c, name="inner"), w, b, ..., name="layer")
+    return op.layer(op.mul(x, c, name="step"), w, b, ..., name="layer")
 
 
 def layer_of_quotient(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    return op.layer(op.div(x, c, rounding_mode=None, name="inner"), w, b, ..., name="layer")
+    return op.layer(op.div(x, c, rounding_mode=None, name="step"), w, b, ..., name="layer")
 
 
 def layer_of_sum(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    return op.layer(op.add(x, c, ..., name="inner"), w, b, ..., name="layer")
+    return op.layer(op.add(x, c, ..., name="step"), w, b, ..., name="layer")
 
 
 def layer_of_difference(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    return op.layer(op.sub(x, c, ..., name="inner"), w, b, ..., name="layer")
+    return op.layer(op.sub(x, c, ..., name="step"), w, b, ..., name="layer")
 
 
 def layer_of_complement(op, x: Value, w: Tensor, b: Tensor | None, c: Known | float):
-    inner = op.one_of(op.sub(c, x, ..., name="inner"), op.rsub(x, c, ..., name="inner"))
-    return op.layer(inner, w, b, ..., name="layer")
+    step = op.one_of(op.sub(c, x, ..., name="step"), op.rsub(x, c, ..., name="step"))
+    return op.layer(step, w, b, ..., name="layer")
 
 
 def layer_of_negation(op, x: Value, w: Tensor, b: Tensor | None):
-    return op.layer(op.neg(x, name="inner"), w, b, ..., name="layer")
+    return op.layer(op.neg(x, name="step"), w, b, ..., name="layer")
 
 
 def the_constant_is_per_input_channel(layer, w, c):
@@ -60,41 +60,30 @@ def the_constant_is_per_input_channel(layer, w, c):
     return is_per_channel(c, input_channels(layer, w), channel_axis(w))
 
 
-def the_input_is_not_widened(inner, x):
+def the_input_is_not_widened(step, x):
     """The layer's input has the shape and dtype of the value that is scaled or shifted."""
-    if None in (inner.shape, x.shape):
+    if None in (step.shape, x.shape):
         return None
-    return inner.shape == x.shape and inner.dtype == x.dtype
+    return step.shape == x.shape and step.dtype == x.dtype
 
 
-def of_product(op, layer, x, w, b, c):
-    return affine(op, layer, x, w, b, scale=c)
+def folded(written):
+    """The layer with what `written` says of its input in its weight and bias."""
+
+    def replace(op, layer, step, x, w, b, c):
+        return affine(op, layer, x, w, b, *AFFINE[written](step, per_channel(c, input_channels(layer, w), w)))
+
+    return replace
 
 
-def of_quotient(op, layer, x, w, b, c):
-    return affine(op, layer, x, w, b, scale=1 / per_channel(c, input_channels(layer, w), w))
+def negated(op, layer, x, w, b):
+    return affine(op, layer, x, w, b, *AFFINE["-y"](None, None))
 
 
-def of_sum(op, layer, inner, x, w, b, c):
-    return affine(op, layer, x, w, b, shift=inner.alpha * as_float64(c))
-
-
-def of_difference(op, layer, inner, x, w, b, c):
-    return affine(op, layer, x, w, b, shift=-inner.alpha * as_float64(c))
-
-
-def of_complement(op, layer, inner, x, w, b, c):
-    return affine(op, layer, x, w, b, scale=-inner.alpha, shift=c)
-
-
-def of_negation(op, layer, x, w, b):
-    return affine(op, layer, x, w, b, scale=-1.0)
-
-
-def affine(op, layer, x, w, b, scale=1.0, shift=None):
+def affine(op, layer, x, w, b, scale, shift):
     """`layer(scale * x + shift, w, b)`; a layer without bias gets one only from a shift."""
     channels = input_channels(layer, w)
-    weight = scaled_inputs(layer, w, per_channel(scale, channels, w))
+    weight = scaled_inputs(layer, w, per_channel(1.0 if scale is None else scale, channels, w))
     if shift is None:
         return refolded(op, layer, x, w, weight, b)
     t = per_channel(shift, channels, w)
@@ -110,12 +99,12 @@ SHIFTED = (*SCALED, nothing_is_padded)
 fold_input_affine = rule_pass(
     "fold_input_affine",
     [
-        Rule("layer(x * c) -> layer(x)", match=layer_of_product, requires=SCALED, replace=of_product),
-        Rule("layer(x / c) -> layer(x)", match=layer_of_quotient, requires=SCALED, replace=of_quotient),
-        Rule("layer(x + c) -> layer(x)", match=layer_of_sum, requires=SHIFTED, replace=of_sum),
-        Rule("layer(x - c) -> layer(x)", match=layer_of_difference, requires=SHIFTED, replace=of_difference),
-        Rule("layer(c - x) -> layer(x)", match=layer_of_complement, requires=SHIFTED, replace=of_complement),
-        Rule("layer(-x) -> layer(x)", match=layer_of_negation, replace=of_negation),
+        Rule("layer(x * c) -> layer(x)", match=layer_of_product, requires=SCALED, replace=folded("y * c")),
+        Rule("layer(x / c) -> layer(x)", match=layer_of_quotient, requires=SCALED, replace=folded("y / c")),
+        Rule("layer(x + c) -> layer(x)", match=layer_of_sum, requires=SHIFTED, replace=folded("y + c")),
+        Rule("layer(x - c) -> layer(x)", match=layer_of_difference, requires=SHIFTED, replace=folded("y - c")),
+        Rule("layer(c - x) -> layer(x)", match=layer_of_complement, requires=SHIFTED, replace=folded("c - y")),
+        Rule("layer(-x) -> layer(x)", match=layer_of_negation, replace=negated),
     ],
     declares="reassociates",
     doc=__doc__,

@@ -20,7 +20,7 @@ from ir_tools.ir.dialect import aten, short_name
 from ir_tools.rewrite import Journal
 from passes import OptimizedModel, SlowerWarning, graph_pass, load, optimize
 from passes.driver.catalogue import CATALOGUE
-from passes.report import report
+from passes.report.report import report
 from passes.tune import speed_comparison as speed
 from passes.tune.speed_comparison import Contestant, Speed, asks_for_verdict, is_slower
 from passes.tune.timing import interleaved_seconds

@@ -1,4 +1,4 @@
-"""`check_pass`: a pass held to the laws on many random models, in one line."""
+"""`check_pass`: the invariants of a pass checked on many random models, in one line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ir_tools.errors import PassesError
 from ir_tools.rewrite import Pass
 from passes.driver.catalogue import CATALOGUE, find_passes
-from passes.testing.laws import LawBroken
-from passes.testing.random_models import RandomModel, random_models
+from passes.testing.invariants import InvariantBroken
+from passes.testing.model_strategy import random_models
+from passes.testing.model_text import RandomModel
 from passes.testing.search import Failure, search
 from passes.testing.tally import Tally
 from passes.testing.trial import CaptureIsWrong, CaptureRefused, Trial, held
@@ -25,12 +26,12 @@ from passes.testing.trial import CaptureIsWrong, CaptureRefused, Trial, held
 Models = Iterable[tuple[nn.Module, Any]] | st.SearchStrategy[RandomModel] | None
 
 
-class CheckFailed(LawBroken):
-    """A pass broke a law on a model; the message ends with that model, made small, as a test to paste."""
+class CheckFailed(InvariantBroken):
+    """A pass broke an invariant on a model; the message ends with that model, minimized, as a test to paste."""
 
 
 class NeverFired(PassesError, ValueError):
-    """A pass did nothing on any model: the laws hold for whatever does nothing, so that proves nothing."""
+    """A pass did nothing on any model: the invariants hold for whatever does nothing, so that proves nothing."""
 
 
 @dataclass
@@ -60,7 +61,7 @@ class CheckReport:
         return self.tally.share_untouched
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Group(*self.tally.tables(f"{self.name} keeps the laws"))
+        yield Group(*self.tally.tables(f"{self.name} keeps the invariants"))
 
     def __str__(self) -> str:
         console = Console(width=120, color_system=None)
@@ -78,7 +79,7 @@ def check_pass(
     before: str | Pass | Iterable[str | Pass] = (),
     frontends: Sequence[str] = ("trace",),
 ) -> CheckReport:
-    """Hold a pass to the laws (`passes.testing.laws`) on random models, and on models of your own.
+    """Check the invariants of a pass (`passes.testing.invariants`) on random models, and on models of your own.
 
     Args:
         my_pass: a `Pass`, or the name of one.
@@ -89,7 +90,7 @@ def check_pass(
         frontends: each random model is captured by one of them.
 
     Raises:
-        CheckFailed: a law is broken, or the pass raised; the message holds a small model as a test to paste.
+        CheckFailed: an invariant is broken, or the pass raised; the message holds a small model as a test to paste.
         NeverFired: the pass never did anything.
 
     >>> from passes import Rule, Value, check_pass, rule_pass
@@ -120,22 +121,20 @@ def check_pass(
         found, failure = search(trials, Trial.run, examples=examples, seed=seed, expected=_is_no_fault_of_the_pass)
         tally.add(found)
         if failure is not None:
-            raise CheckFailed(_told(failure, pass_, earlier)) from failure.error
+            raise CheckFailed(_message(failure, pass_, earlier)) from failure.error
     tally.seconds = time.perf_counter() - start
     if not tally.rewrites.total():
         refused = "; ".join(f"{reason} ({times})" for reason, times in tally.refusals.most_common(3) if times)
         raise NeverFired(
-            f"{pass_} did nothing on any of {tally.models} models, so the laws prove nothing of it. Give models that it "
+            f"{pass_} did nothing on any of {tally.models} models, so the invariants prove nothing of it. Give models that it "
             f"rewrites: check_pass({pass_.name}, models=[(module, inputs)])."
             + (f" It was refused: {refused}" if refused else "")
         )
     return CheckReport(str(pass_), tally)
 
 
-def _check_given(
-    pass_: Pass, model: nn.Module, inputs: Any, before: Sequence[Pass], frontends: Sequence[str]
-) -> Tally:
-    """The laws on one model of the user's, through every front end."""
+def _check_given(pass_: Pass, model: nn.Module, inputs: Any, before: Sequence[Pass], frontends: Sequence[str]) -> Tally:
+    """Check the invariants on one model of the user's, through every front end."""
     arguments: tuple[Tensor, ...] = inputs if isinstance(inputs, tuple) else (inputs,)
     tally = Tally()
     for frontend in frontends:
@@ -152,7 +151,7 @@ def _is_no_fault_of_the_pass(failure: Failure) -> bool:
     return isinstance(failure.error, (CaptureRefused, CaptureIsWrong))
 
 
-def _told(failure: Failure, pass_: Pass, before: Sequence[Pass]) -> str:
+def _message(failure: Failure, pass_: Pass, before: Sequence[Pass]) -> str:
     own = [p for p in (*before, pass_) if CATALOGUE.get(p.name) is not p]
     imports = "".join(_import_of(p) for p in own)
     return f"{failure.why}\n\nPaste this into a test:\n\n{failure.trial.as_test(failure.why, imports)}"
@@ -166,5 +165,3 @@ def _import_of(pass_: Pass) -> str:
                 renamed = "" if variable == pass_.name else f" as {pass_.name}"
                 return f"from {name} import {variable}{renamed}\n"
     return f"# from your_module import {pass_.name}\n"
-
-

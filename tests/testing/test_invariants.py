@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passes.testing import LawBroken, Oracle
-from passes.testing.laws import Rounding, relative_error
+from passes.testing import InvariantBroken, Oracle
+from passes.testing.invariants import Rounding, relative_error
 from passes.testing.trial import captured
 
 
@@ -45,7 +45,7 @@ def test_rounding_is_let_through(model: nn.Module, dtype: torch.dtype, error: fl
      (Plain(), torch.bfloat16, 0.5), (Plain(), torch.float16, 0.2)],
 )  # fmt: skip
 def test_anything_more_is_not(model: nn.Module, dtype: torch.dtype, error: float) -> None:
-    with pytest.raises(LawBroken, match="moved: relative error"):
+    with pytest.raises(InvariantBroken, match="moved: relative error"):
         judged(model, lambda t: t * (1 + error), dtype)
 
 
@@ -54,7 +54,7 @@ def test_anything_more_is_not(model: nn.Module, dtype: torch.dtype, error: float
     [(lambda t: t[:2], "has shape"), (lambda t: t.float(), "has dtype"), (lambda t: t / 0, "holds NaN or Inf")],
 )
 def test_shapes_dtypes_and_infinities(move: Callable[[Tensor], Tensor], why: str) -> None:
-    with pytest.raises(LawBroken, match=why):
+    with pytest.raises(InvariantBroken, match=why):
         judged(Plain(), move, torch.float64)
 
 

@@ -1,11 +1,11 @@
-"""The laws that every pass obeys, checked on one Program.
+"""The invariants of every pass, checked on one Program.
 
     the input is left untouched               the result is well-formed
     `after is before` iff nothing is reported the facts of the result are true
     a second run returns the very object      the numbers are those that the pass declares
     a site that is skipped is left alone      the docstring opens with an equation or a table
 
-A law that does not hold raises `LawBroken`, with a sentence that names the pass and the law.
+An invariant that does not hold raises `InvariantBroken`, with a sentence that names the pass and the invariant.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ LARGEST_ERROR = 1e-10
 """What reassociation may do to float64, as the largest |difference| over the largest |reference| of an output."""
 
 NOISE_ALLOWED = 100.0
-"""A difference of so many times what rounding alone does to an output is the fault of the model: it has few digits to give."""
+"""A difference of so many times what rounding alone does to an output is the fault of the model: it amplifies rounding."""
 
 NOISE_ALLOWED_HALF = 10.0
 """The same for half dtypes, in which a hundred times the rounding is the whole value."""
 
 
-class LawBroken(PassesError, AssertionError):
-    """A pass broke one of the laws; the message names both. `kind` is the same wherever it is broken in the same way."""
+class InvariantBroken(PassesError, AssertionError):
+    """A pass broke one of the invariants; the message names both. `kind` is the same wherever it is broken in the same way."""
 
     def __init__(self, message: str, kind: str = ""):
         super().__init__(message)
         self.kind = kind
 
 
-# -- laws that need no reference ----------------------------------------------------------------------------------------
+# -- invariants that need no reference ----------------------------------------------------------------------------------
 
 
 def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = ()) -> tuple[Program, Journal]:
-    """Run a pass and hold it to the laws that need no reference; return the new Program and the journal.
+    """Run a pass and check the invariants that need no reference; return the new Program and the journal.
 
-    `inputs` are flat tensors of one call: the new Program is run on copies of them. Raises `LawBroken`.
+    `inputs` are flat tensors of one call: the new Program is run on copies of them. Raises `InvariantBroken`.
 
     >>> import passes
     >>> from ir_tools.frontends.capture import capture
@@ -68,18 +68,18 @@ def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str
     before, journal = fingerprint(program), Journal.skipping(skip)
     after = pass_(program, journal=journal)
     if fingerprint(program) != before:
-        raise LawBroken(f"{pass_} changed its input")
+        raise InvariantBroken(f"{pass_} changed its input")
     if not journal.rewrites and after is not program:
-        raise LawBroken(f"{pass_} gave a new Program, but reports no rewrite")
+        raise InvariantBroken(f"{pass_} gave a new Program, but reports no rewrite")
     if journal.rewrites and after is program:
-        raise LawBroken(f"{pass_} reports {len(journal.rewrites)} rewrites, but gave back the Program it came from")
+        raise InvariantBroken(f"{pass_} reports {len(journal.rewrites)} rewrites, but gave back the Program it came from")
     if after is not program:
         check_wellformed(after)
         assert_facts_are_true(after, *inputs)
     again = Journal.skipping(skip)
     if pass_(after, journal=again) is not after:
         found = f": {again.rewrites[0].rule} at {again.rewrites[0].module}" if again.rewrites else ""
-        raise LawBroken(f"a second run of {pass_} found more to do{found}")
+        raise InvariantBroken(f"a second run of {pass_} found more to do{found}")
     return after, journal
 
 
@@ -102,7 +102,7 @@ def _content(tensor: Tensor) -> str:
 
 
 def assert_facts_are_true(program: Program, *inputs: Tensor) -> None:
-    """Run the Program and compare the shape and dtype of every value with what the node says. Raises `LawBroken`."""
+    """Run the Program and compare the shape and dtype of every value with what the node says. Raises `InvariantBroken`."""
     wrong = []
     for node, value in program.trace_values(*(t.clone() for t in inputs)):
         if node.op == "output":
@@ -115,7 +115,7 @@ def assert_facts_are_true(program: Program, *inputs: Tensor) -> None:
         if not _fact_is_true(expected, value):
             wrong.append(f"{node.name}: the fact says {sketch(expected)}, running gives {sketch(value)}")
     if wrong:
-        raise LawBroken("facts are not true: " + "\n".join(wrong))
+        raise InvariantBroken("facts are not true: " + "\n".join(wrong))
 
 
 def _fact_is_true(expected: Any, value: Any) -> bool:
@@ -150,11 +150,11 @@ def sketch(value: Any) -> str:
 
 
 def check_docstring(pass_: Pass) -> None:
-    """A sentence, an empty line, and an equation or table, indented by four. Raises `LawBroken`."""
+    """A sentence, an empty line, and an equation or table, indented by four. Raises `InvariantBroken`."""
     lines = pass_.doc.strip().splitlines()
     opens = len(lines) > 2 and lines[0].endswith(".") and not lines[1].strip() and lines[2].startswith("    ")
     if not opens or ("->" not in pass_.equation and len(pass_.equation.splitlines()) < 2):
-        raise LawBroken(
+        raise InvariantBroken(
             f"the docstring of {pass_} must open with a sentence, an empty line, and an equation (`left -> right`) or table"
         )
 
@@ -162,16 +162,16 @@ def check_docstring(pass_: Pass) -> None:
 def check_skipping(pass_: Pass, program: Program, journal: Journal, *, most: int = 1) -> None:
     """The first `most` sites of the journal, skipped one by one, are left alone; all skipped, nothing happens.
 
-    Raises `LawBroken`. A site that needs another one is left alone when that one is.
+    Raises `InvariantBroken`. A site that needs another one is left alone when that one is.
     """
     sites = [rewrite.site for rewrite in journal.rewrites]
     for site in sites[:most]:
         left = Journal.skipping({site})
         check_wellformed(pass_(program, journal=left))
         if site in [rewrite.site for rewrite in left.rewrites]:
-            raise LawBroken(f"{pass_} rewrote the site {site}, which was to be skipped")
+            raise InvariantBroken(f"{pass_} rewrote the site {site}, which was to be skipped")
     if sites and len(set(sites)) != len(sites):
-        raise LawBroken(f"{pass_} has two sites of one name: {max(sites, key=sites.count)}")
+        raise InvariantBroken(f"{pass_} has two sites of one name: {max(sites, key=sites.count)}")
 
 
 # -- numbers ------------------------------------------------------------------------------------------------------------
@@ -188,15 +188,15 @@ class Oracle:
     example: Example
 
     def judge(self, program: Program, outputs: Sequence[Tensor], declared: str, what: str) -> None:
-        """Raise `LawBroken`, beginning with `what`, unless `outputs` are the model's as exactly as `declared` says.
+        """Raise `InvariantBroken`, beginning with `what`, unless `outputs` are the model's as exactly as `declared` says.
 
         Where all is float64, the relative error is at most `LARGEST_ERROR`; in narrower dtypes the SQNR is at least that of
-        the table in `ir_tools.verify.numerics`. A model that amplifies rounding errors is given more.
+        the table in `ir_tools.verify.numerics`. A model that amplifies rounding errors is allowed more.
         """
         declared = max(declared, "reassociates", key=DECLARATIONS.index)  # front ends may reorder sums too
         comparison = compare(self.example.outputs, outputs)
         if comparison.problem:
-            raise LawBroken(f"{what}: {comparison.problem}")
+            raise InvariantBroken(f"{what}: {comparison.problem}")
         if comparison.equal:
             return
         narrowest = narrowest_float(program)
@@ -208,7 +208,7 @@ class Oracle:
             good, allowed = comparison.sqnr_db >= smallest, f"SQNR {smallest:g} dB, here {comparison.sqnr_db:.1f} dB"
         if good or self._is_noise(outputs, narrowest):
             return
-        raise LawBroken(f"{what}: relative error {error:.3g}, allowed {allowed}; absolute {comparison.max_abs_error:.3g}")
+        raise InvariantBroken(f"{what}: relative error {error:.3g}, allowed {allowed}; absolute {comparison.max_abs_error:.3g}")
 
     def _is_noise(self, outputs: Sequence[Tensor], dtype: torch.dtype) -> bool:
         """Each output is no further off than rounding every value once more, to `dtype`, may move it."""
@@ -220,8 +220,7 @@ class Oracle:
                 moved = self.captured.run(*(t.clone() for t in inputs))
             largest = [max(n, _distance(a, b)) for n, a, b in zip(largest, self.example.outputs, moved)]
         return all(
-            _distance(expected, got) <= times * noise
-            for expected, got, noise in zip(self.example.outputs, outputs, largest)
+            _distance(expected, got) <= times * noise for expected, got, noise in zip(self.example.outputs, outputs, largest)
         )
 
 
@@ -266,30 +265,30 @@ def relative_error(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:
 
 
 def check_bitwise(pass_: Pass, expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
-    """Equal bit by bit, the sign of a zero included (any NaN is as good as another). Raises `LawBroken`."""
+    """Equal bit by bit, the sign of a zero included (any NaN is as good as another). Raises `InvariantBroken`."""
     comparison = compare(expected, got)
     if not comparison.equal:
         moved = comparison.problem or f"outputs moved by up to {comparison.max_abs_error:.3g}"
-        raise LawBroken(f"{pass_} declares 'exact', but {moved}")
+        raise InvariantBroken(f"{pass_} declares 'exact', but {moved}")
     for e, g in zip(expected, got):
         if e.is_floating_point() and not torch.equal(e.signbit() & ~e.isnan(), g.signbit() & ~g.isnan()):
-            raise LawBroken(f"{pass_} declares 'exact', but a zero changed its sign")
+            raise InvariantBroken(f"{pass_} declares 'exact', but a zero changed its sign")
 
 
 # -- all of them --------------------------------------------------------------------------------------------------------
 
 
-def hold_to_laws(pass_: Pass, program: Program, oracle: Oracle, declared: str = "exact") -> tuple[Program, Journal]:
-    """Run a pass on a Program under all laws; return the new Program and the journal.
+def check_invariants(pass_: Pass, program: Program, oracle: Oracle, declared: str = "exact") -> tuple[Program, Journal]:
+    """Run a pass on a Program and check all invariants; return the new Program and the journal.
 
-    `declared`: the boldest declaration of the passes that ran before, which the numbers may show. Raises `LawBroken`.
+    `declared`: the boldest declaration of the passes that ran before, which the numbers may show. Raises `InvariantBroken`.
 
     >>> import passes
     >>> from ir_tools.frontends.capture import capture
     >>> from ir_tools.frontends.source import prepare
     >>> source = prepare(torch.nn.Dropout().eval(), [((torch.randn(2, 3),), {})])
     >>> program = capture(source, "trace").program
-    >>> _, journal = hold_to_laws(passes.CATALOGUE["remove_dropout"], program, Oracle(program, source.examples[0]))
+    >>> _, journal = check_invariants(passes.CATALOGUE["remove_dropout"], program, Oracle(program, source.examples[0]))
     >>> [rewrite.rule for rewrite in journal.rewrites]
     ['dropout(x) -> x']
     """
@@ -306,6 +305,6 @@ def hold_to_laws(pass_: Pass, program: Program, oracle: Oracle, declared: str = 
     what = f"{pass_} changed the numbers (its first rewrite: {first.rule} at {first.module})"
     try:
         oracle.judge(after, outputs, max(declared, pass_.declares, key=DECLARATIONS.index), what)
-    except LawBroken as error:
-        raise LawBroken(str(error), f"{pass_.name} changed the numbers: {first.rule}") from None
+    except InvariantBroken as error:
+        raise InvariantBroken(str(error), f"{pass_.name} changed the numbers: {first.rule}") from None
     return after, journal
