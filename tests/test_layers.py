@@ -23,10 +23,11 @@ MAY_IMPORT = {
     "ir": {"errors"},
     "frontends": EVERYBODY_MAY | {"verify"},
     "emit": EVERYBODY_MAY | {"verify"},
-    "rewrite": EVERYBODY_MAY,
+    "rewrite": EVERYBODY_MAY | {"deprecation"},
     "verify": EVERYBODY_MAY,
     "visualize": EVERYBODY_MAY,
     "errors": set(),
+    "deprecation": set(),
     "torchvision_ops": set(),
     "__init__": set(),
 }
