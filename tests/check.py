@@ -117,6 +117,11 @@ def ops(program: Program) -> list[str]:
     return [short_name(node.target) for node in program.calls]
 
 
+def graph_lines(program: Program) -> list[str]:
+    """Every op of the program as text, with its name and arguments."""
+    return [f"{node.name} {node.target} {node.args} {node.kwargs}" for node in program.all_calls]
+
+
 def assert_same_graph(program: Program, expected: nn.Module, *inputs: Tensor, frontend: str = "trace",
                       called: Mapping[str, str] | None = None) -> None:  # fmt: skip
     """The Program computes as `expected`, captured by the same front end: same ops, arguments, wiring and constants' names.

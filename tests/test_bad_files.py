@@ -198,7 +198,7 @@ def test_a_file_that_cannot_tell_the_structure_gives_flat_tensors(tmp_path):
 def test_a_result_is_no_model_to_optimise_again(tmp_path):
     """oneDNN's kernels are past rewriting."""
     path = tmp_path / "fast.pt"
-    optimize(model(), ["lower_onednn:choose=fused"], example_inputs=row()).save(path)
+    optimize(model(), ["lower_onednn:variant=fused"], example_inputs=row()).save(path)
     with pytest.raises(CaptureError, match=says("it was optimised already; give the model it was made")):
         optimize(path, example_inputs=row())
     optimize(model(), example_inputs=row(), engine="aten").save(path)

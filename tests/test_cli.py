@@ -15,6 +15,7 @@ from passes.cli.main import app
 from passes.cli.terminal import check_writable, progress_line
 from passes.driver import catalogue
 from passes.errors import ModelFileError, SlowerWarning
+from tests.timers import SpeedComparisons
 
 REPOSITORY = Path(__file__).parents[1]
 INPUT = ("--input", "1x3x16x16")
@@ -197,16 +198,15 @@ def test_a_directory_is_no_calibration_file(workplace):
     assert "the calibration file . cannot be read: Is a directory" in run(*OPTIMIZE, "--calibration", ".").stderr
 
 
-def test_the_command_line_prints_the_verdict_on_speed_once(workplace, monkeypatch):
+def test_the_command_line_prints_the_speed_comparison_once(workplace, monkeypatch, use_timer):
     """In the report, and not as a Python warning besides."""
-    from passes.cli.main import main as cli
-    from passes.tune import speed_comparison as speed
+    from passes.cli import main as cli
 
-    monkeypatch.setattr(speed, "measure", lambda contestants, warm_up=0: {"without": [0.001], "with": [0.002]})
+    use_timer(SpeedComparisons({"without": [0.001], "with": [0.002]}))
     out = succeeds(*OPTIMIZE, "--no-bench", "--passes", "cast_half")
     assert out.count("bfloat16 is SLOWER than float32 on this machine: 1 → 2 ms, 0.50x as fast") == 1
     out = succeeds(*OPTIMIZE, "--no-bench", "--passes", "cast_half:on_slower=revert")
-    assert "float32 is given (on_slower='revert')" in out and "reverted" in out
+    assert "returning the float32 model (on_slower='revert')" in out and "reverted" in out
     monkeypatch.setattr(cli, "app", lambda prog_name: warnings.warn("slower", SlowerWarning, stacklevel=1))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -252,7 +252,7 @@ def test_options_are_listed_as_they_are_typed_with_what_they_may_be():
     out = succeeds("passes")
     for line in (
         "dtype=bfloat16|float16", "level=O2|O1|O3", "keep_float=NAME+NAME", "overrides=NAME=O1|O2|O3|float+NAME=...",
-        "on_slower=warn|keep|revert", "choose=measured|fused", "choices=TEXT",
+        "on_slower=warn|keep|revert", "variant=measured|fused", "records=TEXT",
     ):  # fmt: skip
         assert f"  :{line}\n" in out
     assert "keep_float=()" not in out and "{}" not in out and "the first is the default" in " ".join(out.split())
@@ -293,14 +293,14 @@ def test_draw_dot(workplace):
 
 
 def test_draw_with_passes(workplace):
-    passes = ("--passes", "fuse_conv_bn_relu,lower_onednn:choose=fused")
+    passes = ("--passes", "fuse_conv_bn_relu,lower_onednn:variant=fused")
     succeeds("draw", "cli_zoo:Net", *INPUT, "--out", "net.dot", *passes)
     text = (workplace / "net.dot").read_text()
     assert "_convolution_pointwise (relu)" in text and "batch_norm" not in text.replace("fuse_conv_bn", "")
 
 
 def test_draw_a_file(workplace):
-    succeeds(*OPTIMIZE, "--passes", "fuse_conv_bn_relu,lower_onednn:choose=fused", "--out", "net.pt", "--no-bench")
+    succeeds(*OPTIMIZE, "--passes", "fuse_conv_bn_relu,lower_onednn:variant=fused", "--out", "net.pt", "--no-bench")
     succeeds("draw", "net.pt", "--out", "net.dot")
     assert "_convolution_pointwise" in (workplace / "net.dot").read_text()
 

@@ -277,7 +277,7 @@ def test_a_network_that_shrinks_its_image_to_one_pixel(frontend):
     assert_like_eager(compiled(case, model, frontend), model, images(2, 32, 64))
 
 
-@pytest.mark.parametrize("lowering", ["lower_aten", "lower_onednn:choose=fused"])
+@pytest.mark.parametrize("lowering", ["lower_aten", "lower_onednn:variant=fused"])
 @pytest.mark.parametrize("cast", [[], ["cast_half:dtype=bfloat16"]])
 def test_passes_rewrite_as_much_as_where_sizes_are_baked_in(cast, lowering, tmp_path):
     case = CASES["unet"]

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import passes.tune.speed_comparison
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import argument, short_name
 from ir_tools.rewrite.cast import traffic
-from passes import OptimizedModel, Report, load, optimize
+from passes import OptimizedModel, Report, SlowerWarning, load, optimize
+from tests.timers import SpeedComparisons, UseTimer
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 LOWEST = torch.finfo(torch.float32).min
@@ -185,12 +185,12 @@ def test_onnxruntime_11384_onnxconverter_249_tensorrt_4662_what_stays_float_is_f
     assert fast(X).isfinite().all() and json.dumps(fast.report.to_dict())
 
 
-def test_pytorch_86270_118499_ipex_637_slower_is_measured_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdict is measured on the machine; here the measurement is given, so that the outcome is known."""
+def test_pytorch_86270_118499_ipex_637_slower_is_measured_and_said(use_timer: UseTimer) -> None:
+    """Both models are timed on the machine; here the times are given, so that the outcome is known."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     times = {"without": [1.0] * 5, "with": [2.0] * 5}
-    monkeypatch.setattr(passes.tune.speed_comparison, "measure", lambda contestants, *rest: times)
-    with pytest.warns(passes.SlowerWarning, match="makes the model slower on this machine"):
+    use_timer(SpeedComparisons(times))
+    with pytest.warns(SlowerWarning, match="makes the model slower on this machine"):
         fast = optimize(model.eval(), ["cast_half"], example_inputs=torch.randn(2, 8))
     assert "SLOWER" in str(fast.report) and dtypes_of(fast.program, "_linear_pointwise") + dtypes_of(fast.program, "linear")
     with warnings.catch_warnings():

@@ -30,11 +30,11 @@ MAY_IMPORT = {
     "ir": {"errors", "files", "torch_compat"},
     "frontends": EVERYBODY_MAY | {"verify"},
     "emit": EVERYBODY_MAY | {"verify"},
-    "rewrite": EVERYBODY_MAY,
+    "rewrite": EVERYBODY_MAY | {"deprecation"},
     "verify": EVERYBODY_MAY,
     "visualize": EVERYBODY_MAY,
     "errors": set(),
-    "files": set(),
+    "deprecation": set(),
     "torchvision_ops": set(),
     "__init__": set(),
 }

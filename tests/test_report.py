@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 
 import pytest
@@ -284,32 +284,38 @@ def test_what_a_pass_says_of_its_casts_is_in_the_report():
     assert first["casts"]["one_by_one"] == {"count": 107, "bytes": 93_400_000} and second["casts"] is None
 
 
-# -- the verdict on speed -----------------------------------------------------------------------------------------------
+# -- the speed comparison -----------------------------------------------------------------------------------------------
 
 
-def test_the_verdict_on_speed_stands_behind_that_on_the_numbers():
+def test_the_speed_comparison_stands_behind_that_of_the_numbers():
     report = full()
     report.speed = Speed("cast_half", "bfloat16", "float32", "faster", 0.0051, 0.0027, 40, seconds=1.5)
     lines = str(report).splitlines()
     at = lines.index("bfloat16: 5.1 → 2.7 ms, 1.89x as fast as float32 on this machine")
     assert lines[at - 1].startswith("verified") and lines[at + 1].startswith("took 6.60 s")
-    assert lines[at + 1].endswith("the verdict on speed 1.50 s")
+    assert lines[at + 1].endswith("the speed comparison 1.50 s")
     assert report.to_dict()["speed"]["ratio"] == pytest.approx(1.889, abs=1e-3)
 
 
 @pytest.mark.parametrize(
     "decision, words",
-    [("warned", "it is given all the same"), ("kept", "it is kept (on_slower='keep')"),
-     ("reverted", "float32 is given (on_slower='revert')")],
+    [("warned", "returning the float16 model (on_slower='warn')"), ("kept", "returning the float16 model (on_slower='keep')"),
+     ("reverted", "returning the float32 model (on_slower='revert')")],
 )  # fmt: skip
-def test_a_slower_model_is_told_loudly(decision, words):
+def test_a_slower_model_is_reported_loudly(decision, words):
     report = full()
     report.speed = Speed("cast_half", "float16", "float32", decision, 0.0051, 0.0102, 40)
     line = f"float16 is SLOWER than float32 on this machine: 5.1 → 10.2 ms, 0.50x as fast; {words}"
     assert line in unwrapped(report) and report.to_dict()["speed"]["slower"] is True
 
 
-def test_no_verdict_says_why():
+def test_models_without_a_dtype_of_their_own_are_named_by_the_pass():
+    slower = Speed("fuses", "", "", "kept", 1.0, 2.0, 5)
+    assert str(slower).endswith("returning the model with fuses (on_slower='keep')")
+    assert str(replace(slower, decision="reverted")).endswith("returning the model without fuses (on_slower='revert')")
+
+
+def test_no_comparison_says_why():
     report = full()
     report.speed = Speed("cast_half", "float16", "float32", "unknown", reason="EmitError: no second time")
     assert "float16 was not timed against float32: EmitError: no second time" in unwrapped(report)

@@ -103,7 +103,7 @@ PHRASES: dict[str, list[str]] = {
 }
 """What random models are made of where a pass of rules is to find work."""
 
-LOWERED = (CATALOGUE["lower_onednn"].with_options(choose="fused"),)
+LOWERED = (CATALOGUE["lower_onednn"].with_options(variant="fused"),)
 BEHIND = {"fuse_conv_relu": LOWERED}
 """What runs behind a broken pass: a wrong fused op may show in its kernel alone."""
 

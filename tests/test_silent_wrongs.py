@@ -200,7 +200,7 @@ class WriteBesideFlatten(nn.Module):
 def test_a_view_stays_a_view_where_lowering_changes_layouts(frontend: str, transposed: bool) -> None:
     model, x = WriteBesideFlatten(transposed).eval(), torch.randn(2, 2, 3, 5)
     given = torch.jit.script(model) if frontend == "script" else model
-    fast = optimize(given, ["lower_onednn:choose=fused"], example_inputs=x, frontend=frontend)
+    fast = optimize(given, ["lower_onednn:variant=fused"], example_inputs=x, frontend=frontend)
     assert fast.report.ops_left["_convolution_pointwise"] == 1
     for expected, got in zip(model(x), fast(x), strict=True):
         torch.testing.assert_close(got, expected)

@@ -1,8 +1,8 @@
 """Rewriting: rules, how they are matched and applied, and the three shapes of a pass."""
 
-import warnings
 from typing import Any
 
+from ir_tools.deprecation import warn_renamed
 from ir_tools.rewrite.apply import apply_rules
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.rewrite_log import Refusal, Rewrite, RewriteLog
@@ -17,6 +17,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "Journal":
-        warnings.warn("ir_tools.rewrite.Journal is now RewriteLog", DeprecationWarning, stacklevel=2)
+        warn_renamed("ir_tools.rewrite.Journal", "RewriteLog")
         return RewriteLog
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

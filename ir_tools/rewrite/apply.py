@@ -163,7 +163,7 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
     for requirement in rule.requires:
         answer = call_with(requirement, view)
         if answer is None:
-            return f"unknown, give example_inputs: {reason(requirement)}"
+            return f"unknown: {reason(requirement)}"
         if not answer:
             return f"not so: {reason(requirement)}"
     return None
@@ -172,7 +172,7 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
 def _changes(old: fx.Node, new: fx.Node, keeps_layout: bool) -> str | None:
     """What the new value does not keep of the old one's facts."""
     if facts.is_unknown(old) or facts.is_unknown(new):
-        return "unknown, give example_inputs: the shape and dtype of the result are kept"
+        return "unknown: the shape and dtype of the result"
     if facts.shape(old) != facts.shape(new):
         return f"the result would change shape from {facts.shape(old)} to {facts.shape(new)}"
     if facts.dtype(old) != facts.dtype(new):

@@ -64,14 +64,14 @@ class RewriteLog:
 
     What the pass is told beside its options: `skip`, the site ids to leave alone; `ranges`, the magnitudes that values had on
     example or calibration data, by the name of the node (none where nothing was observed).
-    What it tells: `choices`, what it chose by measurement; `casts`, what its casts move; None of a pass that has neither.
+    What it tells: `tuning_records`, what it measured; `casts`, what its casts move; None of a pass that has neither.
     """
 
     skip: frozenset[str] = frozenset()
     ranges: Mapping[str, Any] = field(default_factory=dict)
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
-    choices: Any = None
+    tuning_records: Any = None
     casts: Casts | None = None
 
     @classmethod

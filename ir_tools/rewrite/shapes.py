@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import typing
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import fx
 
+from ir_tools.deprecation import warn_renamed
 from ir_tools.errors import OptionError
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.origin import location, origin
@@ -42,7 +42,7 @@ class Pass:
     """A function `Block -> Block`. Unchanged means the very object comes back.
 
     `name` equals its file and its test; `declares` says what it may do to numbers; `given` are options set by the user;
-    `rules` are those of a pass made of rules.
+    `rules` are those of a pass made of rules; `renamed` maps the old names of options, which users may still give, to the new.
     """
 
     name: str
@@ -51,13 +51,14 @@ class Pass:
     doc: str = ""
     given: Mapping[str, Any] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(
         self, program: B, *, skip: Iterable[str] = (), log: RewriteLog | None = None, journal: RewriteLog | None = None
     ) -> B:
         """Run the pass; sites whose id is in `skip` are left alone; what was done is written into `log`."""
         if journal is not None:
-            warnings.warn("journal= of a pass is now log=", DeprecationWarning, stacklevel=2)
+            warn_renamed("journal= of a pass", "log=")
             log = journal
         if log is None:
             log = RewriteLog.skipping(skip)
@@ -109,12 +110,24 @@ class Pass:
         parameters = _option_parameters(self.function)
         hints = typing.get_type_hints(self.function)
         read = {}
-        for name, value in options.items():
+        for name, value in self._under_new_names(options).items():
             if name not in parameters:
                 have = ", ".join(parameters) or "none"
                 raise OptionError(f"the pass {self.name} has no option {name!r}; it has: {have}")
             read[name] = _read_option(f"{self.name}: {name}", value, hints.get(name))
         return replace(self, given={**self.given, **read})
+
+    def _under_new_names(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, with a `DeprecationWarning` for each that is given under its old name."""
+        current = {}
+        for name, value in options.items():
+            new = self.renamed.get(name, name)
+            if new != name:
+                if new in options:
+                    raise OptionError(f"{self.name}: {name} is the old name of {new}; give {new} alone")
+                warn_renamed(f"the option {self.name}:{name}", f"{self.name}:{new}")
+            current[new] = value
+        return current
 
     def __str__(self) -> str:
         """The pass as text that names it in a pipeline: `cast_half:level=O1:keep_float=encoder+softmax`."""
@@ -234,11 +247,14 @@ def _replace_node(
     log.rewrote(site, name, location(node))
 
 
-def graph_pass(*, declares: Declares) -> Callable[[Callable[..., Block]], Pass]:
-    """Decorator: a function `(program, journal, *, options) -> program` as a pass of the same name."""
+def graph_pass(*, declares: Declares, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[..., Block]], Pass]:
+    """Decorator: a function `(program, log, *, options) -> program` as a pass of the same name.
+
+    `renamed` maps old names of options to new ones: users may still give the old ones, and get a `DeprecationWarning`.
+    """
 
     def decorate(function: Callable[..., Block]) -> Pass:
         doc = inspect.getmodule(function).__doc__  # type: ignore[union-attr]
-        return Pass(function.__name__, function, declares, doc or "")
+        return Pass(function.__name__, function, declares, doc or "", renamed=renamed or {})
 
     return decorate

@@ -12,9 +12,9 @@ INPUTS_HELP = (
     "An example input, once per tensor argument: 1x3x224x224 (random floats), 8x128:bfloat16 (another dtype), "
     "1x128:int64 (random integers from 0 to 99), 1x128:int64:30522 (from 0 to 30521), scalar:int64 (rank 0)."
 )
-CHOICES_HELP = (
-    "A file of measured choices, which ops oneDNN's kernels fuse: it is replayed if it exists, which gives the same graph "
-    "again, and written otherwise."
+TUNING_RECORDS_HELP = (
+    "A file of tuning records, which kernel variants are fastest on this machine: it is replayed if it exists, which gives the "
+    "same graph again, and written otherwise."
 )
 CALIBRATION_HELP = (
     "Calls on which passes that lower precision observe how large values get, in place of the random --input: a file that "

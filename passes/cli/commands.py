@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from passes.cli.arguments import CHOICES_HELP, Calibration, Engine, Frontend, Inputs, PassNames, Source
+from passes.cli.arguments import TUNING_RECORDS_HELP, Calibration, Engine, Frontend, Inputs, PassNames, Source
 from passes.cli.terminal import check_writable, make_folder_of, print_fact, progress_line
 from passes.errors import InputError, OptionError, UnknownPassError
 
@@ -34,14 +34,17 @@ def optimize(
     tolerance: Annotated[float | None, typer.Option(help="Least SQNR in dB that a pass may leave.")] = None,
     verify: Annotated[str, typer.Option(help="Compare numbers with the eager model: each, ends or off.")] = "each",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only report what would be done.")] = False,
-    choices: Annotated[Path | None, typer.Option(help=CHOICES_HELP)] = None,
+    tuning_records: Annotated[Path | None, typer.Option(help=TUNING_RECORDS_HELP)] = None,
+    choices: Annotated[Path | None, typer.Option(hidden=True, help="The old name of --tuning-records.")] = None,
     calibration: Calibration = None,
     bench: Annotated[bool, typer.Option(help="Time the eager and the optimised model side by side.")] = True,
 ) -> None:
     """Optimise a model, report what was done, and write the result."""
     from passes import optimize as run
     from passes.cli.sources import calibration_calls
+    from passes.driver.inputs import under_either_name
 
+    records = under_either_name("--tuning-records", tuning_records, "--choices", choices)
     if out is not None:
         check_writable(out)
     calls = calibration_calls(calibration) if calibration is not None else None
@@ -49,14 +52,14 @@ def optimize(
     model, inputs = _read(source, input, console)
     options = _options(passes, frontend=frontend, engine=engine, tolerance=tolerance, verify=verify, dump_dir=dump_dir)
     options["calibration_data"] = calls
-    replays = choices is not None and choices.exists()
-    if choices is not None and not replays:
-        check_writable(choices)
+    replays = records is not None and records.exists()
+    if records is not None and not replays:
+        check_writable(records)
+    options["tuning_records"] = records if replays else None
     with progress_line() as progress:
-        recorded = choices if replays else None
-        result = run(model, example_inputs=inputs, progress=progress, dry_run=dry_run, choices=recorded, **options)
-    if choices is not None and not replays:
-        _save_choices(result if dry_run else result.report, choices, console)
+        result = run(model, example_inputs=inputs, progress=progress, dry_run=dry_run, **options)
+    if records is not None and not replays:
+        _save_tuning_records(result if dry_run else result.report, records, console)
     if dry_run:
         _explain(result, console)
         return
@@ -247,13 +250,13 @@ def _save(result: OptimizedModel, out: Path) -> None:
     result.save(out)
 
 
-def _save_choices(report: Report, path: Path, console: Console) -> None:
-    if report.choices is None:
-        print_fact(console, "choices", f"none were measured: {path} is not written")
+def _save_tuning_records(report: Report, path: Path, console: Console) -> None:
+    if report.tuning_records is None:
+        print_fact(console, "tuning", f"nothing was measured: {path} is not written")
         return
     make_folder_of(path)
-    report.choices.save(path)
-    print_fact(console, "choices", f"written to {path}")
+    report.tuning_records.save(path)
+    print_fact(console, "tuning", f"records written to {path}")
 
 
 def _print_latency(model: Any, result: OptimizedModel, inputs: tuple[Any, ...], console: Console) -> None:

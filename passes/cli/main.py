@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ir_tools.deprecation import RENAMED
 from passes.cli import commands
 from passes.errors import PassesError, SlowerWarning
 from passes.version import installed_version
@@ -60,4 +61,5 @@ def main() -> None:
     """Entry point of the command `torch-passes`."""
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.")
     warnings.filterwarnings("ignore", category=SlowerWarning)  # the printed report says it
+    warnings.filterwarnings("default", RENAMED, DeprecationWarning)  # an old name on the command line
     app(prog_name="torch-passes")

@@ -22,14 +22,14 @@ from passes.driver.instrumentation import explained, observed, timed, wellformed
 from passes.driver.step import Hook, Step, run_steps
 from passes.driver.verification import Numerics
 from passes.report.report import Report
-from passes.tune.tuning_record import Choices
+from passes.tune.tuning_record import TuningRecords
 
 
 @dataclass
 class CompilationResult:
     """The Program that the passes left, the steps to it, and, once it is emitted, the TorchScript module.
 
-    - `ops_left`: how often each op occurs in the Program. `choices`: what its lowering measured or replayed.
+    - `ops_left`: how often each op occurs in the Program. `tuning_records`: what its lowering measured or replayed.
     - `golden`: the outputs of the emitted module on the first example. `sqnr_db`, `max_abs_error`: its numbers, verified.
     """
 
@@ -37,7 +37,7 @@ class CompilationResult:
     numerics: Numerics
     steps: list[Step]
     ops_left: dict[str, int]
-    choices: Choices | None = None
+    tuning_records: TuningRecords | None = None
     notes: list[str] = field(default_factory=list)
     scripted: Any = None
     golden: list[torch.Tensor] = field(default_factory=list)
@@ -46,7 +46,8 @@ class CompilationResult:
 
     def report_to(self, report: Report) -> None:
         """Enter what is known of this compilation into the report of the whole run."""
-        report.steps, report.choices, report.ops_left = [s.report for s in self.steps], self.choices, self.ops_left
+        report.steps, report.ops_left = [s.report for s in self.steps], self.ops_left
+        report.tuning_records = self.tuning_records
         report.sqnr_db, report.max_abs_error = self.sqnr_db, self.max_abs_error
         report.notes += self.notes
 
@@ -76,14 +77,14 @@ class CompilationContext:
         hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on)]
         hooks += [numerics.hook] if self.verify == "each" else []
         program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
-        measured = [step.log.choices for step in steps if step.log.choices is not None]
-        notes = [note for choices in measured for note in choices.notes()]
+        tuned = [step.log.tuning_records for step in steps if step.log.tuning_records is not None]
+        notes = [note for records in tuned for note in records.notes()]
         if self.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
             program, stays = follow_inputs(program, self.source)
             check_wellformed(program)
             notes += stays
         numerics.declare(pipeline)
-        return CompilationResult(program, numerics, steps, count_ops(program), measured[-1] if measured else None, notes)
+        return CompilationResult(program, numerics, steps, count_ops(program), tuned[-1] if tuned else None, notes)
 
     def emit(self, result: CompilationResult) -> None:
         """Emit the Program, and verify what came out."""

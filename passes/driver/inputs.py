@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from ir_tools.deprecation import warn_renamed
 from ir_tools.emit import package
 from ir_tools.frontends.capture import FRONTENDS
 from ir_tools.ir import Signature
@@ -34,6 +35,16 @@ def check_options(frontend: str, verify: str, on_failure: str, tolerance: float 
     number = isinstance(tolerance, (int, float)) and not isinstance(tolerance, bool) and abs(tolerance) < math.inf
     if tolerance is not None and not number:
         raise OptionError(f"tolerance is the smallest SQNR allowed, a finite number of dB, got {tolerance!r}")
+
+
+def under_either_name(name: str, value: Any, old_name: str, old_value: Any) -> Any:
+    """The value of an argument that was renamed. Given under its old name, it raises a `DeprecationWarning`."""
+    if old_value is None:
+        return value
+    if value is not None:
+        raise OptionError(f"{old_name} is the old name of {name}; give {name} alone")
+    warn_renamed(old_name, name)
+    return old_value
 
 
 def refuse_autocast() -> None:

@@ -63,7 +63,7 @@ def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> d
         "frontend": report.frontend,
         "engine": report.engine,
         "passes": [step.name for step in report.steps if not step.reverted],
-        "choices": report.choices.to_dict() if report.choices is not None else None,
+        "choices": report.tuning_records.to_dict() if report.tuning_records is not None else None,
         "speed": report.to_dict()["speed"],
         "inputs": [
             {

@@ -20,7 +20,7 @@ from passes.driver.compilation import CompilationContext, CompilationResult
 from passes.driver.instrumentation import announced
 from passes.driver.step import Run, Step
 from passes.driver.verification import Numerics, float_dtypes
-from passes.tune.speed_comparison import Contestant, Speed, asks_for_verdict, decide
+from passes.tune.speed_comparison import Candidate, Speed, asks_for_speed_comparison, decide
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Forking:
 
     def hook(self, run: Run) -> Run:
         def forking_run(step: Step, program: Program) -> Program:
-            asks = self.fork is None and asks_for_verdict(step.pass_)
+            asks = self.fork is None and asks_for_speed_comparison(step.pass_)
             before = copy.copy(self.numerics)
             after = run(step, program)
             if asks and after is not program:
@@ -67,7 +67,8 @@ def faster(
     dtype, reference = _speed_names(pass_, fork.program)
     aside = announced(lambda line: progress(f"without {pass_.name}: {line}"))
     at = fork.step.index
-    first, rest = [p for p in pipeline[:at] if not asks_for_verdict(p)], pipeline[at:]  # any before that asks changed nothing
+    first, rest = pipeline[:at], pipeline[at:]
+    first = [p for p in first if not asks_for_speed_comparison(p)]  # any before that asks changed nothing
     fork.numerics.declare(first)  # with verify="ends" nothing was declared before
     try:
         other = context.run_passes(fork.program, rest, fork.numerics, [aside])
@@ -75,7 +76,7 @@ def faster(
         context.emit(other)
         dtype, reference = _speed_names(pass_, other.program)
         progress(f"timing the model without {pass_.name} and with it in turn")
-        without, with_pass = (Contestant(r.program, r.scripted, context.arguments[0]) for r in (other, result))
+        without, with_pass = (Candidate(r.program, r.scripted, context.arguments[0]) for r in (other, result))
         speed = decide(pass_, dtype, reference, without, with_pass)
     except Exception as error:  # the model is there and verified; only what it would be compared with is not
         speed = Speed(pass_.name, dtype, reference, "unknown", reason=f"{type(error).__name__}: {first_line(error)}")
@@ -91,7 +92,7 @@ def faster(
 
 def _not_judged(passes: Sequence[Pass], steps: Sequence[Step]) -> list[str]:
     """A line for each pass behind the one that was judged which asks for a comparison too."""
-    asked = [p for p, step in zip(passes, steps, strict=True) if asks_for_verdict(p) and step.report.rewrote]
+    asked = [p for p, step in zip(passes, steps, strict=True) if asks_for_speed_comparison(p) and step.report.rewrote]
     return [f"{p}: its speed was not judged and its on_slower not read; only the first pass of these is judged" for p in asked]
 
 

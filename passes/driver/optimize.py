@@ -27,6 +27,7 @@ from passes.driver.inputs import (
     example_calls,
     open_model,
     refuse_autocast,
+    under_either_name,
 )
 from passes.driver.instrumentation import Drawings, announced, asks_for_ranges
 from passes.driver.manifest import build_manifest
@@ -35,7 +36,7 @@ from passes.driver.pipeline import DEFAULT, LOWERINGS, lowering_of, plan, with_l
 from passes.driver.verification import Numerics, narrowest_float
 from passes.errors import CaptureError, SlowerWarning
 from passes.report.report import Report
-from passes.tune.tuning_record import Choices
+from passes.tune.tuning_record import TuningRecords
 
 
 def optimize(
@@ -54,8 +55,9 @@ def optimize(
     dump_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
     dry_run: bool = False,
-    choices: str | os.PathLike[str] | None = None,
+    tuning_records: str | os.PathLike[str] | None = None,
     explain_at: str | None = None,
+    choices: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Compile a model for inference: capture it, apply `passes`, prove the numbers, emit TorchScript.
 
@@ -79,16 +81,17 @@ def optimize(
         dump_dir: a directory for numbered drawings of the graph after each step.
         progress: called with a line at the start of each step.
         dry_run: capture and run the passes, emit nothing, and return the `Report` alone.
-        choices: a file that `report.choices.save(path)` wrote. Which ops oneDNN's kernels fuse is taken from it, and
-            measured only where it has no answer. The same file gives the same graph.
+        tuning_records: a file that `report.tuning_records.save(path)` wrote. Which kernel variants are fastest is taken from
+            it, and measured only for workloads that it lacks. The same file gives the same graph.
         explain_at: a module path, or the name of an op: the report then says how near each rule of each pass came there
             ("matched conv2d, but its reader is mul, not batch_norm").
+        choices: the old name of `tuning_records`, for one more release.
 
     Where a pass with the option `on_slower` (`cast_half`) changed something, the model is also lowered and emitted without that
     pass, both are timed in turn for about two seconds at most (one round each of models that are slow), and `report.speed` has
-    the verdict. Where the pass makes the model slower here, `on_slower` decides: "warn" raises a `SlowerWarning`, "keep" does
+    the result. Where the pass makes the model slower here, `on_slower` decides: "warn" raises a `SlowerWarning`, "keep" does
     not, "revert" gives the model without the pass. That costs a second emission and, while it lasts, a second set of weights.
-    Of several such passes the first that changed something is judged; the others stay in both models.
+    Of several such passes the first that changed something is compared; the others stay in both models.
 
     Returns:
         An `OptimizedModel` (called like `model`), or a `Report` when `dry_run`.
@@ -108,8 +111,9 @@ def optimize(
     refuse_autocast()
     pipeline = plan(passes, engine)
     check_options(frontend, verify, on_failure, tolerance)
-    if choices is not None:
-        Choices.load(choices)  # a bad file is an error before any work is done
+    tuning_records = under_either_name("tuning_records", tuning_records, "choices", choices)
+    if tuning_records is not None:
+        TuningRecords.load(tuning_records)  # a bad file is an error before any work is done
     module = open_model(model)
     check_mode(module)
     calls = example_calls(example_inputs, example_kwargs)
@@ -128,9 +132,9 @@ def optimize(
     observe_on = None if calibration is None else calibration_tensors(calibration, program.signature)
     pipeline = with_lowering(pipeline, engine, source)
     report.engine = LOWERINGS[lowering_of(pipeline)]
-    report.notes += _not_used(pipeline, program, choices, observe_on, explain_at)
-    if choices is not None:
-        pipeline = [p.with_options(choices=os.fspath(choices)) if "choices" in p.options else p for p in pipeline]
+    report.notes += _not_used(pipeline, program, tuning_records, observe_on, explain_at)
+    if tuning_records is not None:
+        pipeline = [p.with_options(records=os.fspath(tuning_records)) if "records" in p.options else p for p in pipeline]
 
     context = CompilationContext(source, report.engine, verify, explain_at, observe_on)
     forking = Forking(numerics)
@@ -185,12 +189,12 @@ def _refuse_lowered(program: Program) -> None:
 
 
 def _not_used(
-    pipeline: Sequence[Pass], captured: Program, choices: Any, observe_on: Any, explain_at: str | None
+    pipeline: Sequence[Pass], captured: Program, tuning_records: Any, observe_on: Any, explain_at: str | None
 ) -> list[str]:
     """A line for each argument of `optimize` that no pass of the pipeline has a use for."""
     notes = []
-    if choices is not None and not any("choices" in p.options for p in pipeline):
-        notes.append(f"choices={os.fspath(choices)!r} was not used: only lower_onednn chooses by measurement")
+    if tuning_records is not None and not any("records" in p.options for p in pipeline):
+        notes.append(f"tuning_records={os.fspath(tuning_records)!r} was not used: only lower_onednn measures kernel variants")
     if observe_on is not None and not any(map(asks_for_ranges, pipeline)):
         notes.append("calibration_data was not used: only passes that lower precision observe ranges")
     if explain_at is not None and not any(explain_at in locations_of(node) for node in captured.all_calls):

@@ -60,13 +60,13 @@ IS_KEPT = "the options keep it in float"
 IS_WRITTEN = "its operands or result are written in place"
 HAS_FLOAT64 = "an operand or the result is float64"
 HAS_OTHERS = "an operand or the result is complex, or of another half dtype"
-IS_UNKNOWN = "unknown, give example_inputs: the dtype of a value that comes out of a list or dict"
+IS_UNKNOWN = "unknown: the dtype of a value that comes out of a list or dict"
 MADE_IN_FLOAT = "it makes floats of what is none"
 IS_CONTROL_FLOW = "branches and loops hand over floats"
 IS_SKIPPED = "this site is skipped"
 READS_INTEGERS = "integers take part in it, which half precision may not hold"
 IS_RANDOM = "in another dtype it draws other random numbers"
-IS_READ_WHOLE = "unknown, give example_inputs: somebody reads its results as one list"
+IS_READ_WHOLE = "its results are used as one list"
 
 WHY_FLOAT = {
     **dict.fromkeys(PERIODIC, IS_A_PHASE),

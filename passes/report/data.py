@@ -6,11 +6,12 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ir_tools.deprecation import warn_renamed
 from ir_tools.rewrite.nearest import NearMiss
 from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite
 from passes.report.formatting import option
 from passes.tune.speed_comparison import Speed
-from passes.tune.tuning_record import Choices
+from passes.tune.tuning_record import TuningRecords
 
 
 @dataclass
@@ -49,9 +50,9 @@ class StepReport:
 
 @dataclass
 class ReportData:
-    """The whole run. `choices` are the measured ones of the lowering, None where it measures nothing.
+    """The whole run. `tuning_records` are those of the lowering, None where it measures nothing.
 
-    `speed` is the verdict on the first pass that asks for one and changed something, None where there is none.
+    `speed` is the comparison of the first pass that asks for one and changed something, None where there is none.
     """
 
     frontend: str = ""
@@ -73,7 +74,7 @@ class ReportData:
     inputs: list[str] = field(default_factory=list)
     ops_left: dict[str, int] = field(default_factory=dict)
     dry_run: bool = False
-    choices: Choices | None = None
+    tuning_records: TuningRecords | None = None
     speed: Speed | None = None
 
     @property
@@ -81,14 +82,21 @@ class ReportData:
         """Some pass rewrote something."""
         return any(step.changed for step in self.steps)
 
+    @property
+    def choices(self) -> TuningRecords | None:
+        """The old name of `tuning_records`."""
+        warn_renamed("report.choices", "report.tuning_records")
+        return self.tuning_records
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists, strings and finite numbers: what `json.dumps` takes.
 
-        A number that JSON cannot hold (the SQNR of equal tensors is infinite) becomes the string "inf" or "nan".
+        A number that JSON cannot hold (the SQNR of equal tensors is infinite) becomes the string "inf" or "nan". The key
+        "choices" is the old name of "tuning_records", for one more release.
         """
-        choices = self.choices.to_dict() if self.choices is not None else None
+        records = self.tuning_records.to_dict() if self.tuning_records is not None else None
         speed = _plain(self.speed.to_dict()) if self.speed is not None else None
-        return {**_plain(asdict(self)), "changed": self.changed, "choices": choices, "speed": speed}
+        return {**_plain(asdict(self)), "changed": self.changed, "tuning_records": records, "choices": records, "speed": speed}
 
 
 def _plain(value: Any) -> Any:

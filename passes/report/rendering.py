@@ -44,7 +44,7 @@ def explanation(report: ReportData) -> Iterable[Table | Text | Padding]:
 
 
 def header(report: ReportData) -> Table:
-    """Front end and why, inputs, engine, choices measured: a two-column grid."""
+    """Front end and why, inputs, engine, workloads measured: a two-column grid."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -62,8 +62,8 @@ def header(report: ReportData) -> Table:
         grid.add_row("inputs", Text("; ".join(report.inputs)))
     if report.engine:
         grid.add_row("engine", Text(report.engine))
-    if report.choices is not None and report.choices.asked:
-        grid.add_row("choices", Text(str(report.choices)))
+    if report.tuning_records is not None and report.tuning_records.requested:
+        grid.add_row("tuning", Text(str(report.tuning_records)))
     return grid
 
 
@@ -110,7 +110,7 @@ def outcome(report: ReportData) -> Iterable[Text]:
         yield Text(str(report.speed), style="bold yellow" if report.speed.slower or not known else "bold green")
     if report.seconds:
         emitted = f", of which emission {seconds(report.emit_seconds)} s" if report.emit_seconds else ""
-        timed = f", the verdict on speed {seconds(report.speed.seconds)} s" if emitted and report.speed is not None else ""
+        timed = f", the speed comparison {seconds(report.speed.seconds)} s" if emitted and report.speed is not None else ""
         yield Text(f"took {seconds(report.seconds)} s{emitted}{timed}")
     if report.ops_left:
         most = sorted(report.ops_left.items(), key=lambda item: (-item[1], item[0]))

@@ -10,8 +10,9 @@ Each name is imported when it is asked for: `import passes.testing` alone brings
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import TYPE_CHECKING, Any
+
+from ir_tools.deprecation import warn_renamed
 
 if TYPE_CHECKING:
     from passes.testing.invariants import (
@@ -51,7 +52,7 @@ RENAMED = {"LawBroken": "InvariantBroken", "hold_to_laws": "check_invariants"}
 
 def __getattr__(name: str) -> Any:
     if name in RENAMED:
-        warnings.warn(f"passes.testing.{name} is now {RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        warn_renamed(f"passes.testing.{name}", RENAMED[name])
         name = RENAMED[name]
     for home, names in HOMES.items():
         if name in names.split():

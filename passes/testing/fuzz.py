@@ -67,7 +67,7 @@ MOST_DEATHS = 10
 
 DTYPES = (torch.float64, torch.float64, torch.float64, torch.float32)
 FRONTENDS = ("trace",) * 16 + ("fx", "fx", "script", "export")
-UNMEASURED = {"lower_onednn": "lower_onednn:choose=fused"}
+UNMEASURED = {"lower_onednn": "lower_onednn:variant=fused"}
 """Measuring takes time and comes out differently every time: the trials of `optimize` alone do it."""
 
 ENGINES = (None,) * 18 + ("aten", "onednn_ops")

@@ -114,7 +114,7 @@ def kind_of(text: str) -> str:
     'not so: The addition has alpha = 1.'
     """
     text = text.splitlines()[0] if text else ""
-    if text.startswith(("not so: ", "unknown, give example_inputs: ")):
+    if text.startswith(("not so: ", "unknown: ")):
         return text
     for pattern, kind in PATTERNS:
         if re.match(pattern, text):

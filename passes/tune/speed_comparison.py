@@ -1,17 +1,17 @@
-"""Whether a pass that is there for speed brings any here: the model with it against the model without it, both as emitted.
+"""Whether a pass that is meant to speed the model up does so here: the emitted model with it is timed against the one without.
 
     without, with = seconds per call, called in turn on the first example
-    slower  <=>  with > 1.05 without, in the median and in the fastest call, in two looks out of two
+    slower  <=>  with > 1.05 without, in the median and in the fastest call, in two measurements out of two
 
-A pass asks for this verdict by having an option `on_slower`, which it does not read itself: a pass is a function of the graph,
-and what a machine was busy with must not change what it gives. `optimize` reads it when both models are emitted:
+A pass asks for the comparison by having an option `on_slower`, which it does not read itself: a pass is a function of the
+graph, and the load of a machine must not change its result. `optimize` reads the option when both models are emitted:
 
-    warn      give the model with the pass, and raise a `SlowerWarning`
-    keep      give it, and say so in the report
-    revert    give the model without the pass
+    warn      return the model with the pass, and raise a `SlowerWarning`
+    keep      return it, and say so in the report
+    revert    return the model without the pass
 
-One pass is judged: the first that asks and changed something. A later one that asks stays in both models, whatever the verdict
-on the first; its own `on_slower` is not read, and the report says so.
+One pass is compared: the first that asks and changed something. A later one that asks stays in both models, whatever the result
+for the first; its own `on_slower` is not read, and the report says so.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program
 from ir_tools.rewrite import Pass
 from ir_tools.torch_compat import pytree
-from passes.tune.timing import WARM_UP, interleaved_seconds, milliseconds
+from passes.tune.timing import WARM_UP, current_timer, milliseconds
 
 SLOWER = 1.05
-"""A model is slower when it takes more than this part of the other one's time."""
+"""A model is slower when it takes more than this many times the other one's time."""
 
 WARM_UP_SECONDS, SECONDS, MOST_ROUNDS = 0.2, 0.8, 40
-"""Of one look: a slow model gets a single round of each, and a fast one is done in milliseconds."""
+"""Of one measurement: slow models are called in a single round, and fast ones are done in milliseconds."""
 
 ON_SLOWER = "on_slower"
 
 
-def asks_for_verdict(pass_: Pass) -> bool:
+def asks_for_speed_comparison(pass_: Pass) -> bool:
     return ON_SLOWER in pass_.options
 
 
 @dataclass(frozen=True)
 class Speed:
-    """The verdict on one pass: median seconds per call of the models without and with it, over `rounds` rounds.
+    """The speed comparison of one pass: median seconds per call of the models without and with it, over `rounds` rounds.
 
     - `dtype`: the pass's option of this name, "" of a pass that has none.
     - `reference`: "float32" where the model without such a pass computes in that alone, "" otherwise.
-    - `decision`: "faster" or "even"; or what was done with a slower model: "warned", "kept", "reverted"; or "unknown".
-    - `reason`: why it is unknown. `seconds`: what the verdict took, with the emission of the model without the pass.
+    - `decision`: "faster" or "even"; or what was done about a slower model: "warned", "kept", "reverted"; or "unknown".
+    - `reason`: why it is unknown. `seconds`: what the comparison took, with the emission of the model without the pass.
     """
 
     pass_name: str
@@ -87,10 +87,12 @@ class Speed:
         if self.decision == "unknown":
             return f"{mine} was not timed against {other}: {self.reason}"
         if self.slower:
-            done = {"reverted": f"{other} is given (on_slower='revert')", "kept": "it is kept (on_slower='keep')"}
-            verdict = f"{mine} is SLOWER than {other} on this machine: {self.times}, {self.ratio:.2f}x as fast"
-            return f"{verdict}; {done.get(self.decision, 'it is given all the same')}"
-        noise = "; no more than noise" if self.decision == "even" else ""
+            policy = {"warned": "warn", "kept": "keep", "reverted": "revert"}[self.decision]
+            name, given = (other, self.reference) if policy == "revert" else (mine, self.dtype)
+            returned = f"the {name} model" if given else name
+            result = f"{mine} is SLOWER than {other} on this machine: {self.times}, {self.ratio:.2f}x as fast"
+            return f"{result}; returning {returned} (on_slower='{policy}')"
+        noise = "; within measurement noise" if self.decision == "even" else ""
         return f"{mine}: {self.times}, {self.ratio:.2f}x as fast as {other} on this machine{noise}"
 
     @property
@@ -99,19 +101,19 @@ class Speed:
         mine, other = self.names
         return (
             f"{self.pass_name} makes the model slower on this machine: {milliseconds(self.without)} ms per call in {other}, "
-            f"{milliseconds(self.with_pass)} ms in {mine}. {self.pass_name}:on_slower=revert gives the faster one; another "
-            "dtype may be faster, and so may fewer casts; on_slower=keep says that this is meant (a file for another machine)"
+            f"{milliseconds(self.with_pass)} ms in {mine}. {self.pass_name}:on_slower=revert returns the faster one; another "
+            "dtype may be faster, and so may fewer casts; on_slower=keep is for a file that is meant for another machine"
         )
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "ratio": self.ratio, "slower": self.slower}
 
 
-def decide(pass_: Pass, dtype: str, reference: str, without: Contestant, with_pass: Contestant) -> Speed:
+def decide(pass_: Pass, dtype: str, reference: str, without: Candidate, with_pass: Candidate) -> Speed:
     """Time both models and say what to do."""
-    contestants = {"without": without, "with": with_pass}
-    times = measure(contestants, WARM_UP)
-    slower = is_slower(times) and is_slower(times := measure(contestants))  # others may have kept the machine busy
+    candidates = {"without": without, "with": with_pass}
+    times = measure(candidates, WARM_UP)
+    slower = is_slower(times) and is_slower(times := measure(candidates))  # others may have kept the machine busy
     medians = {name: statistics.median(values) for name, values in times.items()}
     wins = medians["without"] > SLOWER * medians["with"]
     policy = pass_.given.get(ON_SLOWER, pass_.options[ON_SLOWER])
@@ -120,7 +122,7 @@ def decide(pass_: Pass, dtype: str, reference: str, without: Contestant, with_pa
 
 
 def is_slower(times: Mapping[str, Sequence[float]]) -> bool:
-    """Slower by the margin, in the median and in the fastest call: that of a busy machine is as fast as any.
+    """Slower by the margin, in the median and in the fastest call, which is hardly slower on a busy machine.
 
     >>> is_slower({"without": [1.0, 1.0, 1.1], "with": [1.2, 1.2, 1.3]})
     True
@@ -132,15 +134,16 @@ def is_slower(times: Mapping[str, Sequence[float]]) -> bool:
     return all(of(times["with"]) > SLOWER * of(times["without"]) for of in (statistics.median, min))
 
 
-def measure(contestants: Mapping[str, Contestant], warm_up: int = 0) -> dict[str, list[float]]:
+def measure(candidates: Mapping[str, Candidate], warm_up: int = 0) -> dict[str, list[float]]:
     """Seconds of calls of each model, in interleaved rounds: about a second, of fast models less, of slow ones one round.
 
     Up to `warm_up` rounds go before those that count. State, written inputs and random generators are as before afterwards.
     """
+    timer = current_timer()
 
     def rounds(seconds: float, most: int) -> dict[str, list[float]]:
-        return interleaved_seconds(
-            contestants, seconds=seconds, least_rounds=1, most_rounds=most, warm_up=0, ready=lambda n: contestants[n].reset()
+        return timer(
+            candidates, seconds=seconds, least_rounds=1, most_rounds=most, warm_up=0, ready=lambda n: candidates[n].reset()
         )
 
     with seeded():
@@ -149,12 +152,12 @@ def measure(contestants: Mapping[str, Contestant], warm_up: int = 0) -> dict[str
                 rounds(WARM_UP_SECONDS, warm_up)
             return rounds(SECONDS, MOST_ROUNDS)
         finally:
-            for contestant in contestants.values():
-                contestant.reset()
+            for candidate in candidates.values():
+                candidate.reset()
 
 
-class Contestant:
-    """Calls of an emitted module on arguments of its own; before each, what a call writes into can be put back."""
+class Candidate:
+    """Calls of an emitted module on arguments of its own; `reset` restores the tensors that a call writes into."""
 
     def __init__(self, program: Program, scripted: Any, arguments: Sequence[Any]):
         self.scripted = scripted

@@ -1,21 +1,23 @@
-"""How fast two models are, side by side: rounds that call both in turn, medians, and their ratio.
+"""Timing calls side by side, in interleaved rounds, and the timer that tuning and the speed comparison use.
 
-Machines are noisy in ways that last for seconds. Two models timed one after the other meet different machines; called
-in turn they share every slow moment, so that the ratio is worth more than either time.
+Noise of a machine lasts for seconds. Two models timed one after the other run under different conditions; called in turn they
+share every slow moment, so that their ratio is more reliable than either time.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 WARM_UP = 3
-"""Calls before timing: kernels are chosen, memory is allocated, and TorchScript specialises during the first ones."""
+"""Calls before timing: torch selects kernels, allocates memory, and TorchScript specialises during the first ones."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def interleaved_seconds(
     most_rounds: int = 200,
     warm_up: int = WARM_UP,
     ready: Callable[[str], Any] = lambda name: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call, by name, in rounds that make every call once; every other round in reverse order.
 
@@ -75,17 +78,50 @@ def interleaved_seconds(
             for _ in range(warm_up):
                 ready(name)
                 call()
-        end = time.perf_counter() + seconds
+        end = clock() + seconds
         rounds = 0
-        while rounds < least_rounds or (time.perf_counter() < end and rounds < most_rounds):
+        while rounds < least_rounds or (clock() < end and rounds < most_rounds):
             names = list(calls) if rounds % 2 == 0 else list(calls)[::-1]  # none always finds another's data in the caches
             for name in names:
                 ready(name)
-                start = time.perf_counter()
+                start = clock()
                 calls[name]()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
             rounds += 1
     return times
+
+
+class Timer(Protocol):
+    """Seconds of each call, by name: `interleaved_seconds`, or a function that takes its place."""
+
+    def __call__(
+        self,
+        calls: Mapping[str, Callable[[], Any]],
+        *,
+        seconds: float,
+        least_rounds: int,
+        most_rounds: int,
+        warm_up: int = WARM_UP,
+        ready: Callable[[str], Any] = ...,
+    ) -> dict[str, list[float]]: ...
+
+
+_timer: ContextVar[Timer] = ContextVar("timer", default=interleaved_seconds)
+
+
+def current_timer() -> Timer:
+    """The timer of tuning and of the speed comparison."""
+    return _timer.get()
+
+
+@contextmanager
+def using_timer(timer: Timer) -> Iterator[None]:
+    """Let tuning and the speed comparison time calls with `timer`: one that returns given figures, for example."""
+    token = _timer.set(timer)
+    try:
+        yield
+    finally:
+        _timer.reset(token)
 
 
 def milliseconds(seconds: float) -> str:

@@ -143,7 +143,7 @@ def test_an_observation_leaves_inputs_and_state_alone() -> None:
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a torch with oneDNN")
 def test_packed_weights_have_none() -> None:
     x = torch.randn(1, 3, 6, 6)
-    program = CATALOGUE["lower_onednn"].with_options(choose="fused")(captured(nn.Conv2d(3, 4, 3).eval(), x))
+    program = CATALOGUE["lower_onednn"].with_options(variant="fused")(captured(nn.Conv2d(3, 4, 3).eval(), x))
     found = observe(program, [[x]])
     packed = [node.name for node in program.nodes if node.op == "get_attr" and node.target in program.packings]
     assert packed and not set(packed) & set(found) and len(found) >= 2

@@ -39,7 +39,7 @@ def test_every_export_is_there_and_listed() -> None:
 
 @pytest.mark.parametrize("old, new", [("LawBroken", "InvariantBroken"), ("hold_to_laws", "check_invariants")])
 def test_names_of_earlier_releases_warn(old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"passes.testing.{old} is now {new}"):
+    with pytest.warns(DeprecationWarning, match=f"passes.testing.{old} is now called {new}"):
         assert getattr(passes.testing, old) is getattr(passes.testing, new)
 
 

@@ -1,10 +1,10 @@
-"""The forms of attention that `fuse_attention` fused:  softmax(q kᵀ * scale + mask, -1) v
+"""The variants of attention that `fuse_attention` fused:  softmax(q kᵀ * scale + mask, -1) v
 
     fused     one kernel         scaled_dot_product_attention(q, k, v, mask, scale)
     apart     as if by hand      matmul(softmax(matmul(q * scale, kᵀ) + mask, -1), v)
 
-Torch's fused kernel on the CPU never holds all scores at once, which pays where they do not fit the caches. Where they do, in
-bfloat16, it takes up to twice the time of the products and the softmax one after the other.
+Torch's fused kernel on the CPU never holds all scores at once, which is faster where they do not fit the caches. Where they do,
+in bfloat16, it takes up to twice the time of the products and the softmax one after the other.
 """
 
 import math
@@ -63,8 +63,8 @@ class Attention:
         return cls(q, k, v, mask, causal, scale, later)
 
 
-def forms_of(a):
-    """The forms by name, the favourite first."""
+def variants_of(a):
+    """The variants by name, the default first."""
     return {"fused": fused, "apart": apart}
 
 
@@ -88,8 +88,8 @@ def can_be_timed(a: Attention) -> bool:
     return have_example_sizes(a.q, a.k, a.v, a.mask) and 0 not in (*a.q.example_shape, *a.k.example_shape)
 
 
-def signature(a: Attention) -> str:
-    """What the speed of the forms depends on, in one line; behind "at" are strides.
+def workload_key(a: Attention) -> str:
+    """What the speed of the variants depends on, in one line; behind "at" are strides.
 
     `attention bfloat16, q 1x12x128x64 at 98304x64x768x1, k 1x12x128x64 at 98304x64x768x1, v 1x12x128x64 at 98304x64x768x1,
     causal, scaled, 1 threads`
@@ -103,7 +103,7 @@ def signature(a: Attention) -> str:
     )
 
 
-def timed_forms(a: Attention) -> dict[str, Any]:
-    """The forms as calls on tensors of the example's sizes and layouts, whatever their values."""
+def timed_variants(a: Attention) -> dict[str, Any]:
+    """The variants as calls on tensors of the example's sizes and layouts, whatever their values."""
     on_tensors = replace(a, q=spread_like(a.q), k=spread_like(a.k), v=spread_like(a.v), mask=a.mask and spread_like(a.mask))
-    return {name: partial(form, OnTensors(), on_tensors) for name, form in forms_of(a).items()}
+    return {name: partial(variant, OnTensors(), on_tensors) for name, variant in variants_of(a).items()}

@@ -1,7 +1,7 @@
-"""The forms in which oneDNN can compute  act(product(x, w, b) + residual),  the product a convolution or a linear.
+"""The variants in which oneDNN can compute a layer:  act(f(x, w, b) + residual),  f a convolution or a linear.
 
     fused     one kernel                     mkldnn::_convolution_pointwise(x, pack(w), b, act)
-    apart     a packed product, the rest     relu(mkldnn::_convolution_pointwise(x, pack(w), b, none) + residual)
+    apart     packed f, then the rest        relu(mkldnn::_convolution_pointwise(x, pack(w), b, none) + residual)
     packed    the same, where there is nothing to fuse: no residual, and no activation that oneDNN knows
     plain     all in ATen                    relu(conv2d(x, w, b) + residual)
 """
@@ -32,8 +32,8 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)
-class Product:
-    """`act(product(x, w, b) + residual)`; operands are Values, or tensors when it is timed.
+class Layer:
+    """`act(f(x, w, b) + residual)`, f a convolution or a linear; operands are Values, or tensors when it is timed.
 
     `sizes`: padding, stride, dilation of a convolution, None for a linear. `spent`: the residual's memory may be reused.
     """
@@ -51,7 +51,7 @@ class Product:
     packing: Packing
 
     @classmethod
-    def of(cls, call: Call) -> "Product":
+    def of(cls, call: Call) -> "Layer":
         """What an op of the dialect stands for: conv_act, linear_act, conv2d, conv3d, linear."""
         is_fused, is_linear = call.target in (conv_act, linear_act), call.target in (linear_act, aten.linear.default)
         x, w, b = (call.x, call.w, call.b) if is_fused else (call.input, call.weight, call.bias)
@@ -65,100 +65,101 @@ class Product:
         return cls(x, w, b, residual, act, act_args, sizes, groups, w.rank, spent, packing)
 
 
-def forms_of(p):
-    """The forms by name, the favourite first."""
-    if p.residual is not None or p.act not in ("", *UNKNOWN_TO_ONEDNN):
+def variants_of(layer):
+    """The variants by name, the default first."""
+    if layer.residual is not None or layer.act not in ("", *UNKNOWN_TO_ONEDNN):
         return {"fused": fused, "apart": apart, "plain": plain}
     return {"packed": apart, "plain": plain}
 
 
-def fused(op, p):
-    if p.residual is None:
-        return kernel(op, p, p.act, p.act_args)
-    weight, b = op.packed(p.w, p.packing), bias(op, p)
-    if p.sizes is None:
-        y = op.call(mkldnn._linear_pointwise.binary, p.x, p.residual, weight, b, "add")
-        return activated(op, y, p.act, p.act_args)
-    # Of grouped convolutions the kernel adds by itself unless in place, and knows no relu of bfloat16 then.
-    by_itself = p.groups > 1 and not p.spent
-    inner, outer = (p.act, "") if p.act in WITH_RESIDUAL and not by_itself else ("", p.act)
-    attributes = (b, *p.sizes, p.groups, "add", 1.0, inner or None, [], None)
-    if p.spent:
-        # In any other layout the kernel adds by itself, and knows no bfloat16 then. Free where the layout is right.
-        residual = channels_last(op, p, p.residual)
-        y = op.call(mkldnn._convolution_pointwise_.binary, residual, p.x, weight, *attributes)
+def fused(op, layer):
+    if layer.residual is None:
+        return kernel(op, layer, layer.act, layer.act_args)
+    weight, b = op.packed(layer.w, layer.packing), bias(op, layer)
+    if layer.sizes is None:
+        y = op.call(mkldnn._linear_pointwise.binary, layer.x, layer.residual, weight, b, "add")
+        return activated(op, y, layer.act, layer.act_args)
+    # Grouped, the kernel adds in a step of its own unless in place, and supports no relu of bfloat16 then.
+    adds_apart = layer.groups > 1 and not layer.spent
+    inner, outer = (layer.act, "") if layer.act in WITH_RESIDUAL and not adds_apart else ("", layer.act)
+    attributes = (b, *layer.sizes, layer.groups, "add", 1.0, inner or None, [], None)
+    if layer.spent:
+        # In any other layout the kernel adds in a step of its own, and supports no bfloat16 then. No copy in this layout.
+        residual = channels_last(op, layer, layer.residual)
+        y = op.call(mkldnn._convolution_pointwise_.binary, residual, layer.x, weight, *attributes)
     else:
-        y = op.call(mkldnn._convolution_pointwise.binary, p.x, p.residual, weight, *attributes)
-    return activated(op, y, outer, p.act_args)
+        y = op.call(mkldnn._convolution_pointwise.binary, layer.x, layer.residual, weight, *attributes)
+    return activated(op, y, outer, layer.act_args)
 
 
-def apart(op, p):
-    return finished(op, p, kernel(op, p, "", []))
+def apart(op, layer):
+    return finished(op, layer, kernel(op, layer, "", []))
 
 
-def plain(op, p):
-    if p.sizes is None:
-        return finished(op, p, op.call(aten.linear.default, p.x, p.w, p.b))
-    padding, stride, dilation = p.sizes
-    y = op.call(CONVOLUTIONS[p.rank], p.x, p.w, p.b, stride, padding, dilation, p.groups)
-    return finished(op, p, channels_last(op, p, y))
+def plain(op, layer):
+    if layer.sizes is None:
+        return finished(op, layer, op.call(aten.linear.default, layer.x, layer.w, layer.b))
+    padding, stride, dilation = layer.sizes
+    y = op.call(CONVOLUTIONS[layer.rank], layer.x, layer.w, layer.b, stride, padding, dilation, layer.groups)
+    return finished(op, layer, channels_last(op, layer, y))
 
 
-def kernel(op, p, act, act_args):
-    """`act(product(x, w, b))` in one kernel."""
-    weight, attributes = op.packed(p.w, p.packing), (ONEDNN_NAME.get(act, act), act_args, ALGORITHM.get(act))
-    if p.sizes is None:
-        return op.call(mkldnn._linear_pointwise.default, p.x, weight, bias(op, p), *attributes)
-    return op.call(mkldnn._convolution_pointwise.default, p.x, weight, bias(op, p), *p.sizes, p.groups, *attributes)
+def kernel(op, layer, act, act_args):
+    """`act(f(x, w, b))` in one kernel."""
+    weight, attributes = op.packed(layer.w, layer.packing), (ONEDNN_NAME.get(act, act), act_args, ALGORITHM.get(act))
+    b = bias(op, layer)
+    if layer.sizes is None:
+        return op.call(mkldnn._linear_pointwise.default, layer.x, weight, b, *attributes)
+    return op.call(mkldnn._convolution_pointwise.default, layer.x, weight, b, *layer.sizes, layer.groups, *attributes)
 
 
-def bias(op, p):
+def bias(op, layer):
     """The bias, contiguous: the kernels read its memory as if it were, whatever its strides."""
-    if p.b is None or (isinstance(p.b, Value) and p.b.is_constant and p.b.memory_format is not None):
-        return p.b
-    return op.call(aten.contiguous.default, p.b, memory_format=torch.contiguous_format)
+    if layer.b is None or (isinstance(layer.b, Value) and layer.b.is_constant and layer.b.memory_format is not None):
+        return layer.b
+    return op.call(aten.contiguous.default, layer.b, memory_format=torch.contiguous_format)
 
 
-def channels_last(op, p, value):
-    return op.call(aten.contiguous.default, value, memory_format=CHANNELS_LAST[p.rank])
+def channels_last(op, layer, value):
+    return op.call(aten.contiguous.default, value, memory_format=CHANNELS_LAST[layer.rank])
 
 
 # -- timing them --------------------------------------------------------------------------------------------------------
 
 
-def can_be_timed(p: Product) -> bool:
-    return have_example_sizes(p.x, p.w, p.residual)
+def can_be_timed(layer: Layer) -> bool:
+    return have_example_sizes(layer.x, layer.w, layer.residual)
 
 
-def signature(p: Product) -> str:
-    """What the speed of the forms depends on, in one line.
+def workload_key(layer: Layer) -> str:
+    """What the speed of the variants depends on, in one line.
 
     `conv2d float32 1x8x6x6 channels last, weight 8x8x3x3 and bias, padding 1x1, stride 1x1, dilation 1x1, + residual in place,
     relu, 1 threads`
     """
-    kind = "linear" if p.sizes is None else f"conv{p.rank - 2}d"
-    x = f"{kind} {dtype_name(p.x)} {by(p.x.example_shape)}"
-    sizes = [f"{name} {by(size)}" for name, size in zip(("padding", "stride", "dilation"), p.sizes or ())]
+    kind = "linear" if layer.sizes is None else f"conv{layer.rank - 2}d"
+    x = f"{kind} {dtype_name(layer.x)} {by(layer.x.example_shape)}"
+    sizes = [f"{name} {by(size)}" for name, size in zip(("padding", "stride", "dilation"), layer.sizes or ())]
     return line(
-        x + (" channels last" if is_channels_last(p) else ""),
-        f"weight {by(p.w.shape)}" + ("" if p.b is None else " and bias"),
+        x + (" channels last" if is_channels_last(layer) else ""),
+        f"weight {by(layer.w.shape)}" + ("" if layer.b is None else " and bias"),
         *sizes,
-        f"{p.groups} groups" if p.groups > 1 else "",
-        "" if p.residual is None else f"+ residual{' in place' if p.spent else ''}",
-        p.act + (f"({', '.join(f'{v:g}' for v in p.act_args)})" if p.act_args else ""),
+        f"{layer.groups} groups" if layer.groups > 1 else "",
+        "" if layer.residual is None else f"+ residual{' in place' if layer.spent else ''}",
+        layer.act + (f"({', '.join(f'{v:g}' for v in layer.act_args)})" if layer.act_args else ""),
     )
 
 
-def is_channels_last(p: Product) -> bool:
+def is_channels_last(layer: Layer) -> bool:
     """The layout of x when the file runs: ops hand on that of the convolutions before them, and inputs are as they come."""
-    return p.sizes is not None and isinstance(p.x, Call)
+    return layer.sizes is not None and isinstance(layer.x, Call)
 
 
-def timed_forms(p: Product) -> dict[str, Any]:
-    """The forms as calls on tensors of the example's sizes, whatever their values."""
-    layout = CHANNELS_LAST[p.rank] if p.sizes is not None else torch.contiguous_format
-    x = spread_like(p.x, layout if is_channels_last(p) else torch.contiguous_format)
-    w, b = spread_like(p.w, torch.contiguous_format), p.b and spread_like(p.b, torch.contiguous_format)
-    on_tensors = replace(p, x=x, w=w, b=b, residual=p.residual and spread_like(p.residual, layout))
+def timed_variants(layer: Layer) -> dict[str, Any]:
+    """The variants as calls on tensors of the example's sizes, whatever their values."""
+    layout = CHANNELS_LAST[layer.rank] if layer.sizes is not None else torch.contiguous_format
+    x = spread_like(layer.x, layout if is_channels_last(layer) else torch.contiguous_format)
+    w, b = spread_like(layer.w, torch.contiguous_format), layer.b and spread_like(layer.b, torch.contiguous_format)
+    on_tensors = replace(layer, x=x, w=w, b=b, residual=layer.residual and spread_like(layer.residual, layout))
     op = OnTensors()
-    return {name: partial(form, op, on_tensors) for name, form in forms_of(p).items()}
+    return {name: partial(variant, op, on_tensors) for name, variant in variants_of(layer).items()}

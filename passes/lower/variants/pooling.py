@@ -1,4 +1,4 @@
-"""The forms of a mean over all pixels:  mean(x, (2, 3)),  adaptive_avg_pool2d(x, 1)
+"""The variants of a mean over all pixels:  mean(x, (2, 3)),  adaptive_avg_pool2d(x, 1)
 
     mean      as it is           mean(x, (2, 3), keepdim)
     pooled    one big window     avg_pool2d(x, (height, width)), without the two axes where the mean keeps none
@@ -43,8 +43,8 @@ class Pooling:
         return cls(x, call.target, list(x.shape[2:]), call.keepdim if is_mean else True)
 
 
-def forms_of(p):
-    """The forms by name, the favourite first."""
+def variants_of(p):
+    """The variants by name, the default first."""
     return {"mean": mean, "pooled": pooled}
 
 
@@ -68,8 +68,8 @@ def can_be_timed(p: Pooling) -> bool:
     return have_example_sizes(p.x)
 
 
-def signature(p: Pooling) -> str:
-    """What the speed of the forms depends on, in one line: `mean bfloat16 1x192x48x48 channels last, 1 threads`."""
+def workload_key(p: Pooling) -> str:
+    """What the speed of the variants depends on, in one line: `mean bfloat16 1x192x48x48 channels last, 1 threads`."""
     return line(f"mean {dtype_name(p.x)} {by(p.x.example_shape)}" + (" channels last" if is_channels_last(p) else ""))
 
 
@@ -78,8 +78,8 @@ def is_channels_last(p: Pooling) -> bool:
     return isinstance(p.x, Call)
 
 
-def timed_forms(p: Pooling) -> dict[str, Any]:
-    """The forms as calls on tensors of the example's sizes, whatever their values."""
+def timed_variants(p: Pooling) -> dict[str, Any]:
+    """The variants as calls on tensors of the example's sizes, whatever their values."""
     layout = torch.channels_last if is_channels_last(p) else torch.contiguous_format
     on_tensors = replace(p, x=spread_like(p.x, layout))
-    return {name: partial(form, OnTensors(), on_tensors) for name, form in forms_of(p).items()}
+    return {name: partial(variant, OnTensors(), on_tensors) for name, variant in variants_of(p).items()}

@@ -1,6 +1,6 @@
-"""What the forms of all ops share: their signature, and being run on tensors of the example's sizes, to be timed.
+"""What the variants of all kernels share: the parts of their workload key, and tensors of the example's sizes to time them on.
 
-A form is written once: with the `op` of a pass it builds nodes, with `OnTensors` it runs.
+A variant is written once: with the `op` of a pass it builds nodes, with `OnTensors` it runs.
 """
 
 import math
@@ -12,12 +12,12 @@ from ir_tools.ir.program import Packing
 
 
 def have_example_sizes(*values) -> bool:
-    """The example has the sizes of all values (None stands for no operand): they do not depend on values of the run."""
+    """The example has the sizes of all values (None stands for no operand): they do not depend on runtime values."""
     return all(v is None or None not in (v.example_shape, v.example_strides) for v in values)
 
 
 def line(*parts: str) -> str:
-    """A signature: the parts that are not empty, and how many threads there are."""
+    """A workload key: the parts that are not empty, and the number of threads."""
     return ", ".join([*filter(None, parts), f"{torch.get_num_threads()} threads"])
 
 
@@ -47,7 +47,7 @@ def _spread(count, dtype):
 
 
 class OnTensors:
-    """The `op` of a form that runs at once; a weight is packed in the first call."""
+    """The `op` of a variant that runs at once; a weight is packed in the first call."""
 
     def __init__(self) -> None:
         self._packed: dict[Packing, torch.Tensor] = {}

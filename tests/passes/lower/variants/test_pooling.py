@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from ir_tools.rewrite import Call
 from passes import CATALOGUE, optimize
-from passes.lower.variants.pooling import Pooling, signature, timed_forms
-from passes.tune import tuning_record as choices
+from passes.lower.variants.pooling import Pooling, timed_variants, workload_key
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
-from tests.test_choices import never, winner
+from tests.timers import UseTimer, never, winner
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
 
@@ -52,58 +51,58 @@ class Means(nn.Module):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", WITHIN)
 @pytest.mark.parametrize("case", MEANS)
-def test_a_mean_is_pooled(case: str, dtype: torch.dtype, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mean_is_pooled(case: str, dtype: torch.dtype, layout: torch.memory_format, use_timer: UseTimer) -> None:
     function, expected = MEANS[case]
     x = torch.randn(2, 5, 9, 7, dtype=dtype).contiguous(memory_format=layout) + 1
     program = captured(Means(function).eval(), x)
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     after, log = rewritten(lower_onednn, program, x)
     assert ops(after) == expected and len(log.rewrites) == 1
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) <= WITHIN[dtype]
-    monkeypatch.setattr(choices, "measure", winner(0))
+    use_timer(winner(0))
     assert ops(rewritten(lower_onednn, program, x)[0]) == ops(program)
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_other_means_are_left_alone(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "measure", never)
+def test_other_means_are_left_alone(case: str, use_timer: UseTimer) -> None:
+    use_timer(never)
     x = torch.randn(2, 5, 9, 7)
     program = captured(Means(OTHERS[case]).eval(), x)
     after, _ = rewritten(lower_onednn, program, x)
     assert ops(after) == ops(program)
 
 
-def test_what_was_chosen_is_replayed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_record_is_replayed(use_timer: UseTimer, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
     x = torch.randn(2, 3, 9, 7)
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     first = optimize(model, example_inputs=x)
     assert first.report.ops_left["avg_pool2d"] == 1 and "adaptive_avg_pool2d" not in first.report.ops_left
-    first.report.choices.save(tmp_path / "choices.json")
-    monkeypatch.setattr(choices, "measure", never)
-    assert optimize(model, example_inputs=x, choices=tmp_path / "choices.json").report.ops_left == first.report.ops_left
+    first.report.tuning_records.save(tmp_path / "tuning.json")
+    use_timer(never)
+    assert optimize(model, example_inputs=x, tuning_records=tmp_path / "tuning.json").report.ops_left == first.report.ops_left
 
 
 def test_without_measuring_a_mean_stays() -> None:
     x = torch.randn(2, 5, 9, 7)
     program = captured(Means(MEANS["keeps axes"][0]).eval(), x)
-    assert ops(lower_onednn.with_options(choose="fused")(program)) == ops(program)
+    assert ops(lower_onednn.with_options(variant="fused")(program)) == ops(program)
 
 
-def test_the_signature_and_the_forms_that_are_timed() -> None:
+def test_the_workload_key_and_the_variants_that_are_timed() -> None:
     x = torch.randn(2, 5, 9, 7)
     program = captured(Means(lambda x: x.relu().mean((2, 3))).eval(), x)
     pooling = Pooling.of(Call(program.calls[-1]))
     assert pooling is not None
-    assert signature(pooling) == f"mean float32 2x5x9x7 channels last, {torch.get_num_threads()} threads"
-    results = {name: form() for name, form in timed_forms(pooling).items()}
+    assert workload_key(pooling) == f"mean float32 2x5x9x7 channels last, {torch.get_num_threads()} threads"
+    results = {name: variant() for name, variant in timed_variants(pooling).items()}
     assert results.keys() == {"mean", "pooled"} and torch.allclose(results["mean"], results["pooled"])
 
 
-def test_a_window_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_that_is_wrong_is_noticed(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 5, 9, 7)
     program = captured(Means(MEANS["keeps axes"][0]).eval(), x)
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     of = Pooling.of
 
     def smaller(call: Call) -> Pooling | None:

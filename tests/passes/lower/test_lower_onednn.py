@@ -26,7 +26,7 @@ from tests.check import (
     rewritten,
 )
 
-lower_onednn = CATALOGUE["lower_onednn"].with_options(choose="fused")
+lower_onednn = CATALOGUE["lower_onednn"].with_options(variant="fused")
 source = importlib.import_module("passes.lower.variants.onednn")
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
@@ -358,9 +358,9 @@ def test_the_wrong_activation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_lost_bias_or_residual_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = source.Product.of
+    right = source.Layer.of
     for lost in ("b", "residual"):
-        monkeypatch.setattr(source.Product, "of", lambda call, lost=lost: replace(right(call), **{lost: None}))
+        monkeypatch.setattr(source.Layer, "of", lambda call, lost=lost: replace(right(call), **{lost: None}))
         with pytest.raises(AssertionError, match="relative error"):
             check_lowering(*one_fused_op(nn.Conv2d(4, 6, 3), "relu", True))
 
@@ -391,5 +391,5 @@ def test_a_residual_that_is_read_again_behind_a_grouped_convolution(groups: int,
 
     model, x = Block().to(dtype).eval(), torch.randn(2, 4, 4, 4, dtype=dtype)
     program = CATALOGUE["fuse_conv_relu"](captured(model, x))
-    after = CATALOGUE["lower_onednn"].with_options(choose="fused")(program)
+    after = CATALOGUE["lower_onednn"].with_options(variant="fused")(program)
     assert_numbers_agree(model, after, x, within=WITHIN[dtype])

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from ir_tools.ir import Program
 from ir_tools.rewrite import Call
 from passes import CATALOGUE, DEFAULT, load, optimize
-from passes.lower.variants.attention import ATTENTION, Attention, forms_of, is_ours, later_keys, signature, timed_forms
-from passes.tune import tuning_record as choices
-from tests.check import assert_sites_can_be_skipped, captured, ops, outputs_of, relative_error, rewritten
-from tests.test_choices import graph, never, winner
+from passes.lower.variants.attention import ATTENTION, Attention, is_ours, later_keys, timed_variants, variants_of, workload_key
+from tests.check import assert_sites_can_be_skipped, captured, graph_lines, ops, outputs_of, relative_error, rewritten
+from tests.timers import UseTimer, never, winner
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
 
 fuse_attention, lower_onednn = CATALOGUE["fuse_attention"], CATALOGUE["lower_onednn"]
-forms = importlib.import_module("passes.lower.variants.attention")
 lowering = importlib.import_module("passes.lower.lower_onednn")
 
 WITHIN = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}
@@ -64,14 +62,14 @@ def core(program: Program) -> list[str]:
     return [name for name in ops(program) if name not in ("view", "reshape", "cos", "sin")]
 
 
-# -- what is chosen is built --------------------------------------------------------------------------------------------
+# -- the best variant is built ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", WITHIN)
 @pytest.mark.parametrize("mask", MASKS)
-def test_it_is_taken_apart_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, mask: str, dtype: torch.dtype) -> None:
+def test_it_is_taken_apart_where_that_is_faster(use_timer: UseTimer, mask: str, dtype: torch.dtype) -> None:
     program, x = fused(mask, dtype)
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     after, log = rewritten(lower_onednn, program, x)
     apart = ["mul", "transpose", "matmul", *MASKS[mask][1], "softmax", "matmul"]
     assert core(after) == ["transpose", *apart, "transpose"]
@@ -81,66 +79,68 @@ def test_it_is_taken_apart_where_that_is_faster(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_it_stays_fused_where_that_is_faster(monkeypatch: pytest.MonkeyPatch, mask: str) -> None:
+def test_it_stays_fused_where_that_is_faster(use_timer: UseTimer, mask: str) -> None:
     program, x = fused(mask)
-    monkeypatch.setattr(choices, "measure", winner(0))
+    use_timer(winner(0))
     after, log = rewritten(lower_onednn, program, x)
-    assert ops(after) == ops(program) and len(log.rewrites) == len(log.choices.measured) == 1 and not log.refusals
+    assert ops(after) == ops(program) and not log.refusals
+    assert len(log.rewrites) == len(log.tuning_records.measured) == 1
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) == 0
-    monkeypatch.setattr(choices, "measure", never)
-    unmeasured, log = rewritten(lower_onednn.with_options(choose="fused"), program, x)
-    assert graph(unmeasured) == graph(after) and log.choices is None
+    use_timer(never)
+    unmeasured, log = rewritten(lower_onednn.with_options(variant="fused"), program, x)
+    assert graph_lines(unmeasured) == graph_lines(after) and log.tuning_records is None
 
 
-def test_a_scale_of_one_is_no_op(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scale_of_one_is_no_op(use_timer: UseTimer) -> None:
     program, x = fused(scale=1.0)
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     after, _ = rewritten(lower_onednn, program, x)
     assert "mul" not in ops(after) and relative_error(outputs_of(program, x), outputs_of(after, x)) < 1e-5
 
 
-def test_sites_are_the_same_whatever_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sites_are_the_same_whatever_variant_is_built(use_timer: UseTimer) -> None:
     program, x = fused("mask", layers=2)
     found = []
-    for location in range(2):
-        monkeypatch.setattr(choices, "measure", winner(location))
+    for position in range(2):
+        use_timer(winner(position))
         _, log = rewritten(lower_onednn, program, x)
         found.append([rewrite.site for rewrite in log.rewrites])
-        assert len(log.choices.measured) == 1  # equal signatures once
+        assert len(log.tuning_records.measured) == 1  # equal workloads once
         assert_sites_can_be_skipped(lower_onednn, lambda: fused("mask", layers=2)[0], x)
     assert found[0] == found[1] and len(found[0]) == 2
 
 
-def test_causal_masks_of_one_size_are_one_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_causal_masks_of_one_size_are_one_constant(use_timer: UseTimer) -> None:
     program, x = fused("causal", layers=3)
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     after, _ = rewritten(lower_onednn, program, x)
     used = {str(n.target) for n in after.nodes if n.op == "get_attr" and n.users}
     assert ops(after).count("softmax") == 3 and len(used) == 1
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-def test_a_record_gives_the_same_ops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, half: bool) -> None:
+def test_a_record_gives_the_same_ops(use_timer: UseTimer, tmp_path: Path, half: bool) -> None:
     model, x = SelfAttention("causal").eval(), torch.randn(2, 6, 12)
     pipeline = [*DEFAULT, "fuse_attention", *(["cast_half"] if half else [])]
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     first = optimize(model, pipeline, example_inputs=x)
     assert "softmax" in first.report.ops_left and "scaled_dot_product_attention" not in first.report.ops_left
     torch.testing.assert_close(first(x), model(x), **(dict(atol=0.05, rtol=0.05) if half else {}))
-    first.report.choices.save(tmp_path / "choices.json")
-    monkeypatch.setattr(choices, "measure", never)
-    again = optimize(model, pipeline, example_inputs=x, choices=tmp_path / "choices.json")
-    assert graph(again.program) == graph(first.program) and again.report.choices.replayed == first.report.choices.measured
+    first.report.tuning_records.save(tmp_path / "tuning.json")
+    use_timer(never)
+    again = optimize(model, pipeline, example_inputs=x, tuning_records=tmp_path / "tuning.json")
+    assert graph_lines(again.program) == graph_lines(first.program)
+    assert again.report.tuning_records.replayed == first.report.tuning_records.measured
     again.save(tmp_path / "model.pt")
     torch.testing.assert_close(load(tmp_path / "model.pt")(x), first(x), rtol=0, atol=0)
 
 
-def test_a_batch_that_is_free_stays_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_is_free_stays_free(use_timer: UseTimer) -> None:
     model, x = SelfAttention("causal").eval(), torch.randn(2, 6, 12)
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     batch = {"x": {0: torch.export.Dim("batch", max=64)}}
     fast = optimize(model, [*DEFAULT, "fuse_attention"], example_inputs=x, dynamic_shapes=batch)
-    assert "softmax" in fast.report.ops_left and len(fast.report.choices.measured) == 1
+    assert "softmax" in fast.report.ops_left and len(fast.report.tuning_records.measured) == 1
     for n in (2, 5):
         y = torch.randn(n, 6, 12)
         torch.testing.assert_close(fast(y), model(y))
@@ -155,24 +155,24 @@ def attentions(program: Program) -> list[Attention]:
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_forms_that_are_timed_compute_the_same(mask: str) -> None:
+def test_the_variants_that_are_timed_compute_the_same(mask: str) -> None:
     program, _ = fused(mask)
     (attention,) = attentions(program)
-    timed = timed_forms(attention)
-    one, other = (timed[name]() for name in forms_of(attention))
+    timed = timed_variants(attention)
+    one, other = (timed[name]() for name in variants_of(attention))
     assert relative_error([one], [other]) < 1e-5 and one.shape == (2, 3, 6, 4)
     tensors = timed["fused"].args[1]
     assert tensors.q.stride() == tensors.k.stride() == (72, 4, 12, 1)  # heads behind tokens, as in the model
 
 
-def test_a_signature_holds_what_speed_depends_on() -> None:
+def test_a_workload_key_holds_what_speed_depends_on() -> None:
     threads = torch.get_num_threads()
     at = "2x3x6x4 at 72x4x12x1"
     (attention,) = attentions(fused("mask")[0])
     line = f"attention float32, q {at}, k {at}, v {at}, mask 6x6 at 6x1, scaled, {threads} threads"
-    assert signature(attention) == line
+    assert workload_key(attention) == line
     (causal,) = attentions(fused("causal", torch.bfloat16, scale=1.0)[0])
-    assert signature(causal) == f"attention bfloat16, q {at}, k {at}, v {at}, causal, {threads} threads"
+    assert workload_key(causal) == f"attention bfloat16, q {at}, k {at}, v {at}, causal, {threads} threads"
 
 
 # -- what is left alone -------------------------------------------------------------------------------------------------
@@ -193,14 +193,14 @@ def qkv(heads: int = 3) -> tuple[Tensor, ...]:
     return torch.randn(2, 3, 6, 4), torch.randn(2, heads, 6, 4), torch.randn(2, heads, 6, 4)
 
 
-def test_attention_that_the_user_fused_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "measure", never)
+def test_attention_that_the_user_fused_is_left_alone(use_timer: UseTimer) -> None:
+    use_timer(never)
     program = captured(Users().eval(), *qkv())
     after, log = rewritten(lower_onednn, program, *qkv())
     assert after is program and not log.refusals
 
 
-def test_beside_one_of_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_one_of_ours_too(use_timer: UseTimer) -> None:
     class Both(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return F.scaled_dot_product_attention((q @ k.mT).softmax(-1) @ v, k, v)
@@ -208,7 +208,7 @@ def test_beside_one_of_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = qkv()
     program = fuse_attention(captured(Both().eval(), *inputs))
     assert [is_ours(Call(node)) for node in program.calls] == [True, False]
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     after, log = rewritten(lower_onednn, program, *inputs)
     assert ops(after) == ["transpose", "matmul", "softmax", "matmul", "scaled_dot_product_attention"]
     assert len(log.rewrites) == 1 and relative_error(outputs_of(program, *inputs), outputs_of(after, *inputs)) < 1e-5
@@ -218,10 +218,10 @@ USES = [{}, {"is_causal": True}, {"attn_mask": torch.randn(6, 6)}, {"scale": -0.
 
 
 @pytest.mark.parametrize("options", USES, ids=str)
-def test_whatever_it_is_told_it_computes_the_same(monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
-    """The default scale, too."""
+def test_whatever_its_arguments_are(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
+    """The variants compute the same; with the default scale, too."""
     monkeypatch.setattr(lowering, "is_ours", lambda call: call.target is ATTENTION)
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     inputs = qkv()
     program = captured(Users(**options).eval(), *inputs)
     after, log = rewritten(lower_onednn, program, *inputs)
@@ -232,23 +232,23 @@ def test_whatever_it_is_told_it_computes_the_same(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "options", [{"dropout_p": 0.1}, {"enable_gqa": True}, {"attn_mask": torch.ones(6, 6).tril().bool()}], ids=str
 )
-def test_other_uses_of_the_op_stay(monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
+def test_other_uses_of_the_op_stay(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
     monkeypatch.setattr(lowering, "is_ours", lambda call: call.target is ATTENTION)
-    monkeypatch.setattr(choices, "measure", never)
+    use_timer(never)
     inputs = qkv(heads=1 if "enable_gqa" in options else 3)
     program = captured(Users(**options).eval(), *inputs)
     assert lower_onednn(program) is program
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_graph_whose_layouts_tell_keeps_them(monkeypatch: pytest.MonkeyPatch, location: int) -> None:
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_graph_whose_layouts_tell_keeps_them(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, position: int) -> None:
     class Draws(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             y = F.scaled_dot_product_attention(q, k, v)
             return y + torch.rand_like(y)
 
     monkeypatch.setattr(lowering, "is_ours", lambda call: call.target is ATTENTION)
-    monkeypatch.setattr(choices, "measure", winner(location))
+    use_timer(winner(position))
     inputs = qkv()
     program = captured(Draws().eval(), *inputs)
     assert program.layout_is_observable
@@ -265,12 +265,12 @@ def test_a_graph_whose_layouts_tell_keeps_them(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("wrong", ["scale", "later"])
-def test_a_wrong_form_is_noticed(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+def test_a_wrong_variant_is_noticed(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     from dataclasses import replace
 
     right, lost = Attention.of, {"scale": 1.0} if wrong == "scale" else {"causal": False}
     monkeypatch.setattr(Attention, "of", lambda *given: replace(right(*given), **lost))
-    monkeypatch.setattr(choices, "measure", winner(1))
+    use_timer(winner(1))
     program, x = fused("causal")
     after, _ = rewritten(lower_onednn, program, x)
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) > 1e-2

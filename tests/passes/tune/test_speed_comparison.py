@@ -1,4 +1,4 @@
-"""The verdict on speed: what `on_slower` does with a slower model, what the report says, and what timing leaves behind.
+"""The speed comparison: what `on_slower` does with a slower model, what the report says, and what timing leaves behind.
 
 Times are injected; only the tests of what timing leaves behind time anything, and they assert no duration.
 """
@@ -9,6 +9,7 @@ import doctest
 import json
 import random
 import warnings
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -20,29 +21,19 @@ from ir_tools.ir.dialect import aten, short_name
 from ir_tools.rewrite import RewriteLog
 from passes import OptimizedModel, SlowerWarning, graph_pass, load, optimize
 from passes.driver.catalogue import CATALOGUE
-from passes.report.report import report
+from passes.report import formatting
 from passes.tune import speed_comparison as speed
-from passes.tune.speed_comparison import Contestant, Speed, asks_for_verdict, is_slower
+from passes.tune import tuning_record
+from passes.tune.speed_comparison import Candidate, Speed, asks_for_speed_comparison, is_slower
 from passes.tune.timing import interleaved_seconds
 from tests.check import captured
+from tests.timers import SpeedComparisons, UseTimer
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()
-
-
-def inject(monkeypatch: pytest.MonkeyPatch, *looks: dict[str, list[float]]) -> list[dict[str, Contestant]]:
-    """Each look at the two models gives the next of `looks`, the last one over and over; what was looked at is recorded."""
-    seen: list[dict[str, Contestant]] = []
-
-    def measure(contestants: dict[str, Contestant], warm_up: int = 0) -> dict[str, list[float]]:
-        seen.append(contestants)
-        return looks[min(len(seen), len(looks)) - 1]
-
-    monkeypatch.setattr(speed, "measure", measure)
-    return seen
 
 
 FASTER = {"without": [0.004] * 5, "with": [0.002] * 5}
@@ -69,15 +60,15 @@ def quietly(*args: Any, **options: Any) -> OptimizedModel:
 # -- who asks -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_option_asks_for_the_verdict() -> None:
-    assert asks_for_verdict(CATALOGUE["cast_half"])
-    assert [p.name for p in CATALOGUE.values() if asks_for_verdict(p)] == ["cast_half"]
+def test_the_option_asks_for_the_comparison() -> None:
+    assert asks_for_speed_comparison(CATALOGUE["cast_half"])
+    assert [p.name for p in CATALOGUE.values() if asks_for_speed_comparison(p)] == ["cast_half"]
 
 
-def test_no_verdict_without_a_pass_that_asks(monkeypatch) -> None:
-    seen = inject(monkeypatch, SLOWER)
+def test_no_comparison_without_a_pass_that_asks(use_timer: UseTimer) -> None:
+    use_timer(timer := SpeedComparisons(SLOWER))
     fast = optimize(net(), example_inputs=X)
-    assert fast.report.speed is None and not seen and fast.manifest["speed"] is None
+    assert fast.report.speed is None and not timer.seen and fast.manifest["speed"] is None
     assert fast.report.to_dict()["speed"] is None
 
 
@@ -86,16 +77,16 @@ class Doubles(nn.Module):
         return x.double().sin()
 
 
-def test_no_verdict_where_the_pass_changed_nothing(monkeypatch) -> None:
-    seen = inject(monkeypatch, SLOWER)
+def test_no_comparison_where_the_pass_changed_nothing(use_timer: UseTimer) -> None:
+    use_timer(timer := SpeedComparisons(SLOWER))
     fast = optimize(Doubles().eval(), "cast_half", example_inputs=X.double())
-    assert not fast.report.steps[0].changed and fast.report.speed is None and not seen
+    assert not fast.report.steps[0].changed and fast.report.speed is None and not timer.seen
 
 
-def test_no_verdict_in_a_dry_run(monkeypatch) -> None:
-    seen = inject(monkeypatch, SLOWER)
+def test_no_comparison_in_a_dry_run(use_timer: UseTimer) -> None:
+    use_timer(timer := SpeedComparisons(SLOWER))
     plan = optimize(net(), "cast_half", example_inputs=X, dry_run=True)
-    assert plan.steps[0].changed and plan.speed is None and not seen
+    assert plan.steps[0].changed and plan.speed is None and not timer.seen
 
 
 # -- the policies -------------------------------------------------------------------------------------------------------
@@ -104,18 +95,18 @@ def test_no_verdict_in_a_dry_run(monkeypatch) -> None:
 @pytest.mark.parametrize("on_slower", [None, "warn", "keep", "revert"])
 @pytest.mark.parametrize("times, decision", [(FASTER, "faster"), (EVEN, "even")])
 @pytest.mark.parametrize("verify", ["each", "off"])
-def test_a_model_that_is_not_slower_is_given(monkeypatch, on_slower, times, decision, verify) -> None:
-    seen = inject(monkeypatch, times)
+def test_a_model_that_is_not_slower_is_returned(use_timer: UseTimer, on_slower, times, decision, verify) -> None:
+    use_timer(timer := SpeedComparisons(times))
     fast = quietly(on_slower, verify=verify)
-    verdict = fast.report.speed
-    assert verdict.decision == decision and not verdict.slower and len(seen) == 1
+    compared = fast.report.speed
+    assert compared.decision == decision and not compared.slower and len(timer.seen) == 1
     assert torch.bfloat16 in dtypes(fast) and not any(step.reverted for step in fast.report.steps)
     assert "cast_half" in fast.manifest["passes"]
 
 
 @pytest.mark.parametrize("on_slower", [None, "warn"])
-def test_warn_gives_the_slower_model_and_warns_at_the_line_that_called(monkeypatch, on_slower) -> None:
-    inject(monkeypatch, SLOWER)
+def test_warn_returns_the_slower_model_and_warns_at_the_line_that_called(use_timer: UseTimer, on_slower) -> None:
+    use_timer(SpeedComparisons(SLOWER))
     with pytest.warns(SlowerWarning) as heard:
         fast = optimize(net(), [f"cast_half:on_slower={on_slower}" if on_slower else "cast_half"], example_inputs=X)
     (warning,) = [w for w in heard if w.category is SlowerWarning]
@@ -125,56 +116,56 @@ def test_warn_gives_the_slower_model_and_warns_at_the_line_that_called(monkeypat
     assert fast.report.speed.decision == "warned" and torch.bfloat16 in dtypes(fast)
 
 
-def test_keep_gives_the_slower_model_and_the_report_says_so(monkeypatch) -> None:
-    inject(monkeypatch, SLOWER)
+def test_keep_returns_the_slower_model_and_the_report_says_so(use_timer: UseTimer) -> None:
+    use_timer(SpeedComparisons(SLOWER))
     fast = quietly("keep")
     assert fast.report.speed.decision == "kept" and fast.report.speed.slower and torch.bfloat16 in dtypes(fast)
-    text = " ".join(str(fast.report).split())
-    assert "bfloat16 is SLOWER than float32 on this machine: 2 → 4 ms, 0.50x as fast; it is kept (on_slower='keep')" in text
+    line = "bfloat16 is SLOWER than float32 on this machine: 2 → 4 ms, 0.50x as fast; returning the bfloat16 model"
+    assert f"{line} (on_slower='keep')" in " ".join(str(fast.report).split())
 
 
 @pytest.mark.parametrize("verify", ["each", "ends", "off"])
 @pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
-def test_revert_gives_the_model_without_the_pass(monkeypatch, tmp_path, verify, engine) -> None:
-    inject(monkeypatch, SLOWER)
+def test_revert_returns_the_model_without_the_pass(use_timer: UseTimer, tmp_path, verify, engine) -> None:
+    use_timer(SpeedComparisons(SLOWER))
     fast = quietly("revert", verify=verify, engine=engine)
     model = net()
     plain = optimize(model, ["fuse_conv_bn_relu"], example_inputs=X, engine=engine, verify=verify)
     assert dtypes(fast) == {torch.float32}
     assert [short_name(n.target) for n in fast.program.calls] == [short_name(n.target) for n in plain.program.calls] or (
-        engine == "onednn_ops"  # which form of a kernel is faster was measured twice
+        engine == "onednn_ops"  # which variant of a kernel is faster was measured twice
     )
-    told = fast.report
-    names = [step.name for step in told.steps]
+    found = fast.report
+    names = [step.name for step in found.steps]
     assert names == [*names[: names.index("cast_half") + 1], "remove_dead_code", f"lower_{engine.removesuffix('_ops')}"]
-    (step,) = [step for step in told.steps if step.name == "cast_half"]
+    (step,) = [step for step in found.steps if step.name == "cast_half"]
     assert step.rewrites and not step.changed and "SLOWER than float32" in step.reverted
-    assert told.speed.decision == "reverted" and "to" not in told.ops_left
+    assert found.speed.decision == "reverted" and "to" not in found.ops_left
     assert "cast_half" not in fast.manifest["passes"] and "fuse_conv_relu" in fast.manifest["passes"]
     assert fast.manifest["speed"]["decision"] == "reverted" and fast.manifest["golden_sqnr_db"] == 60
     if verify == "off":
-        assert told.sqnr_db is None and not told.verified
+        assert found.sqnr_db is None and not found.verified
     else:
-        assert told.sqnr_db > 100 and fast.manifest["sqnr_db"] in (told.sqnr_db, "inf")
+        assert found.sqnr_db > 100 and fast.manifest["sqnr_db"] in (found.sqnr_db, "inf")
     fast.save(tmp_path / "model.pt")
     torch.testing.assert_close(load(tmp_path / "model.pt")(X), fast(X))
-    text = str(told)
-    assert "  reverted\n" in text and "float32 is given (on_slower='revert')" in " ".join(text.split())
+    text = str(found)
+    assert "  reverted\n" in text and "returning the float32 model (on_slower='revert')" in " ".join(text.split())
 
 
-def test_revert_reports_the_choices_of_the_model_that_is_given(monkeypatch) -> None:
-    inject(monkeypatch, SLOWER)
-    choices = quietly("revert", engine="onednn_ops").report.choices
-    assert choices.asked and not any("bfloat16" in signature for signature in choices.asked)
-    assert not any("bfloat16" in signature for signature in choices.table)
-    kept = quietly("keep", engine="onednn_ops").report.choices
-    assert kept.asked and all("bfloat16" in signature for signature in kept.asked)
+def test_revert_reports_the_tuning_records_of_the_model_that_is_returned(use_timer: UseTimer) -> None:
+    use_timer(SpeedComparisons(SLOWER))
+    records = quietly("revert", engine="onednn_ops").report.tuning_records
+    assert records.requested and not any("bfloat16" in workload for workload in records.requested)
+    assert not any("bfloat16" in workload for workload in records.table)
+    kept = quietly("keep", engine="onednn_ops").report.tuning_records
+    assert kept.requested and all("bfloat16" in workload for workload in kept.requested)
 
 
 @pytest.mark.parametrize("verify", ["each", "ends"])
-def test_only_the_pass_that_was_judged_is_left_out(monkeypatch, verify) -> None:
+def test_only_the_pass_that_was_judged_is_left_out(use_timer: UseTimer, verify) -> None:
     """Passes before it and after it stay, a second one that asks too, and a line says that nobody judged that one."""
-    inject(monkeypatch, SLOWER)
+    use_timer(SpeedComparisons(SLOWER))
     second = "cast_half:dtype=float16:on_slower=keep"
     passes = ["fuse_conv_relu", "cast_half:level=O1:on_slower=revert", second, "remove_dead_code"]
     fast = optimize(net(), passes, example_inputs=X, engine="aten", verify=verify)
@@ -187,8 +178,8 @@ def test_only_the_pass_that_was_judged_is_left_out(monkeypatch, verify) -> None:
     assert fast.report.speed.names == ("bfloat16", "the model without cast_half"), "which computes in float16"
 
 
-def test_a_second_pass_that_asks_stays_with_the_first_too(monkeypatch) -> None:
-    inject(monkeypatch, FASTER)
+def test_a_second_pass_that_asks_stays_with_the_first_too(use_timer: UseTimer) -> None:
+    use_timer(SpeedComparisons(FASTER))
     passes = ["cast_half:level=O1:keep_float=linear", "cast_half:dtype=float16"]
     fast = optimize(net(), passes, example_inputs=X, engine="aten")
     assert dtypes(fast) == {torch.bfloat16, torch.float16} and len([n for n in fast.report.notes if "judged" in n]) == 1
@@ -205,13 +196,13 @@ class OneHalfLayer(nn.Module):
         return self.second(self.first(x).relu().half()).float()
 
 
-def test_a_model_that_is_not_float32_alone_is_not_called_so(monkeypatch) -> None:
+def test_a_model_that_is_not_float32_alone_is_not_called_so(use_timer: UseTimer) -> None:
     """Nor is it called after its narrowest layer, which the pass did not touch."""
-    inject(monkeypatch, SLOWER)
+    use_timer(SpeedComparisons(SLOWER))
     fast = optimize(OneHalfLayer().eval(), "cast_half:on_slower=keep", example_inputs=torch.randn(4, 8))
     assert (fast.report.speed.dtype, fast.report.speed.reference) == ("bfloat16", "")
     assert "bfloat16 is SLOWER than the model without cast_half on this machine" in " ".join(str(fast.report).split())
-    inject(monkeypatch, FASTER)
+    use_timer(SpeedComparisons(FASTER))
     fast = optimize(OneHalfLayer().eval(), "cast_half:dtype=float16", example_inputs=torch.randn(4, 8))
     assert str(fast.report.speed).startswith("float16: ") and str(fast.report.speed).count("the model without cast_half") == 1
 
@@ -219,12 +210,12 @@ def test_a_model_that_is_not_float32_alone_is_not_called_so(monkeypatch) -> None
 # -- measuring ----------------------------------------------------------------------------------------------------------
 
 
-def test_slower_is_said_after_a_second_look_and_that_one_counts(monkeypatch) -> None:
-    seen = inject(monkeypatch, SLOWER, FASTER)
-    assert quietly().report.speed.decision == "faster" and len(seen) == 2
-    seen = inject(monkeypatch, SLOWER, {"without": [0.002] * 7, "with": [0.003] * 7})
-    verdict = quietly("keep").report.speed
-    assert (verdict.decision, verdict.with_pass, verdict.rounds, len(seen)) == ("kept", 0.003, 7, 2)
+def test_slower_is_reported_after_a_second_measurement_and_that_one_counts(use_timer: UseTimer) -> None:
+    use_timer(timer := SpeedComparisons(SLOWER, FASTER))
+    assert quietly().report.speed.decision == "faster" and len(timer.seen) == 2
+    use_timer(timer := SpeedComparisons(SLOWER, {"without": [0.002] * 7, "with": [0.003] * 7}))
+    compared = quietly("keep").report.speed
+    assert (compared.decision, compared.with_pass, compared.rounds, len(timer.seen)) == ("kept", 0.003, 7, 2)
 
 
 @pytest.mark.parametrize(
@@ -242,21 +233,21 @@ def test_slower_needs_a_margin_in_the_median_and_in_the_fastest_call(without, wi
     assert is_slower({"without": without, "with": with_pass}) is expected
 
 
-def test_what_is_timed_are_both_emitted_modules_on_the_first_example(monkeypatch) -> None:
-    seen = inject(monkeypatch, FASTER)
+def test_what_is_timed_are_both_emitted_modules_on_the_first_example(use_timer: UseTimer) -> None:
+    use_timer(timer := SpeedComparisons(FASTER))
     model, other = net(), torch.randn_like(X)
     fast = optimize(model, "cast_half", example_inputs=[(X,), (other,)], engine="aten")
-    (contestants,) = seen
-    assert list(contestants) == ["without", "with"] and contestants["with"].scripted is fast.scripted
-    assert all(torch.equal(c.arguments[0], X) for c in contestants.values())
-    plain = contestants["without"].scripted
+    (candidates,) = timer.seen
+    assert list(candidates) == ["without", "with"] and candidates["with"].scripted is fast.scripted
+    assert all(torch.equal(c.arguments[0], X) for c in candidates.values())
+    plain = candidates["without"].scripted
     torch.testing.assert_close(plain(X), model(X))
     assert {t.dtype for t in plain.state_dict().values()} == {torch.float32}
     assert torch.bfloat16 in {t.dtype for t in fast.scripted.state_dict().values()}
 
 
-def test_progress_tells_of_the_model_without_the_pass(monkeypatch) -> None:
-    inject(monkeypatch, FASTER)
+def test_progress_reports_the_model_without_the_pass(use_timer: UseTimer) -> None:
+    use_timer(SpeedComparisons(FASTER))
     lines: list[str] = []
     halved(engine="aten", progress=lines.append)
     at = lines.index("emitting TorchScript")
@@ -268,7 +259,7 @@ def test_progress_tells_of_the_model_without_the_pass(monkeypatch) -> None:
 
 @pytest.mark.parametrize("on_slower", ["warn", "keep", "revert"])
 def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, on_slower) -> None:
-    """The second emission fails: the verdict says why there is none, and the half model is given."""
+    """The second emission fails: the report says why there is no comparison, and the half model is returned."""
     from passes.driver import compilation as api
 
     emit, emitted = api.emit, []
@@ -281,13 +272,13 @@ def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, 
 
     monkeypatch.setattr(api, "emit", emit_once)
     fast = quietly(on_slower)
-    verdict = fast.report.speed
-    assert (verdict.decision, verdict.ratio, verdict.slower) == ("unknown", None, False)
+    compared = fast.report.speed
+    assert (compared.decision, compared.ratio, compared.slower) == ("unknown", None, False)
     assert "bfloat16 was not timed against float32: RuntimeError: no second time" in " ".join(str(fast.report).split())
     assert torch.bfloat16 in dtypes(fast) and not any(step.reverted for step in fast.report.steps)
 
 
-def test_wrong_numbers_of_the_model_without_the_pass_are_no_verdict(monkeypatch) -> None:
+def test_wrong_numbers_of_the_model_without_the_pass_are_no_comparison(use_timer: UseTimer) -> None:
     """A pass behind the cast is wrong on float32: by one percent, which half precision would excuse."""
 
     @graph_pass(declares="reassociates")
@@ -299,12 +290,12 @@ def test_wrong_numbers_of_the_model_without_the_pass_are_no_verdict(monkeypatch)
                     draft.redirect(node, draft.call(aten.mul.Scalar, draft.call(aten.relu.default, *node.args), 1.01))
         return draft.finish()
 
-    seen = inject(monkeypatch, SLOWER)
+    use_timer(timer := SpeedComparisons(SLOWER))
     fast = optimize(net(), ["cast_half:on_slower=revert", spoils_float], example_inputs=X, engine="aten")
-    assert fast.report.speed.decision == "unknown" and "NumericsError" in fast.report.speed.reason and not seen
+    assert fast.report.speed.decision == "unknown" and "NumericsError" in fast.report.speed.reason and not timer.seen
 
 
-def test_verify_ends_knows_what_passes_before_the_cast_declared(monkeypatch) -> None:
+def test_verify_ends_knows_what_passes_before_the_cast_declared(use_timer: UseTimer) -> None:
     """One that quantises came before: the model without the cast may be as far off."""
 
     @graph_pass(declares="quantizes")
@@ -316,12 +307,12 @@ def test_verify_ends_knows_what_passes_before_the_cast_declared(monkeypatch) -> 
                     draft.redirect(node, draft.call(aten.mul.Scalar, draft.call(aten.relu.default, *node.args), 1.02))
         return draft.finish()
 
-    inject(monkeypatch, SLOWER)
+    use_timer(SpeedComparisons(SLOWER))
     fast = optimize(net(), [rounds, "cast_half:on_slower=revert"], example_inputs=X, engine="aten", verify="ends")
     assert fast.report.speed.decision == "reverted" and 20 < fast.report.sqnr_db < 40
 
 
-def test_a_pass_of_the_users_own_asks_too(monkeypatch) -> None:
+def test_a_pass_of_the_users_own_asks_too(use_timer: UseTimer) -> None:
     """Of any declaration, and behind the lowering."""
 
     @graph_pass(declares="exact")
@@ -334,7 +325,7 @@ def test_a_pass_of_the_users_own_asks_too(monkeypatch) -> None:
             draft.redirect(relu, draft.call(aten.relu.default, draft.call(aten.relu.default, *relu.args)))
         return draft.finish()
 
-    inject(monkeypatch, SLOWER)
+    use_timer(SpeedComparisons(SLOWER))
     fast = optimize(net(), ["lower_aten", relu_twice], example_inputs=X)
     assert fast.report.ops_left["relu"] == 1 and fast.report.speed.decision == "reverted"
     assert "the model with relu_twice is SLOWER than the model without relu_twice" in " ".join(str(fast.report).split())
@@ -342,8 +333,8 @@ def test_a_pass_of_the_users_own_asks_too(monkeypatch) -> None:
     assert kept.report.ops_left["relu"] == 2 and kept.report.speed.decision == "kept"
 
 
-def test_dumps_end_with_the_graph_that_is_given(monkeypatch, tmp_path) -> None:
-    inject(monkeypatch, SLOWER)
+def test_dumps_end_with_the_graph_that_is_returned(use_timer: UseTimer, tmp_path) -> None:
+    use_timer(SpeedComparisons(SLOWER))
     fast = optimize(net(), "cast_half:on_slower=revert", example_inputs=X, engine="aten", dump_dir=tmp_path)
     names = sorted(p.name for p in tmp_path.glob("*.dot"))
     assert names == ["00-captured.dot", "01-cast_half.dot", "02-remove_dead_code.dot", "03-lower_aten.dot",
@@ -360,17 +351,17 @@ HALF = Speed("cast_half", "bfloat16", "float32", "faster", 0.0051, 0.0027, 40, s
 def test_the_line_says_how_many_times_as_fast() -> None:
     assert str(HALF) == "bfloat16: 5.1 → 2.7 ms, 1.89x as fast as float32 on this machine"
     even = Speed("cast_half", "float16", "float32", "even", 0.0051, 0.0052, 40)
-    assert str(even) == "float16: 5.1 → 5.2 ms, 0.98x as fast as float32 on this machine; no more than noise"
+    assert str(even) == "float16: 5.1 → 5.2 ms, 0.98x as fast as float32 on this machine; within measurement noise"
 
 
-@pytest.mark.parametrize("module", [speed, report], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [speed, tuning_record, formatting], ids=lambda module: module.__name__)
 def test_the_examples_in_docstrings_run(module) -> None:
     tested = doctest.testmod(module)
     assert tested.attempted and not tested.failed
 
 
-def test_the_verdict_is_plain_data(monkeypatch) -> None:
-    inject(monkeypatch, FASTER)
+def test_the_comparison_is_plain_data(use_timer: UseTimer) -> None:
+    use_timer(SpeedComparisons(FASTER))
     fast = halved()
     data = json.loads(json.dumps(fast.report.to_dict(), allow_nan=False))["speed"]
     assert data == fast.manifest["speed"]
@@ -379,7 +370,7 @@ def test_the_verdict_is_plain_data(monkeypatch) -> None:
         "pass_name": "cast_half", "dtype": "bfloat16", "reference": "float32", "decision": "faster", "without": 0.004,
         "with_pass": 0.002, "rounds": 5, "reason": "", "ratio": 2.0, "slower": False,
     }  # fmt: skip
-    assert "the verdict on speed" in str(fast.report)
+    assert "the speed comparison" in str(fast.report)
 
 
 # -- what timing leaves behind ------------------------------------------------------------------------------------------
@@ -444,52 +435,31 @@ def test_every_call_finds_what_the_first_one_found_and_putting_it_back_is_not_ti
             events.append("call")
 
     state = torch.zeros(1)
-    contestant = Contestant(program, Spied(), [x])
-    speed.measure({"without": contestant, "with": Contestant(program, Spied(), [x])}, warm_up=2)
-    assert state.item() == 0 and len(events) > 4 and torch.equal(contestant.arguments[0], x)
-    assert contestant.arguments[0] is not x
+    candidate = Candidate(program, Spied(), [x])
+    speed.measure({"without": candidate, "with": Candidate(program, Spied(), [x])}, warm_up=2)
+    assert state.item() == 0 and len(events) > 4 and torch.equal(candidate.arguments[0], x)
+    assert candidate.arguments[0] is not x
 
 
 def test_a_model_that_keeps_nothing_has_nothing_put_back() -> None:
     program = captured(nn.Linear(3, 3).eval(), torch.randn(2, 3))
-    assert Contestant(program, nn.Linear(3, 3), [torch.randn(2, 3)]).kept == []
+    assert Candidate(program, nn.Linear(3, 3), [torch.randn(2, 3)]).kept == []
 
 
-def test_slow_models_get_a_single_round(monkeypatch) -> None:
+def test_slow_models_get_a_single_round(use_timer: UseTimer) -> None:
     """The clock is injected: each call takes ten seconds."""
-    from passes.tune import timing
-
     now = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    use_timer(partial(interleaved_seconds, clock=lambda: now[0]))
     program = captured(nn.Linear(3, 3).eval(), torch.randn(2, 3))
 
-    def takes(seconds: float) -> Contestant:
+    def takes(seconds: float) -> Candidate:
         def call(x: Tensor) -> None:
             now[0] += seconds
 
-        return Contestant(program, call, [X])
+        return Candidate(program, call, [X])
 
     times = speed.measure({"without": takes(10.0), "with": takes(20.0)}, warm_up=3)
     assert times == {"without": [10.0], "with": [20.0]} and now[0] == 60.0
     now[0] = 0.0
     times = speed.measure({"without": takes(0.001), "with": takes(0.002)})
     assert len(times["with"]) == speed.MOST_ROUNDS
-
-
-def test_ready_comes_before_each_call_and_is_not_timed(monkeypatch) -> None:
-    from passes.tune import timing
-
-    now, told = [0.0], []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-
-    def ready(name: str) -> None:
-        now[0] += 5
-        told.append(name)
-
-    def call() -> None:
-        now[0] += 1
-        told.append("call")
-
-    times = interleaved_seconds({"a": call, "b": call}, seconds=0, least_rounds=1, warm_up=1, ready=ready)
-    assert times == {"a": [1.0], "b": [1.0]}
-    assert told == ["a", "call", "b", "call", "a", "call", "b", "call"]

@@ -1,10 +1,11 @@
 """Timing two models side by side: the order of calls, the medians, the ratio."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from passes.tune.timing import WARM_UP, Comparison, compare_latency
+from passes.tune.timing import WARM_UP, Comparison, compare_latency, current_timer, interleaved_seconds, using_timer
 
 
 def test_models_are_called_in_turn_and_neither_always_first():
@@ -36,6 +37,37 @@ def test_arguments_are_handed_on_and_no_gradients_are_kept():
     compare_latency(model, model, [torch.zeros(1)], {"scale": 3}, seconds=0, least_rounds=1)
     assert set(seen) == {(3, False)}
     assert torch.is_grad_enabled()
+
+
+def test_ready_comes_before_each_call_and_is_not_timed():
+    now, seen = [0.0], []
+
+    def ready(name: str) -> None:
+        now[0] += 5
+        seen.append(name)
+
+    def call() -> None:
+        now[0] += 1
+        seen.append("call")
+
+    times = interleaved_seconds(
+        {"a": call, "b": call}, seconds=0, least_rounds=1, warm_up=1, ready=ready, clock=lambda: now[0]
+    )
+    assert times == {"a": [1.0], "b": [1.0]}
+    assert seen == ["a", "call", "b", "call", "a", "call", "b", "call"]
+
+
+def test_a_timer_is_used_until_its_block_ends_and_by_its_own_thread_alone():
+    def timer(calls, **given):
+        return {}
+
+    with using_timer(timer):
+        with using_timer(interleaved_seconds):
+            assert current_timer() is interleaved_seconds
+        assert current_timer() is timer
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(current_timer).result() is interleaved_seconds
+    assert current_timer() is interleaved_seconds
 
 
 def test_text():

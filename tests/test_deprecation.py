@@ -1,0 +1,137 @@
+"""Old names of what users type: each still works, and its `DeprecationWarning` names the new one at the user's own line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from ir_tools.ir import Block
+from ir_tools.rewrite import RewriteLog
+from passes import CATALOGUE, DEFAULT, OptionError, graph_pass, optimize
+from passes.cli.main import app
+from passes.tune.tuning_record import TuningRecords
+from tests.check import graph_lines
+from tests.timers import UseTimer, never, winner
+
+X = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()
+
+
+def renamed(old: str, new: str, function: Callable[[], Any]) -> Any:
+    """What the function returns; it must warn once, at a line of this file."""
+    with pytest.warns(DeprecationWarning) as heard:
+        result = function()
+    (warning,) = [w for w in heard if w.category is DeprecationWarning and "is now called" in str(w.message)]
+    assert str(warning.message) == f"{old} is now called {new}; the old name works until the next release"
+    assert warning.filename == __file__
+    return result
+
+
+@pytest.fixture
+def recorded(use_timer: UseTimer, tmp_path: Path) -> tuple[nn.Module, Any, Path]:
+    """A model, its optimised form, and a file of the tuning records; nothing may be measured again."""
+    use_timer(winner(1))
+    model, path = net(), tmp_path / "choices.json"
+    fast = optimize(model, example_inputs=X)
+    assert fast.report.tuning_records.not_default
+    fast.report.tuning_records.save(path)
+    use_timer(never)
+    return model, fast, path
+
+
+@needs_onednn
+def test_optimize_takes_choices(recorded: tuple[nn.Module, Any, Path]) -> None:
+    model, fast, path = recorded
+    again = renamed("choices", "tuning_records", lambda: optimize(model, example_inputs=X, choices=path))
+    assert graph_lines(again.program) == graph_lines(fast.program)
+    with pytest.raises(OptionError, match="choices is the old name of tuning_records; give tuning_records alone"):
+        optimize(model, example_inputs=X, choices=path, tuning_records=path)
+
+
+@needs_onednn
+def test_the_report_has_choices(recorded: tuple[nn.Module, Any, Path]) -> None:
+    _, fast, _ = recorded
+    assert renamed("report.choices", "report.tuning_records", lambda: fast.report.choices) is fast.report.tuning_records
+    data = fast.report.to_dict()
+    assert data["choices"] == data["tuning_records"] == fast.manifest["choices"]
+
+
+@needs_onednn
+def test_options_of_the_lowering(recorded: tuple[nn.Module, Any, Path]) -> None:
+    model, fast, path = recorded
+    old, new = "the option lower_onednn:choices", "lower_onednn:records"
+    passes = [*DEFAULT, f"lower_onednn:choices={path}"]
+    again = renamed(old, new, lambda: optimize(model, passes, example_inputs=X))
+    assert graph_lines(again.program) == graph_lines(fast.program)
+    lower = CATALOGUE["lower_onednn"]
+    fused = renamed("the option lower_onednn:choose", "lower_onednn:variant", lambda: lower.with_options(choose="fused"))
+    assert fused.given == {"variant": "fused"} and str(fused) == "lower_onednn:variant=fused"
+    with pytest.raises(OptionError, match="lower_onednn: variant must be one of 'measured', 'fused', got 'apart'"):
+        renamed("the option lower_onednn:choose", "lower_onednn:variant", lambda: lower.with_options(choose="apart"))
+    with pytest.raises(OptionError, match="lower_onednn: choose is the old name of variant; give variant alone"):
+        optimize(model, ["lower_onednn:variant=fused:choose=fused"], example_inputs=X)
+
+
+def test_a_pass_of_the_users_own_may_rename_its_options() -> None:
+    @graph_pass(declares="exact", renamed={"speed": "mode"})
+    def looks_around(program: Block, log: RewriteLog, *, mode: Literal["fast", "slow"] = "fast") -> Block:
+        return program
+
+    old = renamed("the option looks_around:speed", "looks_around:mode", lambda: looks_around.with_options(speed="slow"))
+    assert old.given == {"mode": "slow"} and "speed" not in old.option_syntax
+    with pytest.raises(OptionError, match="has no option 'pace'; it has: mode"):
+        looks_around.with_options(pace="slow")
+
+
+@needs_onednn
+def test_the_command_line_takes_choices(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.jit.trace(net(), X).save("net.pt")
+    command = ["optimize", "net.pt", "--input", "1x3x6x6", "--no-bench"]
+    use_timer(winner(1))
+    with pytest.warns(DeprecationWarning, match="--choices is now called --tuning-records"):
+        said = CliRunner().invoke(app, [*command, "--choices", "old.json"]).output
+    assert "written to old.json" in said and TuningRecords.load("old.json").table
+    use_timer(never)
+    with pytest.warns(DeprecationWarning, match="--choices is now called --tuning-records"):
+        said = CliRunner().invoke(app, [*command, "--choices", "old.json"]).output
+    assert "0 workloads measured" in said
+    result = CliRunner().invoke(app, [*command, "--choices", "old.json", "--tuning-records", "new.json"])
+    assert result.exit_code == 2 and "--choices is the old name of --tuning-records" in result.stderr
+    shown = CliRunner().invoke(app, ["optimize", "--help"]).output
+    assert "--tuning-records" in shown and "--choices" not in shown
+
+
+@needs_onednn
+def test_old_names_on_the_command_line_are_reported_on_the_terminal(tmp_path: Path) -> None:
+    """Though Python hides a `DeprecationWarning` by default."""
+    torch.jit.trace(net(), X).save(tmp_path / "net.pt")
+    command = [sys.executable, "-m", "passes", "optimize", "net.pt", "--input", "1x3x6x6", "--no-bench", "--dry-run"]
+    old = ["--passes", "lower_onednn:choose=measured", "--choices", "old.json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([*command, *old], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "--choices is now called --tuning-records" in done.stderr
+    assert "the option lower_onednn:choose is now called lower_onednn:variant" in done.stderr
+
+
+@needs_onednn
+def test_new_names_do_not_warn(recorded: tuple[nn.Module, Any, Path]) -> None:
+    model, _, path = recorded
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*is now called")
+        report = optimize(model, [*DEFAULT, "lower_onednn:variant=measured"], example_inputs=X, tuning_records=path).report
+        assert str(report) and report.to_dict() and report.tuning_records.replayed
