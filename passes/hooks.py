@@ -27,7 +27,7 @@ from ir_tools.rewrite.nearest import near_misses
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.verify.numerics import PERFECT, Comparison, compare, smallest_sqnr
 from ir_tools.verify.ranges import Observation
-from ir_tools.visualize.to_dot import write_dump
+from ir_tools.visualize import write_dump
 from passes.errors import InputError, NumericsError
 from passes.report import Report, StepReport
 from passes.speed import asks_for_verdict
