@@ -49,7 +49,7 @@ bench: $(READY) ## measure inference speed and compile time
 zoo: $(READY) ## some 150 architectures through optimize, one after another (resumes); the table goes to zoo/zoo.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --out zoo
 
-fuzz: $(READY) ## N random models (10000) through random pipelines, every pass held to the laws; see fuzz/
+fuzz: $(READY) ## N random models (10000) through random pipelines, the invariants of every pass checked; see fuzz/
 	OMP_NUM_THREADS=1 $(BIN)/python -m passes.testing.fuzz --examples $(N) --workers $(WORKERS) --seed $(SEED) --out fuzz
 
 clean: ## remove outputs and caches

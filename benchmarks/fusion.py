@@ -3,8 +3,8 @@
     python -m benchmarks.fusion
     python -m benchmarks.fusion --only chains --seconds 5
 
-Every row is a model that the pass has work on. Both files are called in turn (`passes.timing`); "times faster" is the median
-without the pass over the median with it. Numbers only, no assertions.
+Every row is a model that the pass has work on. Both files are called in turn (`passes.tune.timing`); "times faster" is the
+median without the pass over the median with it. Numbers only, no assertions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from passes import DEFAULT, optimize
-from passes.timing import compare_latency
+from passes.tune.timing import compare_latency
 
 Made = tuple[nn.Module, tuple[Tensor, ...]]
 

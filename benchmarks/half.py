@@ -17,7 +17,7 @@
 
 Nobody is held back: each of torch's half modes runs contiguous and channels-last, and the faster one stays (changing the
 input's layout is part of the call); freezing takes the layout that won without it. Autocast is entered anew in each call, as a
-server does, so that eager autocast casts its weights in each. Every round calls each mode once (`passes.timing`).
+server does, so that eager autocast casts its weights in each. Every round calls each mode once (`passes.tune.timing`).
 
 SQNR is 10 log10(signal / noise) against eager float32, in float64, both summed over four inputs; the worst output counts.
 Casts are those between floating dtypes that are done in each call, as the graph is written: for the trace, in its graph before
@@ -51,7 +51,7 @@ from ir_tools.ir.regions import bodies, is_region
 from ir_tools.ir.signature import result_tensors
 from ir_tools.rewrite.cast import traffic
 from passes import DEFAULT, optimize
-from passes.timing import interleaved_seconds
+from passes.tune.timing import interleaved_seconds
 
 EAGER, AUTOCAST, TRACE = "eager float32", "eager autocast", "trace under autocast"
 COMPILE, FREEZING = "compile under autocast", "compile under autocast, freezing"

@@ -22,8 +22,8 @@ from rich.table import Table
 from torch import nn
 
 from passes import optimize
-from passes.sources import load_source
-from passes.timing import interleaved_seconds
+from passes.cli.sources import load_source
+from passes.tune.timing import interleaved_seconds
 
 MODELS = ("torchvision:resnet18", "torchvision:resnet50", "torchvision:mobilenet_v3_large", "timm:tf_efficientnet_b4", "bert")
 HALF = ("fuse_conv_bn_relu", "cast_half")

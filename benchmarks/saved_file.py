@@ -20,7 +20,7 @@ import torch
 import typer
 
 from passes import optimize
-from passes.sources import load_source
+from passes.cli.sources import load_source
 
 LOAD_ALONE = """
 import sys

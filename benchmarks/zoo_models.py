@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ir_tools.torchvision_ops import import_torchvision
-from passes.sources import SEED, example_input, randomize_batch_norms
+from passes.cli.sources import SEED, example_input, randomize_batch_norms
 
 LIST = Path(__file__).with_name("zoo.txt")
 SAMPLE = (

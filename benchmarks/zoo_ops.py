@@ -32,8 +32,8 @@ from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.regions import is_region
 from passes import DEFAULT
-from passes.api import plan
-from passes.pipeline import run_pipeline
+from passes.driver.pipeline import plan
+from passes.driver.step import run_steps
 
 LIST = Path(__file__).with_name("zoo_ops.txt")
 HEAD = """\
@@ -56,7 +56,7 @@ def _has_floats(nodes: list[fx.Node]) -> bool:
 def ops_of(entry: Entry) -> set[str]:
     """The float ops of one model, captured by the front end that `optimize` would take, before and behind the passes."""
     program = capture(prepare(entry.build(), [entry.arguments()])).program
-    rewritten, _ = run_pipeline(program, plan(BEFORE_HALF, "aten"), [])
+    rewritten, _ = run_steps(program, plan(BEFORE_HALF, "aten"), [])
     return float_ops(program) | float_ops(rewritten)
 
 

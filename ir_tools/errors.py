@@ -5,7 +5,7 @@ class PassesError(Exception):
     """Anything that torch-passes raises on purpose."""
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | str) -> str:
     """The first line of an error's message that says something; the last, where TorchScript puts its traceback above it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].endswith("failed in the TorchScript interpreter."):

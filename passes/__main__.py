@@ -1,5 +1,5 @@
 """`python -m passes`."""
 
-from passes.cli import main
+from passes.cli.main import main
 
 main()

@@ -1,9 +1,8 @@
-"""The errors that users meet, one tree. Each message says what was given, what was expected, and what to do."""
+"""The errors and the warning that users meet. Each message says what was given, what was expected, and what to do."""
 
 from ir_tools.emit.errors import EmitError, ModelFileError
 from ir_tools.errors import PassesError
-from ir_tools.frontends.dynamic import DynamicShapesError
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.errors import CaptureError, DynamicShapesError
 from ir_tools.ir.signature import SignatureError
 from ir_tools.rewrite import OptionError
 
@@ -19,6 +18,7 @@ __all__ = [
     "PassOrderError",
     "PassesError",
     "SignatureError",
+    "SlowerWarning",
     "UnknownPassError",
 ]
 
@@ -41,3 +41,7 @@ class ModelInTrainingError(PassesError, ValueError):
 
 class NumericsError(PassesError, ArithmeticError):
     """The numbers moved further than the pass may move them."""
+
+
+class SlowerWarning(UserWarning):
+    """A pass made the model slower on this machine."""

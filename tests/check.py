@@ -1,4 +1,4 @@
-"""What tests of passes share: capturing a small model, running a pass under the laws, and comparing graphs and numbers."""
+"""What tests of passes share: capturing a small model, checking the invariants of a pass, comparing graphs and numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import bound_arguments, conv_act, linear_act, nodes_in, overload_name, short_name
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Pass
-from passes.testing.laws import rewritten, sketch
+from passes.testing.invariants import rewritten, sketch
 
 # -- making Programs ----------------------------------------------------------------------------------------------------
 

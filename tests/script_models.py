@@ -1,27 +1,15 @@
-"""Scriptable models whose control flow depends on tensor data, each with inputs that together take every branch.
+"""Scriptable models whose control flow depends on tensor data, each a class; `script_cases` has their inputs.
 
 Every model runs eagerly and under `torch.jit.script`, and has batch norms with random statistics behind convolutions or
-linears inside its branches and loop bodies. `outcomes_missed` is the proof, by the lines that Python executes, that the
-inputs of a model go both ways at each of its ifs and whiles.
+linears inside its branches and loop bodies. `branches_taken.outcomes_missed` is the proof, by the lines that Python
+executes, that the inputs of a model go both ways at each of its ifs and whiles.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import sys
-import textwrap
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from tests.models import SEED, randomize_batch_norm
 
 
 def conv_block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -32,7 +20,7 @@ def linear_block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs))
 
 
-# -- loops that data ends -----------------------------------------------------------------------------------------------
+# -- loops that data ends ----------------------------------------------------------------------------------------------
 
 
 class GreedyDecoder(nn.Module):
@@ -168,7 +156,7 @@ class DataTripCount(nn.Module):
         return self.last(x[:, :, :, :columns])
 
 
-# -- branches -----------------------------------------------------------------------------------------------------------
+# -- branches ----------------------------------------------------------------------------------------------------------
 
 
 class EarlyExit(nn.Module):
@@ -281,7 +269,7 @@ class SharedWeight(nn.Module):
         return y + self.conv(y)
 
 
-# -- None, errors and memory --------------------------------------------------------------------------------------------
+# -- None, errors and memory -------------------------------------------------------------------------------------------
 
 
 class OptionalMemory(nn.Module):
@@ -339,7 +327,7 @@ class CountingGate(nn.Module):
         return x * self.hits
 
 
-# -- state carried through loops ----------------------------------------------------------------------------------------
+# -- state carried through loops ---------------------------------------------------------------------------------------
 
 
 class LSTMLoop(nn.Module):
@@ -385,226 +373,3 @@ class DictAndTuple(nn.Module):
                 best = (new, norm)
             turn += 1
         return {"best": best[0], "left": state["left"], "right": state["right"]}
-
-
-# -- the table ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class ScriptCase:
-    """A model in eval mode, inputs by the path they take, and what the graph compiler must make of it.
-
-    - `folds`: the layers that a batch norm folds into, with the number of such places in the source.
-    - `unrolled`: the same where loops of a known length are unrolled.
-    - `ifs`, `loops`: how many ifs and loops depend on data, so that no capture from one input may resolve them. A loop
-      with a known bound and a break may become ifs.
-    - `raises`: input name -> the message of the error that it causes.
-    """
-
-    model: nn.Module
-    inputs: dict[str, tuple]
-    folds: dict[str, int]
-    ifs: int = 0
-    loops: int = 0
-    unrolled: dict[str, int] = field(default_factory=dict)
-    raises: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def working(self) -> dict[str, tuple]:
-        return {name: args for name, args in self.inputs.items() if name not in self.raises}
-
-
-def case(build: Callable[[], ScriptCase]) -> ScriptCase:
-    """What `build` makes from the seed, in eval mode with random batch norms; the global random state is left alone."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(SEED)
-        made = build()
-        randomize_batch_norm(made.model)
-    made.model.eval()
-    return made
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(value)
-
-
-def greedy_decoder() -> ScriptCase:
-    x = torch.randn(2, 3, 6, 6)
-    inputs = {"to_the_end": (x, number(-9.0)), "in_between": (x, number(0.15)), "at_once": (x, number(9.0))}
-    return ScriptCase(GreedyDecoder(), inputs, {"encoder.0": 1, "cell.0": 1, "vocabulary.0": 1}, loops=1)
-
-
-def adaptive_depth() -> ScriptCase:
-    x = torch.randn(2, 3, 6, 6)
-    inputs = {"two_steps": (x, number(0.05)), "all_steps": (x, number(0.0)), "no_step": (x, number(2.0))}
-    return ScriptCase(AdaptiveDepth(), inputs, {"stem.0": 1, "block.0": 1}, loops=1)
-
-
-def beam_search() -> ScriptCase:
-    x = torch.randn(2, 5)
-    inputs = {"all_positions": (x, number(-3.0)), "ends_early": (x, number(9.0))}
-    unrolled = {"start.0": 1, "step.0": 5}
-    return ScriptCase(BeamSearch(), inputs, {"start.0": 1, "step.0": 1}, ifs=1, loops=1, unrolled=unrolled)
-
-
-def break_and_continue() -> ScriptCase:
-    x = torch.randn(1, 4, 6, 6).clamp(-1.9, 1.9)
-    inputs = {"convolves": (x,), "breaks_at_once": (x * 0.1,), "halves_first": (x * 4,), "only_halves": (x * 1e4,)}
-    return ScriptCase(BreakAndContinue(), inputs, {"block.0": 1}, ifs=2, unrolled={"block.0": 6})
-
-
-def data_trip_count() -> ScriptCase:
-    x = torch.randn(1, 4, 5, 6)
-    inputs = {f"{n}_times": (x * (n + 0.5) / x[:, 0].abs().max(),) for n in (2, 0, 1, 3)}
-    return ScriptCase(DataTripCount(), inputs, {"block.0": 1, "last.0": 1}, loops=1)
-
-
-def early_exit() -> ScriptCase:
-    x = torch.randn(2, 3, 12, 12)
-    limits = {"last": [1.0, 1.0], "first": [0.0, 0.0], "second": [1.0, 0.0]}
-    inputs = {name: (x, torch.tensor(values)) for name, values in limits.items()}
-    return ScriptCase(EarlyExit(), inputs, {"stem.0": 1, "middle.0": 1, "top.0": 1}, ifs=2)
-
-
-def router() -> ScriptCase:
-    x = torch.randn(2, 4, 6, 6)
-    inputs = {f"expert_{n}": (x + F.one_hot(torch.tensor(n), 4).view(1, 4, 1, 1),) for n in (1, 0, 2)}
-    return ScriptCase(Router(), inputs, {"shared": 1, "wide.0": 1, "depthwise.0": 1}, ifs=2)
-
-
-def if_in_for() -> ScriptCase:
-    x = torch.randn(1, 4, 6, 6)
-    inputs = {"mixed": (x + 0.5,), "starts_negative": (x - 0.5,), "very_positive": (x + 30,)}
-    return ScriptCase(IfInFor(), inputs, {"block.0": 1}, ifs=1, unrolled={"block.0": 3})
-
-
-def if_per_block() -> ScriptCase:
-    x = torch.randn(1, 4, 6, 6)
-    inputs = {"all": (x, number(0.0)), "none": (x, number(3.0)), "some": (x, number(0.5))}
-    return ScriptCase(IfPerBlock(), inputs, {f"blocks.{i}.0": 1 for i in range(3)}, ifs=3)
-
-
-def nested_ifs() -> ScriptCase:
-    x, y = torch.rand(1, 4, 6, 6), torch.rand(1, 4, 6, 6) + 0.2
-    signs = {"plus_plus": (1, 1), "plus_minus": (1, -1), "minus_plus": (-1, 1), "minus_minus": (-1, -1)}
-    inputs = {name: (x * a, y * b) for name, (a, b) in signs.items()}
-    return ScriptCase(NestedIfs(), inputs, {"a.0": 1, "b.0": 1, "c.0": 1}, ifs=3)
-
-
-def shared_weight() -> ScriptCase:
-    x = torch.randn(1, 4, 6, 6)
-    return ScriptCase(SharedWeight(), {"skipped": (x,), "taken": (-x,)}, {"conv": 1}, ifs=1)
-
-
-def optional_memory() -> ScriptCase:
-    frame, reset = torch.randn(1, 3, 6, 6), torch.full((1, 3, 6, 6), -2.0)
-    mask = (torch.randn(1, 3, 6, 6) > -1).float()
-    inputs = {
-        "updated": (torch.stack([frame, frame + 1, frame * 2]), None),
-        "forgotten": (torch.stack([frame, frame, reset]), None),
-        "written_again": (torch.stack([frame, reset, frame * 2]), None),
-        "with_mask": (torch.stack([frame, frame + 1, frame * 2]), mask),
-        "with_mask_forgotten": (torch.stack([frame, reset, reset]), mask),
-    }
-    unrolled = {"write.0": 3, "update.0": 2}  # in the first round there is nothing to update
-    return ScriptCase(OptionalMemory(), inputs, {"write.0": 1, "update.0": 1}, ifs=2, unrolled=unrolled)
-
-
-def checked() -> ScriptCase:
-    x = torch.rand(1, 4, 6, 6)
-    inputs = {"positive": (x,), "negative": (-x - 0.1,), "nan": (x * float("nan"),)}
-    return ScriptCase(Checked(), inputs, {"block.0": 1}, ifs=1, raises={"nan": "the input holds NaN"})
-
-
-def counting_gate() -> ScriptCase:
-    x = torch.randn(1, 4, 6, 6).abs()
-    inputs = {"open": (x,), "closed": (-x,)}
-    return ScriptCase(CountingGate(), inputs, {"block.0": 1}, ifs=1)
-
-
-def lstm_loop() -> ScriptCase:
-    x, state = torch.randn(4, 2, 5), [torch.randn(2, 6), torch.randn(2, 6)]
-    gap = x * torch.tensor([1.0, 0, 0, 1]).view(4, 1, 1)
-    inputs = {"all_frames": (x, state), "gap": (gap, state), "silence": (x * 0, state)}
-    return ScriptCase(LSTMLoop(), inputs, {"gates.0": 1}, ifs=1, unrolled={"gates.0": 4})
-
-
-def dict_and_tuple() -> ScriptCase:
-    x = torch.randn(2, 6)
-    inputs = {"all_turns": (x * 20,), "one_turn": (x * 0.2,)}
-    return ScriptCase(DictAndTuple(), inputs, {"left.0": 1, "right.0": 1}, ifs=1, loops=1)
-
-
-SCRIPT_MODELS: dict[str, Callable[[], ScriptCase]] = {
-    build.__name__: build
-    for build in (
-        greedy_decoder, adaptive_depth, beam_search, break_and_continue, data_trip_count, early_exit, router, if_in_for,
-        if_per_block, nested_ifs, shared_weight, optional_memory, checked, counting_gate, lstm_loop, dict_and_tuple,
-    )
-}  # fmt: skip
-
-
-# -- which branches a run takes -----------------------------------------------------------------------------------------
-
-
-class Watch:
-    """The steps from line to line that Python takes in the functions of one file, recorded while it is entered."""
-
-    def __init__(self, filename: str) -> None:
-        self.filename = filename
-        self.steps: list[tuple[int, int]] = []
-
-    def __enter__(self) -> Watch:
-        self._before = sys.gettrace()
-        sys.settrace(self._on_call)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        sys.settrace(self._before)
-
-    def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != self.filename:
-            return None
-        last = 0
-
-        def on_line(frame: FrameType, event: str, argument: Any) -> Any:
-            nonlocal last
-            line = frame.f_lineno if event == "line" else -1
-            if event in ("line", "return"):
-                self.steps.append((last, line))
-                last = line
-            return on_line
-
-        return on_line
-
-
-def outcomes(tree: ast.AST, first_line: int, steps: Iterable[tuple[int, int]]) -> dict[tuple[int, str], tuple[bool, bool]]:
-    """(line, "If" or "While") -> whether its condition was ever true, and ever false. Conditions stand on one line each."""
-    steps = set(steps)
-    seen = {}
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.If, ast.While)):
-            line, inside = node.lineno + first_line - 1, node.body[0].lineno + first_line - 1
-            after = {to for at, to in steps if at == line}
-            seen[line, type(node).__name__] = (inside in after, bool(after - {inside}))
-    return seen
-
-
-def path_taken(model: nn.Module, args: tuple) -> list[tuple[int, int]]:
-    """The steps from line to line that `forward` takes on one call, also where that ends in an error of the model's own."""
-    with Watch(str(inspect.getsourcefile(type(model)))) as watch, torch.no_grad(), suppress(ValueError):
-        model(*args)
-    return watch.steps
-
-
-def outcomes_missed(model: nn.Module, paths: Iterable[list[tuple[int, int]]]) -> list[str]:
-    """The outcomes of ifs and whiles in `forward` that none of the paths brings about, by line of this file."""
-    source, first_line = inspect.getsourcelines(type(model).forward)
-    steps = [step for path in paths for step in path]
-    tree = ast.parse(textwrap.dedent("".join(source)))
-    return [
-        f"{kind} in line {line} is never {outcome}"
-        for (line, kind), both in outcomes(tree, first_line, steps).items()
-        for outcome, was_seen in zip((True, False), both)
-        if not was_seen
-    ]

@@ -18,7 +18,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.script_models import Watch, outcomes
+from tests.branches_taken import Watch, outcomes
 
 DEEPEST = 3
 TENSOR, INT, FLOAT, BOOL, LIST, INTS, OPTIONAL, PAIR, DICT = "tensor int float bool list ints optional pair dict".split()

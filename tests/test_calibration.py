@@ -17,7 +17,8 @@ from ir_tools.ir import Block
 from ir_tools.rewrite import Journal, Pass
 from ir_tools.verify.ranges import Range, range_of
 from passes import InputError, graph_pass, optimize
-from passes.hooks import Step, observed, run_pass, wrap
+from passes.driver.instrumentation import observed
+from passes.driver.step import Step, run_pass, wrap
 from tests.check import captured
 
 X = torch.ones(2, 4)

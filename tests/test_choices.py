@@ -18,10 +18,11 @@ from ir_tools.emit.torch_jit import ScriptModule
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import DIALECT_ONLY, overload_name
 from ir_tools.rewrite import Call, Journal
-from passes import CATALOGUE, DEFAULT, OptionError, choices, load, optimize
-from passes.choices import Choice, Choices
+from passes import CATALOGUE, DEFAULT, OptionError, load, optimize
 from passes.errors import ModelFileError
-from passes.onednn_forms import Product, forms_of, signature, timed_forms
+from passes.lower.variants.onednn import Product, forms_of, signature, timed_forms
+from passes.tune import tuning_record as choices
+from passes.tune.tuning_record import Choice, Choices
 from tests.check import captured, outputs_of, relative_error, rewritten
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
@@ -423,7 +424,7 @@ def test_no_op_of_the_dialect_reaches_the_file(monkeypatch: pytest.MonkeyPatch, 
 def test_the_command_line_writes_choices_and_replays_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from passes.cli import app
+    from passes.cli.main import app
 
     monkeypatch.chdir(tmp_path)
     traced = torch.jit.trace(net()[0], net()[1])

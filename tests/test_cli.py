@@ -11,9 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from passes import catalogue
-from passes.cli import app, check_writable, progress_line
-from passes.errors import ModelFileError
+from passes.cli.main import app
+from passes.cli.terminal import check_writable, progress_line
+from passes.driver import catalogue
+from passes.errors import ModelFileError, SlowerWarning
 
 REPOSITORY = Path(__file__).parents[1]
 INPUT = ("--input", "1x3x16x16")
@@ -115,7 +116,7 @@ def test_optimize_reports_and_writes_everything(workplace):
 def test_the_saved_file_gives_the_models_numbers(workplace):
     succeeds(*OPTIMIZE, "--out", "net.pt", "--no-bench")
     from passes import load
-    from passes.sources import example_inputs, load_source
+    from passes.cli.sources import example_inputs, load_source
 
     (x,) = example_inputs(["1x3x16x16"])
     model = load_source("cli_zoo:Net")
@@ -198,14 +199,15 @@ def test_a_directory_is_no_calibration_file(workplace):
 
 def test_the_command_line_prints_the_verdict_on_speed_once(workplace, monkeypatch):
     """In the report, and not as a Python warning besides."""
-    from passes import cli, speed
+    from passes.cli.main import main as cli
+    from passes.tune import speed_comparison as speed
 
     monkeypatch.setattr(speed, "measure", lambda contestants, warm_up=0: {"without": [0.001], "with": [0.002]})
     out = succeeds(*OPTIMIZE, "--no-bench", "--passes", "cast_half")
     assert out.count("bfloat16 is SLOWER than float32 on this machine: 1 → 2 ms, 0.50x as fast") == 1
     out = succeeds(*OPTIMIZE, "--no-bench", "--passes", "cast_half:on_slower=revert")
     assert "float32 is given (on_slower='revert')" in out and "reverted" in out
-    monkeypatch.setattr(cli, "app", lambda prog_name: warnings.warn("slower", speed.SlowerWarning, stacklevel=1))
+    monkeypatch.setattr(cli, "app", lambda prog_name: warnings.warn("slower", SlowerWarning, stacklevel=1))
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         cli.main()

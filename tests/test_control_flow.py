@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from passes import load, optimize
 from passes.errors import EmitError, PassesError
-from tests.script_models import SCRIPT_MODELS, ScriptCase, case, outcomes_missed, path_taken
+from tests.branches_taken import outcomes_missed, path_taken
+from tests.script_cases import SCRIPT_MODELS, ScriptCase, case
 
 
 def called(model: Any, args: tuple) -> list[torch.Tensor]:

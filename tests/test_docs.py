@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = ["writing_a_pass", "half_precision"]
-TESTING = sorted(p.stem for p in (ROOT / "passes" / "testing").glob("*.py") if p.stem != "fuzz")
+TESTING = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "passes" / "testing").rglob("*.py")
+    if path.stem != "fuzz"
+)
 
 
 def blocks_of(page: str) -> list[str]:
@@ -34,5 +38,4 @@ def test_the_blocks_of_a_tutorial_run(page: str, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("name", TESTING)
 def test_the_examples_in_docstrings_run(name: str) -> None:
-    module = importlib.import_module("passes.testing" if name == "__init__" else f"passes.testing.{name}")
-    assert doctest.testmod(module).failed == 0
+    assert doctest.testmod(importlib.import_module(name)).failed == 0

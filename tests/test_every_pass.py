@@ -1,4 +1,4 @@
-"""The laws, once over every pass and several models."""
+"""The invariants, once over every pass and several models."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ir_tools.rewrite import Journal
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.verify.numerics import compare, smallest_sqnr
 from passes import CATALOGUE, DEFAULT, GROUPS, Pass
-from passes.hooks import narrowest_float
+from passes.driver.verification import narrowest_float
 from passes.testing import assert_facts_are_true, rewritten
 from tests.check import captured, outputs_of, with_random_statistics
-from tests.script_models import SCRIPT_MODELS, ScriptCase, case
+from tests.script_cases import SCRIPT_MODELS, ScriptCase, case
 
 
 class Residual(nn.Module):
@@ -162,7 +162,7 @@ def programs(name: str, pass_: Pass) -> tuple[list[Program], tuple[Tensor, ...]]
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_the_laws_hold(name: str, model: str) -> None:
+def test_the_invariants_hold(name: str, model: str) -> None:
     """Input untouched, well-formed, facts true, a second run gives the same object (`rewritten`), numbers as declared."""
     pass_ = CATALOGUE[name]
     found, inputs = programs(model, pass_)
@@ -180,7 +180,7 @@ def test_the_laws_hold(name: str, model: str) -> None:
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_pass_has_something_to_do_on_these_models(name: str) -> None:
-    """Or the laws above would hold for the pass that does nothing."""
+    """Or the invariants above would hold for the pass that does nothing."""
     pass_ = CATALOGUE[name]
     journals = []
     for model in MODELS:
@@ -281,7 +281,7 @@ def with_regions(model: str, pass_: Pass) -> tuple[Program, list[list[Tensor]]]:
 
 @pytest.mark.parametrize("model", CONTROL_FLOW)
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_the_laws_hold_in_regions(name: str, model: str) -> None:
+def test_the_invariants_hold_in_regions(name: str, model: str) -> None:
     """As above, on every path; sites have names of their own, the same in every run, and can each be left alone."""
     pass_ = CATALOGUE[name]
     program, calls = with_regions(model, pass_)

@@ -17,8 +17,9 @@ from benchmarks.zoo_ops import float_ops, ops_of, read_ops
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
 from ir_tools.torchvision_ops import import_torchvision
-from passes import half_ops
-from passes.testing.random_models import RandomModel, random_models
+from passes.precision import op_table as half_ops
+from passes.testing.model_strategy import random_models
+from passes.testing.model_text import RandomModel
 from tests.half_samples import SAMPLES, Call, operator_of
 
 HALVES = (torch.bfloat16, torch.float16)

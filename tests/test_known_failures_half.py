@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import passes.speed
+import passes.tune.speed_comparison
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import argument, short_name
 from ir_tools.rewrite.cast import traffic
@@ -188,7 +188,8 @@ def test_onnxruntime_11384_onnxconverter_249_tensorrt_4662_what_stays_float_is_f
 def test_pytorch_86270_118499_ipex_637_slower_is_measured_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict is measured on the machine; here the measurement is given, so that the outcome is known."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
-    monkeypatch.setattr(passes.speed, "measure", lambda contestants, *rest: {"without": [1.0] * 5, "with": [2.0] * 5})
+    times = {"without": [1.0] * 5, "with": [2.0] * 5}
+    monkeypatch.setattr(passes.tune.speed_comparison, "measure", lambda contestants, *rest: times)
     with pytest.warns(passes.SlowerWarning, match="makes the model slower on this machine"):
         fast = optimize(model.eval(), ["cast_half"], example_inputs=torch.randn(2, 8))
     assert "SLOWER" in str(fast.report) and dtypes_of(fast.program, "_linear_pointwise") + dtypes_of(fast.program, "linear")

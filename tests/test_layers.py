@@ -5,15 +5,17 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 from passes import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for folder in ("ir_tools", "passes", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
-PASS_FILES = [ROOT / "passes" / f"{name}.py" for name in CATALOGUE]
+PASS_FILES = [path for name in CATALOGUE for path in sorted((ROOT / "passes").glob(f"*/{name}.py"))]
 
 EVERYBODY_MAY = {"ir", "errors", "files"}
 """Inside ir_tools."""
@@ -29,6 +31,24 @@ MAY_IMPORT = {
     "torchvision_ops": set(),
     "__init__": set(),
 }
+"""What each folder of ir_tools may import of the others."""
+
+KINDS = {"cleanup", "fold", "fuse", "precision", "quantize", "lower"}
+"""The rooms that hold passes."""
+ROOMS = {
+    "errors": set(),
+    "version": set(),
+    "tune": {"errors"},
+    **{room: {"errors"} for room in KINDS - {"lower"}},
+    "lower": {"errors", "tune"},
+    "report": {"errors", "tune"},
+    "driver": {"errors", "version", "tune", "report", *KINDS},
+    "cli": {"errors", "version", "tune", "report", "driver"},
+    "testing": {"errors", "driver"},
+    "__init__": {"errors", "tune", "report", "driver", "testing"},
+    "__main__": {"cli"},
+}
+"""What each room of passes may import of the others: those before it."""
 
 
 def name_of(path: Path) -> str:
@@ -48,16 +68,40 @@ def imports(path: Path) -> set[str]:
 
 
 def folder_of(path: Path) -> str:
-    """The folder (or file) of ir_tools that `path` belongs to."""
-    return path.relative_to(ROOT / "ir_tools").parts[0].removesuffix(".py")
+    """The folder (or file) of ir_tools or passes that `path` belongs to."""
+    return path.relative_to(ROOT).parts[1].removesuffix(".py")
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def arrows(paths: Iterable[Path]) -> nx.DiGraph:
+    """Which file imports which, by dotted names; `from a import b` goes to the file `a.b` if there is one, else to `a`."""
+    graph: nx.DiGraph = nx.DiGraph()
+    graph.add_nodes_from(module_of(path) for path in paths)
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found = {name if name in graph else str(node.module) for name in names}
+            else:
+                continue
+            graph.add_edges_from((module_of(path), module) for module in found if module in graph)
+    return graph
 
 
 IR_TOOLS = [path for path in FILES if path.is_relative_to(ROOT / "ir_tools")]
+PASSES = [path for path in FILES if path.is_relative_to(ROOT / "passes")]
 
 
 def test_there_is_something_to_check() -> None:
     assert {folder_of(path) for path in IR_TOOLS} == set(MAY_IMPORT), "a new folder of ir_tools: say what it may import"
-    assert len(IR_TOOLS) > 30 and all(path.exists() for path in PASS_FILES)
+    assert {folder_of(path) for path in PASSES} == set(ROOMS), "a new room of passes: say what it may import"
+    assert len(IR_TOOLS) > 30 and [path.stem for path in PASS_FILES] == list(CATALOGUE), "each pass has one file of its name"
+    assert {folder_of(path) for path in PASS_FILES} == KINDS
 
 
 @pytest.mark.parametrize("path", IR_TOOLS, ids=name_of)
@@ -70,6 +114,25 @@ def test_folders_of_ir_tools_import_downwards_only(path: Path) -> None:
     folder = folder_of(path)
     imported = {m.split(".")[1] for m in imports(path) if m.startswith("ir_tools.")} - {folder}
     assert imported <= MAY_IMPORT[folder], f"{name_of(path)} must not import ir_tools.{(imported - MAY_IMPORT[folder]).pop()}"
+
+
+@pytest.mark.parametrize("path", PASSES, ids=name_of)
+def test_rooms_of_passes_import_downwards_only(path: Path) -> None:
+    room = folder_of(path)
+    imported = {m.split(".")[1] for m in imports(path) if m.startswith("passes.")} & set(ROOMS) - {room}
+    assert imported <= ROOMS[room], f"{name_of(path)} must not import passes.{(imported - ROOMS[room]).pop()}"
+
+
+def test_rooms_and_folders_stand_on_each_other() -> None:
+    """Each may import what comes before it, so that none comes before itself."""
+    for may in (ROOMS, MAY_IMPORT):
+        assert nx.is_directed_acyclic_graph(nx.DiGraph([(a, b) for a, below in may.items() for b in below]))
+
+
+def test_no_circle_between_files() -> None:
+    graph = arrows(IR_TOOLS + PASSES)
+    assert graph.number_of_edges() > 300
+    assert [sorted(circle) for circle in nx.simple_cycles(graph)] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -86,7 +149,11 @@ def test_only_front_ends_emission_and_benchmarks_touch_torch_jit(path: Path) -> 
 def test_the_checks_see_what_they_look_for() -> None:
     """The same functions on files that do what the others must not."""
     assert "torch.jit" in imports(ROOT / "ir_tools" / "emit" / "torch_jit.py")
-    assert "ir_tools.verify.numerics" in imports(ROOT / "passes" / "hooks.py")
+    assert "ir_tools.verify.numerics" in imports(ROOT / "passes" / "driver" / "verification.py")
+    graph = arrows(IR_TOOLS + PASSES)
+    assert graph.has_edge("passes.driver.catalogue", "passes.fold.fuse_conv_bn")
+    assert graph.has_edge("passes.driver.catalogue", "ir_tools.rewrite"), "a name that a package exports"
+    assert not graph.has_edge("passes.lower.lower_onednn", "passes.lower.variants"), "its files are imported, and nothing of it"
 
 
 # -- habits of pass files -----------------------------------------------------------------------------------------------

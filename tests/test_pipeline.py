@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ir_tools.ir import Program
+from ir_tools.ir import Draft, Program
 from ir_tools.rewrite import Journal
 from passes import (
     CATALOGUE,
@@ -29,10 +29,10 @@ from passes import (
     optimize,
     rule_pass,
 )
-from passes.api import plan
-from passes.catalogue import find_passes
-from passes.hooks import Step, run_pass, timed, wrap
-from passes.pipeline import LOWERINGS, ORDER_RULES, check_order, run_pipeline
+from passes.driver.catalogue import find_passes
+from passes.driver.instrumentation import timed
+from passes.driver.pipeline import LOWERINGS, ORDER_RULES, check_order, plan
+from passes.driver.step import Step, run_pass, run_steps, wrap
 from tests.check import captured, ops, with_random_statistics
 
 ONEDNN = torch.backends.mkldnn.is_available()
@@ -191,14 +191,14 @@ def test_hooks_wrap_a_step_the_first_one_outermost() -> None:
 
     program = captured(net(), X)
     passes = [CATALOGUE["remove_dropout"], CATALOGUE["fuse_conv_bn"]]
-    after, reports = run_pipeline(program, passes, [hook("outer"), hook("inner"), timed])
+    after, steps = run_steps(program, passes, [hook("outer"), hook("inner"), timed])
     assert heard == [
         f"{who} {when} {name}"
         for name in ("remove_dropout", "fuse_conv_bn")
         for who, when in (("outer", "before"), ("inner", "before"), ("inner", "after"), ("outer", "after"))
     ]
-    assert [len(r.rewrites) for r in reports] == [1, 1]
-    assert [(r.nodes_before, r.nodes_after) for r in reports] == [(6, 5), (5, 4)]
+    assert [len(step.report.rewrites) for step in steps] == [1, 1]
+    assert [(step.report.nodes_before, step.report.nodes_after) for step in steps] == [(6, 5), (5, 4)]
     assert ops(after) == ["conv2d", "relu", "mean", "linear"]
     assert wrap(run_pass, [])(Step(1, passes[0]), program) is not program
 
@@ -329,6 +329,21 @@ def test_each_step_is_measured_against_the_eager_model() -> None:
     assert 15 < by_name["cast_half"].sqnr_db < 80
     assert by_name["fold_constants"].sqnr_db is None, "a pass that changed nothing is not measured"
     assert report.verified and 15 < report.sqnr_db < 80
+
+
+def test_a_pass_that_swaps_classes_is_caught_however_large_the_products_are() -> None:
+    @graph_pass(declares="lower_precision")
+    def swap_classes(program, journal):
+        draft = Draft.of(program)
+        last = draft.program.calls[-1]
+        if str(last.target) != "aten.flip.default":
+            draft.insert_after(last, list(last.users), "swap_classes", torch.ops.aten.flip.default, [1])
+        return draft.finish()
+
+    model = nn.Sequential(nn.Linear(8, 4), nn.Softmax(-1)).eval()
+    x = torch.randn(2, 8) * 1000
+    with pytest.raises(NumericsError, match="swap_classes"):
+        optimize(model, ["cast_half", swap_classes], example_inputs=x)
 
 
 # -- dry runs and reports -----------------------------------------------------------------------------------------------

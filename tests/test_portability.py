@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ir_tools.frontends.portability import Device, Factories, Made, factories_of, follow_inputs
+from ir_tools.frontends.portability import DevicePlacement, Factories, Made, factories_of, follow_inputs
 from ir_tools.frontends.source import prepare
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import short_name
@@ -232,11 +232,11 @@ def test_onednn_files_do_not_move_and_are_left_alone():
     assert "zeros" in device_ops(fast.program) and fast.report.notes == []
 
 
-# -- the run on shadows -------------------------------------------------------------------------------------------------
+# -- the run on wrapper tensors ------------------------------------------------------------------------------------------
 
 
 class ReadsValues(Module):
-    """Shadows hold values: a branch on them goes the way of the example."""
+    """Wrapper tensors hold values: a branch on them goes the way of the example."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.tensor([2.0, 1.0, 1.0, 1.0], device=x.device) + x.new_tensor([1.0, 0.0, 0.0, 0.0])
@@ -245,9 +245,9 @@ class ReadsValues(Module):
         return x + torch.ones(4)
 
 
-def test_values_decide_on_shadows_as_they_do_in_the_model():
+def test_values_decide_on_wrapper_tensors_as_they_do_in_the_model():
     found = factories_of(prepare(ReadsValues().eval(), [((row(),), {})]))
-    assert [(m.op, m.verdict) for m in found.made if m.op in ("zeros", "ones")] == [("zeros", Device.FOLLOWS)]
+    assert [(m.op, m.placement) for m in found.made if m.op in ("zeros", "ones")] == [("zeros", DevicePlacement.FOLLOWS)]
     assert found.unknown == ""
 
 
@@ -267,7 +267,7 @@ def test_a_model_that_gives_its_parameters_other_memory_does_not_crash_the_run()
     assert found.unknown
 
 
-def test_a_model_that_shadows_cannot_follow_is_reported_as_unknown():
+def test_a_model_that_wrapper_tensors_cannot_follow_is_reported_as_unknown():
     x = row()
     assert "numpy" in factories_of(prepare(Leaves().eval(), [((x,), {})])).unknown
     (note,) = [n for n in compiled(Leaves(), x, "trace").report.notes if "zeros" in n]
@@ -277,14 +277,14 @@ def test_a_model_that_shadows_cannot_follow_is_reported_as_unknown():
 def test_factories_that_a_line_does_not_tell_apart_must_agree():
     here, there = torch.device("cpu"), torch.device("meta")
     found = Factories([Made("a.py:1", "zeros", here), Made("a.py:1", "zeros", there), Made("a.py:1", "ones", there)])
-    assert found.verdict("a.py:1", "zeros") is Device.UNKNOWN
-    assert found.verdict("a.py:1", "ones") is Device.FOLLOWS
-    assert found.verdict("a.py:1", "full") is Device.UNKNOWN
-    assert found.verdict("b.py:2", "zeros") is Device.UNKNOWN
-    assert found.verdict("b.py:2", "ones") is Device.FOLLOWS
-    assert found.verdict("b.py:2", "full") is Device.UNKNOWN
-    assert Factories(found.made[:1]).verdict("b.py:2", "zeros") is Device.FIXED
-    assert Factories(found.made[1:]).verdict("a.py:1", "full") is Device.FOLLOWS
+    assert found.placement("a.py:1", "zeros") is DevicePlacement.UNKNOWN
+    assert found.placement("a.py:1", "ones") is DevicePlacement.FOLLOWS
+    assert found.placement("a.py:1", "full") is DevicePlacement.UNKNOWN
+    assert found.placement("b.py:2", "zeros") is DevicePlacement.UNKNOWN
+    assert found.placement("b.py:2", "ones") is DevicePlacement.FOLLOWS
+    assert found.placement("b.py:2", "full") is DevicePlacement.UNKNOWN
+    assert Factories(found.made[:1]).placement("b.py:2", "zeros") is DevicePlacement.FIXED
+    assert Factories(found.made[1:]).placement("a.py:1", "full") is DevicePlacement.FOLLOWS
 
 
 def test_an_exported_program_names_its_device():
@@ -302,7 +302,7 @@ def test_a_script_module_asks_its_inputs():
     runs_elsewhere(fast, x)
 
 
-def test_the_run_on_shadows_leaves_the_model_as_it_was():
+def test_the_run_on_wrapper_tensors_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     before = {name: (id(t), t.clone()) for name, t in model.state_dict(keep_vars=True).items()}
     factories_of(prepare(model, [((torch.rand(1, 3, 8, 8),), {})]))

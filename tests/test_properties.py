@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ir_tools.frontends.capture import FRONTENDS
 from ir_tools.frontends.source import prepare
 from passes import CATALOGUE
-from passes.pipeline import LOWERINGS
+from passes.driver.pipeline import LOWERINGS
 from passes.testing import CaptureRefused, Trial
-from passes.testing.phrases import PHRASES
+from passes.testing.phrases.registry import PHRASES
 from passes.testing.search import Failure, search
 from tests.strategies import pipelines, random_models
 
@@ -38,7 +38,7 @@ def trials(
 
 
 def test_any_passes_agree_with_eager_in_float64():
-    """Each pass under the laws; and most of the models are rewritten: a strategy that no rule meets would prove nothing."""
+    """The invariants of each pass; and most models are rewritten: a strategy that no rule meets would prove nothing."""
     drawn = trials([], torch.float64, EXACT_ENOUGH, ["fuse_conv_bn", "fuse_conv_relu"], [None])
     tally, failure = search(drawn, Trial.run, examples=10 * settings().max_examples, seed=0, expected=passed_over)
     assert failure is None, failure and failure.trial.as_test(failure.why)

@@ -11,9 +11,12 @@ from rich.console import Console
 
 from ir_tools.rewrite import Journal, graph_pass
 from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite, Traffic
-from passes import cli, optimize
-from passes.report import Report, StepReport, places
-from passes.speed import Speed
+from passes import optimize
+from passes.cli import commands
+from passes.report.data import StepReport
+from passes.report.rendering import places
+from passes.report.report import Report, rendering
+from passes.tune.speed_comparison import Speed
 
 
 def rewrites(count: int) -> list[Rewrite]:
@@ -189,7 +192,7 @@ def test_dict_is_json():
 
 def test_rewrites_are_grouped_by_pass_and_rule():
     pipe = Console(file=StringIO(), width=80)
-    pipe.print(*full().rewritten(), sep="\n")
+    pipe.print(*rendering.rewritten(full()), sep="\n")
     text = pipe.file.getvalue()
     assert "fuse_conv_bn: batch_norm(layer(x)) -> layer(x) ×53" in text
     assert "layer1.0.bn1, layer1.1.bn1, layer1.2.bn1, … 50 more" in text
@@ -215,7 +218,7 @@ def test_expected_refusals_are_data_and_not_printed(capsys):
     assert row(str(report), "cast_half ")[2] == "1" and row(str(step(quiet)), "cast_half ")[2] == "0"
     assert "refused\n" not in str(step(quiet))
     assert [r["expected"] for r in report.to_dict()["steps"][0]["refusals"]] == [True, False]
-    cli._explain(report, Console(width=80))
+    commands._explain(report, Console(width=80))
     out = capsys.readouterr().out
     assert "integers stay integers ×1" in out and "too large ×1" in out
 
@@ -322,7 +325,7 @@ def test_a_step_that_was_reverted_says_so_and_counts_as_no_change():
     assert "  level=O2\n  reverted" in "\n".join(line.rstrip() for line in text.splitlines())
     assert "0 before (reverted)" in unwrapped(report)
     assert not step.changed and not report.changed and "nothing changed" in text
-    assert "cast_half" not in str(list(report.idle()))
+    assert "cast_half" not in str(list(rendering.idle(report)))
     assert report.to_dict()["steps"][0]["reverted"] == "float16 is SLOWER than float32"
 
 

@@ -1,7 +1,7 @@
 """Every rule, broken on purpose, is caught: its numbers made wrong, and each of its requirements left out.
 
-What has to notice are the laws that `check_pass` and the fuzzer hold passes to, on the random models that they draw, or on a
-model made for it where those seldom meet the case. A requirement without which nothing goes wrong fails here, unless a table
+What has to notice are the invariants that `check_pass` and the fuzzer check, on the random models that they draw, or on a model
+made for it where those seldom meet the case. A requirement without which nothing goes wrong fails here, unless a table
 below says why it is there all the same.
 """
 
@@ -193,7 +193,7 @@ SAY_NOTHING_OF_NUMBERS = {
 
 
 def is_caught(pass_: Pass, rule: Rule, broken: Rule, trap: tuple | None, examples: int = 150) -> bool:
-    """A law is broken on a model, when `broken` stands where `rule` is in the pass."""
+    """An invariant is broken on a model, when `broken` stands where `rule` is in the pass."""
     wrong = with_rule(pass_, rule, broken)
     pipeline = (wrong, *BEHIND.get(pass_.name, ()))
     if trap is not None:
@@ -218,7 +218,7 @@ def breaks(pipeline: tuple[Pass, ...], trap: tuple) -> bool:
         held(with_random_statistics(Trap(function, **copy.deepcopy(parts))), inputs, pipeline, (), "trace")
     except (CaptureRefused, CaptureIsWrong):
         raise
-    except Exception:  # a law, or a crash of the broken rule
+    except Exception:  # an invariant, or a crash of the broken rule
         return True
     return False
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from passes.cli.sources import SourceError, example_input, example_inputs, load_source, randomize_batch_norms
 from passes.errors import InputError
-from passes.sources import SourceError, example_input, example_inputs, load_source, randomize_batch_norms
 
 # Not importorskip: importing timm needs torchvision's operators declared first, which is load_source's business.
 needs_zoo = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import aten, short_name
 from ir_tools.rewrite import Journal
-from passes import OptimizedModel, SlowerWarning, graph_pass, load, optimize, report, speed
-from passes.catalogue import CATALOGUE
-from passes.speed import Contestant, Speed, asks_for_verdict, is_slower
-from passes.timing import interleaved_seconds
+from passes import OptimizedModel, SlowerWarning, graph_pass, load, optimize
+from passes.driver.catalogue import CATALOGUE
+from passes.report.report import report
+from passes.tune import speed_comparison as speed
+from passes.tune.speed_comparison import Contestant, Speed, asks_for_verdict, is_slower
+from passes.tune.timing import interleaved_seconds
 from tests.check import captured
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -267,7 +269,7 @@ def test_progress_tells_of_the_model_without_the_pass(monkeypatch) -> None:
 @pytest.mark.parametrize("on_slower", ["warn", "keep", "revert"])
 def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, on_slower) -> None:
     """The second emission fails: the verdict says why there is none, and the half model is given."""
-    from passes import api
+    from passes.driver import compilation as api
 
     emit, emitted = api.emit, []
 
@@ -455,7 +457,7 @@ def test_a_model_that_keeps_nothing_has_nothing_put_back() -> None:
 
 def test_slow_models_get_a_single_round(monkeypatch) -> None:
     """The clock is injected: each call takes ten seconds."""
-    from passes import timing
+    from passes.tune import timing
 
     now = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
@@ -475,7 +477,7 @@ def test_slow_models_get_a_single_round(monkeypatch) -> None:
 
 
 def test_ready_comes_before_each_call_and_is_not_timed(monkeypatch) -> None:
-    from passes import timing
+    from passes.tune import timing
 
     now, told = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from passes.timing import WARM_UP, Comparison, compare_latency
+from passes.tune.timing import WARM_UP, Comparison, compare_latency
 
 
 def test_models_are_called_in_turn_and_neither_always_first():

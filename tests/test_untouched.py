@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import FRONTENDS
-from ir_tools.frontends.source import undisturbed
+from ir_tools.frontends.undisturbed import undisturbed
 from passes import PassesError, load, optimize
 from tests import models
 from tests.models import Case, Linear, row, seeded

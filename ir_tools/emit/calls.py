@@ -14,8 +14,9 @@ from ir_tools.emit.literals import spell, spell_string
 from ir_tools.emit.runtime_checks import CHECK_HOLDS
 from ir_tools.emit.variables import Variables
 from ir_tools.ir.dialect import argument_names
-from ir_tools.ir.facts import FactError, compute_fact, dtype
+from ir_tools.ir.facts import dtype
 from ir_tools.ir.program import Program
+from ir_tools.ir.shape_inference import FactError, compute_fact
 
 ASSERTIONS = frozenset({torch.ops.aten._assert_async.default, torch.ops.aten._assert_async.msg})
 _UNNAMED_ASSERTION = "an assertion of the model failed"

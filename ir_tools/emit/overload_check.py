@@ -9,7 +9,7 @@ from torch.jit import ScriptModule
 
 from ir_tools.emit.emitted_text import Statement
 from ir_tools.emit.errors import EmitError
-from ir_tools.ir.dialect import has_effect, written_nodes
+from ir_tools.ir.effects import has_effect, written_nodes
 from ir_tools.ir.host import READERS
 from ir_tools.ir.origin import place
 

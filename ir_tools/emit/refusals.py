@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import fx
 
 from ir_tools.emit.errors import EmitError
-from ir_tools.ir.dialect import DIALECT_ONLY, overload_name, short_name, written_nodes
-from ir_tools.ir.facts import storage_classes
+from ir_tools.ir.alias_analysis import storage_classes
+from ir_tools.ir.dialect import DIALECT_ONLY, overload_name, short_name
+from ir_tools.ir.effects import written_nodes
 from ir_tools.ir.host import is_container_type, value_type
 from ir_tools.ir.origin import place
 from ir_tools.ir.program import Program

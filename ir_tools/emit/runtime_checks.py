@@ -10,7 +10,8 @@ from ir_tools.emit.emitted_text import method_text
 from ir_tools.emit.errors import EmitError
 from ir_tools.emit.literals import spell_int, spell_string
 from ir_tools.emit.local_names import LocalNames
-from ir_tools.ir.facts import fact, mutated_values
+from ir_tools.ir.alias_analysis import mutated_values
+from ir_tools.ir.facts import fact
 from ir_tools.ir.program import Program
 from ir_tools.ir.signature import DynamicSize, InputSpec, Signature
 

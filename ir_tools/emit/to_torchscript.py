@@ -26,6 +26,79 @@ from ir_tools.emit.refusals import refuse_what_libtorch_lacks, refuse_writes_int
 from ir_tools.emit.torch_jit import define, script_tree
 from ir_tools.ir.program import Program
 
+# Namespaces whose ops stock libtorch does not know: they have to be lowered first.
+_NOT_IN_LIBTORCH = frozenset({"torch_passes", "quantized_decomposed"})
+
+_DTYPE_NAMES = [
+    *("float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+    *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool"),
+    *("complex32", "complex64", "complex128"),
+]
+
+_CHECK_INPUT = """\
+def _check_input(self, value: Tensor, name: str, dtype: int, shape: List[int], text: str) -> None:
+    if value.dtype != dtype:
+        raise RuntimeError("input '{}' must have dtype {}, got {}".format(
+            name, self._dtype_name(dtype), self._dtype_name(value.dtype)))
+    if value.dim() != len(shape):
+        raise RuntimeError("input '{}' must have rank {} (shape {}), got rank {} (shape {})".format(
+            name, len(shape), text, value.dim(), value.size()))
+    for i, size in enumerate(shape):
+        if size != -1 and value.size(i) != size:
+            raise RuntimeError("input '{}' must have shape {} (sizes were baked in at capture), got {}".format(
+                name, text, value.size()))
+"""
+
+_CHECK_SIZE = """\
+def _check_size(self, value: Tensor, axis: int, place: str, expected: int, least: int, most: int, allowed: str) -> None:
+    got = value.size(axis)
+    if got != expected:
+        raise RuntimeError("{} is {}, but it is {} elsewhere in the call".format(place, got, expected))
+    if got < least or (most >= 0 and got > most):
+        raise RuntimeError("{} must be {}, got {}".format(place, allowed, got))
+"""
+
+_CHECK_CONDITION = """\
+def _check_condition(self, holds: bool, text: str, names: List[str], sizes: List[int]) -> None:
+    if not holds:
+        given: List[str] = []
+        for i, name in enumerate(names):
+            given.append("{} = {}".format(name, sizes[i]))
+        raise RuntimeError("the sizes must meet {}, got {}".format(text, ", ".join(given)))
+"""
+
+_CHECK_LAYOUT = """\
+def _check_layout(self, value: Tensor, name: str, stride: List[int]) -> None:
+    if value.stride() != stride:
+        raise RuntimeError("input '{}' must have strides {} as at capture, got {}: the model writes into it, and what shares "
+            "its memory depends on its layout".format(name, stride, value.stride()))
+"""
+
+_CHECK_LENGTH = """\
+def _check_length(self, name: str, expected: int, given: int) -> None:
+    if given != expected:
+        raise RuntimeError("input '{}' must have {} elements, got {}".format(name, expected, given))
+"""
+
+_CHECK_KEYS = """\
+def _check_keys(self, name: str, expected: List[str], given: List[str]) -> None:
+    if sorted(given) != expected:
+        raise RuntimeError("input '{}' must have the keys {}, got {}".format(name, expected, sorted(given)))
+"""
+
+# TorchScript takes a call of an assertion for dead code, because it has no result; a raise stays.
+_CHECK_HOLDS = """\
+def _check_holds(self, holds: Tensor, message: str) -> None:
+    if not bool(holds):
+        raise RuntimeError(message)
+"""
+_UNREAD_TEXTS = {"int": "0", "float": "0.0", "bool": "False", "str": '""', "number": "0", "Device": 'torch.device("cpu")'}
+
+_ASSERTIONS = frozenset({torch.ops.aten._assert_async.default, torch.ops.aten._assert_async.msg})
+_UNREAD = "_unread"
+"""The attribute that a tensor variable holds on a path where nobody reads it."""
+_UNNAMED_ASSERTION = "an assertion of the model failed"
+
 
 def emit(program: Program, chunk_size: int = 250) -> ScriptModule:
     """A ScriptModule in eval mode that computes `program`.

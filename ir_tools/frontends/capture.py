@@ -17,9 +17,10 @@ from ir_tools.frontends.from_export import from_export
 from ir_tools.frontends.from_fx import from_fx
 from ir_tools.frontends.from_script import from_script
 from ir_tools.frontends.from_trace import from_trace
-from ir_tools.frontends.source import Source, undisturbed
+from ir_tools.frontends.source import Source
+from ir_tools.frontends.trace_validation import TraceValidation, validate_trace
 from ir_tools.frontends.trials import tried
-from ir_tools.frontends.verdict import Verdict, verdict_on_trace
+from ir_tools.frontends.undisturbed import undisturbed
 from ir_tools.ir import Program
 
 FRONTENDS = {"export": from_export, "trace": from_trace, "script": from_script, "fx": from_fx}
@@ -60,12 +61,12 @@ def capture(
             with quiet() as heard, undisturbed(source.model):
                 program = FRONTENDS[name](source)
             accept(program)
-            verdict = Verdict()
+            validation = TraceValidation()
             if name == "trace":
                 with quiet():
-                    verdict = verdict_on_trace(program, source, heard, proof_needed=frontend == "auto")
-                if frontend == "auto" and verdict.refusal:
-                    raise CaptureError(verdict.refusal)
+                    validation = validate_trace(program, source, heard, proof_needed=frontend == "auto")
+                if frontend == "auto" and validation.refusal:
+                    raise CaptureError(validation.refusal)
                 warned = [w for w in heard if issubclass(w.category, torch.jit.TracerWarning)]
                 if frontend == "auto" and source.is_dynamic and warned:
                     raise CaptureError(
@@ -81,9 +82,9 @@ def capture(
                 raise CaptureError(prefix + (str(error) if isinstance(error, CaptureError) else refusals[name])) from error
             continue
         reason = _reason(name, frontend, source, refusals)
-        if frontend == "auto" and verdict.proof:
-            reason += f"; {verdict.proof}"
-        return Captured(program, name, reason, refusals, [*verdict.lines, *lines])
+        if frontend == "auto" and validation.proof:
+            reason += f"; {validation.proof}"
+        return Captured(program, name, reason, refusals, [*validation.lines, *lines])
     raise CaptureError(
         "no front end can capture this model:\n" + "\n".join(f"  {name}: {why}" for name, why in refusals.items())
     )

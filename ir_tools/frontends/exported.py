@@ -11,8 +11,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.dynamic import DynamicShapesError, exported_inputs, exported_range, exported_sizes
-from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.errors import CaptureError, DynamicShapesError
+from ir_tools.frontends.exported_sizes import exported_inputs, exported_range, exported_sizes
 from ir_tools.ir.dialect import overload_name
 from ir_tools.ir.signature import DynamicSize
 

@@ -10,12 +10,16 @@ from torch import fx
 from torch.export import Dim
 from torch.export.graph_signature import InputKind, OutputKind
 
-from ir_tools.frontends.dynamic import enlarged, exported_conditions, size_oblivious
+from ir_tools.frontends.capture_draft import finish, start_draft
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.exported import sources_in_guards
+from ir_tools.frontends.exported_sizes import enlarged, exported_conditions
 from ir_tools.frontends.fx_graph import copy_graph
-from ir_tools.frontends.normalize import Normalizer
-from ir_tools.frontends.source import FlatModel, Source, finish, forward_parameters, start_draft, undisturbed
+from ir_tools.frontends.normalizer import Normalizer
+from ir_tools.frontends.source import Source
+from ir_tools.frontends.symbols import size_oblivious
+from ir_tools.frontends.undisturbed import undisturbed
+from ir_tools.frontends.user_model import FlatModel, forward_parameters
 from ir_tools.ir import Program
 from ir_tools.ir.signature import Condition
 

@@ -11,11 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from ir_tools.frontends.dynamic import Symbols, size_oblivious
+from ir_tools.frontends.capture_draft import finish, start_draft
 from ir_tools.frontends.errors import CaptureError
 from ir_tools.frontends.fx_graph import copy_graph
-from ir_tools.frontends.normalize import Normalizer
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
+from ir_tools.frontends.normalizer import Normalizer
+from ir_tools.frontends.source import Source
+from ir_tools.frontends.symbols import Symbols, size_oblivious
+from ir_tools.frontends.undisturbed import undisturbed
+from ir_tools.frontends.user_model import FlatModel
 from ir_tools.ir import Program
 from ir_tools.ir.signature import Condition
 

@@ -10,9 +10,11 @@ from torch import nn
 from torch.jit import _recursive
 from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.source import Source, finish, forward_parameters, start_draft
-from ir_tools.frontends.torchscript_graph import GraphWalk
-from ir_tools.frontends.torchscript_ops import flat_values
+from ir_tools.frontends.capture_draft import finish, start_draft
+from ir_tools.frontends.source import Source
+from ir_tools.frontends.torchscript.forward import walk_forward
+from ir_tools.frontends.torchscript.outputs import flat_values
+from ir_tools.frontends.user_model import forward_parameters
 from ir_tools.ir import Program
 
 
@@ -24,7 +26,7 @@ def from_script(source: Source) -> Program:
     arguments = source.signature.arguments(inputs)
     values = [arguments.get(p.name, p.default) for p in forward_parameters(scripted)]
     values = [pytree.tree_map(lambda v: v, v) for v in values]
-    result = GraphWalk(draft).run(scripted, values)
+    result = walk_forward(draft, scripted, values)
     return finish(draft, flat_values(draft, result, source.signature.out_tree))
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch.utils import _pytree as pytree
 
-from ir_tools.frontends.source import FlatModel, Source, finish, start_draft, undisturbed
-from ir_tools.frontends.torchscript_graph import GraphWalk
-from ir_tools.frontends.torchscript_ops import flat_values
+from ir_tools.frontends.capture_draft import finish, start_draft
+from ir_tools.frontends.source import Source
+from ir_tools.frontends.torchscript.forward import walk_forward
+from ir_tools.frontends.torchscript.outputs import flat_values
+from ir_tools.frontends.undisturbed import undisturbed
+from ir_tools.frontends.user_model import FlatModel
 from ir_tools.ir import Program
 
 
@@ -18,6 +21,5 @@ def from_trace(source: Source) -> Program:
     with undisturbed(source.model):  # tracing runs the model, which may move its state; the walk starts from the state given
         traced = torch.jit.trace(flat, copies, check_trace=False, strict=False)
     draft, inputs = start_draft(source, "trace")
-    walk = GraphWalk(draft, prefix="model.")
-    result = walk.run(traced, list(inputs))
+    result = walk_forward(draft, traced, list(inputs), prefix="model.")
     return finish(draft, flat_values(draft, result, pytree.tree_structure([0] * source.signature.output_count)))

@@ -12,7 +12,7 @@ from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from ir_tools.frontends.errors import CaptureError
-from ir_tools.frontends.normalize import Normalizer
+from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.ir import Draft, Origin, facts
 from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.host import value_type

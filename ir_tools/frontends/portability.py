@@ -3,8 +3,8 @@
     zeros(size, device=cpu)          ->  new_zeros(x, size)          x: an input; likewise ones, full, empty
     arange(n, device=cpu)            ->  to(arange(n, device=cpu), new_empty(x, [0], dtype))       and every other factory
 
-Whether a factory follows the inputs is found by running the model on shadows that claim to be on another device: what then
-asks for that device, or is moved to it later, follows. (No dtype needs such care: a file checks the dtypes of its inputs.)
+Whether a factory follows the inputs is found by running the model on wrapper tensors that claim to be on another device: what
+then asks for that device, or is moved to it later, follows. (No dtype needs such care: a file checks the dtypes of its inputs.)
 """
 
 from __future__ import annotations
@@ -21,19 +21,12 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from ir_tools.errors import first_line
-from ir_tools.frontends.shadow import (
-    Shadow,
-    ShadowFunctions,
-    ShadowMode,
-    clothe,
-    frames,
-    given,
-    spelled,
-    users_frame,
-    written,
-)
-from ir_tools.frontends.source import FlatModel, Source, seeded, undisturbed
-from ir_tools.frontends.verdict import perturbed
+from ir_tools.frontends.perturbed_inputs import perturbed
+from ir_tools.frontends.python_frames import frames, spelled, users_frame
+from ir_tools.frontends.source import Source
+from ir_tools.frontends.undisturbed import seeded, undisturbed
+from ir_tools.frontends.user_model import FlatModel
+from ir_tools.frontends.wrapper_tensors import WrapperFunctions, WrapperMode, WrapperTensor, given, wrap_result, written
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
 from ir_tools.ir.origin import origin
@@ -41,10 +34,10 @@ from ir_tools.ir.origin import origin
 aten = torch.ops.aten
 
 ELSEWHERE = torch.device("meta")
-"""What shadows claim. Any device that is not the inputs' would do; torch has no lazy start or missing guard for this one."""
+"""What wrapper tensors claim. Any device that is not the inputs' would do; torch has no lazy start or missing guard here."""
 
 
-class Device(Enum):
+class DevicePlacement(Enum):
     """Where a factory op puts its tensor."""
 
     FOLLOWS = "on the inputs' device"
@@ -54,19 +47,19 @@ class Device(Enum):
 
 @dataclass(eq=False)
 class Made:
-    """One factory op of a run, in the order of execution. `place` is "file.py:12"."""
+    """One factory op of a run, in the order of execution. `location` is "file.py:12"."""
 
-    place: str
+    location: str
     op: str
     device: torch.device
     moved: bool = False
     stayed: bool = False
 
     @property
-    def verdict(self) -> Device:
+    def placement(self) -> DevicePlacement:
         """A tensor made on a fixed device, all uses of which move it to the inputs', follows as well."""
         follows = self.device == ELSEWHERE or (self.moved and not self.stayed)
-        return Device.FOLLOWS if follows else Device.FIXED
+        return DevicePlacement.FOLLOWS if follows else DevicePlacement.FIXED
 
 
 @dataclass
@@ -76,16 +69,16 @@ class Factories:
     made: list[Made] = field(default_factory=list)
     unknown: str = ""
 
-    def verdict(self, place: str, op: str) -> Device:
-        """The verdict on a node of the captured graph, by its source line and the op's short name.
+    def placement(self, location: str, op: str) -> DevicePlacement:
+        """The placement of a node of the captured graph, by its source line and the op's short name.
 
         A line that no factory was seen at (the lines of an ExportedProgram's code are not those of its source) leaves the op
         alone to go by. Factories that are not told apart must agree.
         """
-        at_line = [m for m in self.made if m.place == place]
+        at_line = [m for m in self.made if m.location == location]
         candidates = [m for m in at_line if m.op == op] or at_line or [m for m in self.made if m.op == op]
-        verdicts = {m.verdict for m in candidates}
-        return verdicts.pop() if len(verdicts) == 1 else Device.UNKNOWN
+        placements = {m.placement for m in candidates}
+        return placements.pop() if len(placements) == 1 else DevicePlacement.UNKNOWN
 
 
 def factories_of(source: Source, tensors: Sequence[torch.Tensor] | None = None) -> Factories:
@@ -98,14 +91,14 @@ def factories_of(source: Source, tensors: Sequence[torch.Tensor] | None = None) 
     mode = _Devices(home)
     flat = FlatModel(source.model, source.signature)
     try:
-        inputs = tuple(Shadow(t.clone(), ELSEWHERE) for t in tensors)
+        inputs = tuple(WrapperTensor(t.clone(), ELSEWHERE) for t in tensors)
         own: dict[str, torch.Tensor] = {
-            name: Shadow(t.detach(), ELSEWHERE) for name, t in (*flat.named_parameters(), *flat.named_buffers())
+            name: WrapperTensor(t.detach(), ELSEWHERE) for name, t in (*flat.named_parameters(), *flat.named_buffers())
         }
         with undisturbed(source.model), seeded(), mode, _Literals(home):
             for output in functional_call(flat, own, inputs):
                 mode.stays(output)
-    except Exception as error:  # whatever shadows cannot follow: then nothing is known
+    except Exception as error:  # whatever wrapper tensors cannot follow: then nothing is known
         return Factories(unknown=f"{type(error).__name__}: {first_line(error)}")
     return Factories(mode.made)
 
@@ -117,13 +110,13 @@ def _factories_behind(source: Source, wanted: Collection[tuple[str, str]]) -> Fa
     """
     found = factories_of(source)
     for _, tensors in perturbed(source.tensors):
-        if found.unknown or all(found.verdict(*node) is not Device.UNKNOWN for node in wanted):
+        if found.unknown or all(found.placement(*node) is not DevicePlacement.UNKNOWN for node in wanted):
             break
         found.made += factories_of(source, tensors).made
     return found
 
 
-class _Devices(ShadowMode):
+class _Devices(WrapperMode):
     """Gives each result the device that it would have were the inputs elsewhere, and computes at home.
 
     Tensors from different devices may meet here: those are the model's own troubles, and a Program has all on one device.
@@ -144,7 +137,7 @@ class _Devices(ShadowMode):
         )
         result = func(*inner_args, **inner_kwargs)
         device = _device_of_result(wanted, tensors)
-        operands = [t for t in tensors if isinstance(t, Shadow)]
+        operands = [t for t in tensors if isinstance(t, WrapperTensor)]
         sources = {made: None for t in operands for made in _made(t)}
         if ELSEWHERE in [t.device for t in written(func, args, kwargs)] or device == ELSEWHERE:
             for t in operands:
@@ -152,13 +145,13 @@ class _Devices(ShadowMode):
                     # Torch itself moves what is copied, and takes scalars and indices from another device.
                     made.moved |= (legal := _may_cross(func, t))
                     made.stayed |= not legal
-        result = clothe(result, outer, device)
+        result = wrap_result(result, outer, device)
         if _is_factory(func, wanted, tensors):
             sources = {Made(spelled(users_frame(list(frames()))), short_name(func), device): None}
             self.made += sources
         if device != ELSEWHERE:
             for t in pytree.tree_leaves(result):
-                if isinstance(t, Shadow) and t.device != ELSEWHERE:
+                if isinstance(t, WrapperTensor) and t.device != ELSEWHERE:
                     t.made = {**_made(t), **sources}  # type: ignore[attr-defined]
         return result
 
@@ -194,7 +187,7 @@ def _is_factory(func: OpOverload, device: torch.device | None, operands: Sequenc
     return device is not None or not operands
 
 
-class _Literals(ShadowFunctions):
+class _Literals(WrapperFunctions):
     """Makes literals at home and moves them: a tensor that torch makes elsewhere holds no values."""
 
     def __init__(self, home: torch.device):
@@ -233,15 +226,15 @@ def follow_inputs(program: Program, source: Source) -> tuple[Program, list[str]]
         if not _names_a_device(node):
             continue
         at, op = origin(node).source, short_name(node.target)
-        verdict = factories.verdict(at, op)
-        if verdict is Device.FOLLOWS and anchor is not None:
+        placement = factories.placement(at, op)
+        if placement is DevicePlacement.FOLLOWS and anchor is not None:
             with draft.before(node, "follow_inputs"):
                 new = _following(draft, node, anchor)
             draft.redirect(node, new)
             continue
         device = facts.device(node)
         what = f"{at + ': ' if at else ''}{op} makes a tensor on {device}"
-        if verdict is Device.FIXED:
+        if placement is DevicePlacement.FIXED:
             notes[f"{what} whatever the inputs' device: the file cannot move to another device"] = None
         else:
             why = f" ({factories.unknown})" if factories.unknown else ""

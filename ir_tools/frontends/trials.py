@@ -10,15 +10,21 @@ from typing import Any
 
 import torch
 
+from ir_tools.errors import first_line
 from ir_tools.frontends.errors import CaptureError
+from ir_tools.frontends.perturbed_inputs import perturbed
 from ir_tools.frontends.source import Source
-from ir_tools.frontends.verdict import how_it_differs, perturbed
+from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program
 from ir_tools.ir.program import all_nodes
 from ir_tools.ir.regions import is_region
 from ir_tools.ir.signature import DynamicSize, Signature, SignatureError, result_leaves
+from ir_tools.verify.numerics import compare
 
 Sizes = dict[str, int]
+
+SMALLEST_SQNR_OF_A_TRACE = 60.0
+"""In dB, below which two float computations of one function are taken to be of different functions."""
 
 
 def tried(program: Program, source: Source) -> tuple[Program, list[str]]:
@@ -100,6 +106,19 @@ def difference(program: Program, source: Source, tensors: Sequence[torch.Tensor]
     except Exception:  # the model itself rejects them: they tell nothing
         return None
     return how_it_differs(program, tensors, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
+
+
+def how_it_differs(program: Program, tensors: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str:
+    """In words, how what the Program gives on `tensors` differs from `expected`; "" when it does not."""
+    try:
+        with seeded():
+            got = program.run(*(t.clone() for t in tensors))
+    except Exception as error:
+        return f"it raises {type(error).__name__}: {first_line(error)}"
+    result = compare(expected, got)
+    if result.problem:
+        return result.problem
+    return f"SQNR {result.sqnr_db:.0f} dB" if result.sqnr_db < SMALLEST_SQNR_OF_A_TRACE else ""
 
 
 # -- sizes --------------------------------------------------------------------------------------------------------------

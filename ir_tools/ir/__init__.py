@@ -1,9 +1,9 @@
 """The IR: one `Program` for every front end. Imports none of its sibling folders."""
 
 from ir_tools.ir.edit import Draft
-from ir_tools.ir.facts import FactError
 from ir_tools.ir.origin import Origin
 from ir_tools.ir.program import Block, Packing, Program
+from ir_tools.ir.shape_inference import FactError
 from ir_tools.ir.signature import InputSpec, Signature
 from ir_tools.ir.wellformed import IllFormedError, check_wellformed
 

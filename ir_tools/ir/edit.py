@@ -17,8 +17,9 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ir_tools.ir import facts
-from ir_tools.ir.dialect import getitem, has_effect, map_argument, short_name, spell_arguments
+from ir_tools.ir import alias_analysis, facts, shape_inference
+from ir_tools.ir.dialect import canonicalize_arguments, getitem, map_argument, short_name
+from ir_tools.ir.effects import has_effect
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.origin import Origin, origin, place, set_origin
 from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
@@ -147,10 +148,10 @@ class Draft(Generic[B]):
         Raises `TypeError` for arguments that the schema does not take, `FactError` for shapes that the op rejects.
         """
         if isinstance(target, OpOverload):
-            args, kwargs = spell_arguments(target, args, kwargs)
+            args, kwargs = canonicalize_arguments(target, args, kwargs)
         args = tuple(map_argument(a, self._as_argument) for a in args)
         kwargs = {k: map_argument(v, self._as_argument) for k, v in kwargs.items()}
-        value = facts.compute_fact(self.program.mode, target, args, kwargs)
+        value = shape_inference.compute_fact(self.program.mode, target, args, kwargs)
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._name_hint(target, args))
         facts.set_fact(node, value)
         set_origin(node, self._origin)
@@ -211,12 +212,12 @@ class Draft(Generic[B]):
 
     def change_bodies(self, change: Callable[[Block], Block]) -> None:
         """Let `change` make another Block of each region's body, or give back the one it is given."""
-        memory = facts.Memory(self.graph, self.program.outside)
+        memory = alias_analysis.Memory(self.graph, self.program.outside)
         for node in self.program.calls:
             if not is_region(node):
                 continue
             old = bodies(node)
-            new = [self._changed_body(body, change, facts.outside_of(node, memory)) for body in old]
+            new = [self._changed_body(body, change, alias_analysis.outside_of(node, memory)) for body in old]
             if any(a is not b for a, b in zip(old, new, strict=True)):
                 with self.graph.inserting_before(node):
                     self.replace(node, self.again(node, with_bodies(node, new), {}))

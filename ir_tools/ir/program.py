@@ -14,8 +14,10 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ir_tools.ir.dialect import is_random, map_argument
-from ir_tools.ir.facts import effects_of, live_nodes, mutated_values, new_mode
+from ir_tools.ir.alias_analysis import effects_of, mutated_values
+from ir_tools.ir.dialect import map_argument
+from ir_tools.ir.effects import is_random, live_nodes
+from ir_tools.ir.facts import new_mode
 from ir_tools.ir.host import meaning
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature

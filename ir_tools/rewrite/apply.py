@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from torch import fx
 
 from ir_tools.errors import PassesError
-from ir_tools.ir import Block, Draft, facts
+from ir_tools.ir import Block, Draft, alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import bound_arguments, nodes_in, short_name
 from ir_tools.ir.host import TENSOR, value_type
 from ir_tools.ir.origin import place, stand_for
@@ -123,7 +123,7 @@ class _Work:
         try:
             with self.draft.before(match.root):
                 result = call_with(rule.replace, {"op": ops, **match.view(rule, self.draft.program)})
-        except facts.FactError as error:
+        except shape_inference.FactError as error:
             result, ops.declined = None, f"the new op does not take these operands: {error}"
         if result is None and ops.declined:
             why_not = ops.declined
@@ -179,7 +179,7 @@ def _changes(old: fx.Node, new: fx.Node, keeps_layout: bool) -> str | None:
         return f"the result would change dtype from {facts.dtype(old)} to {facts.dtype(new)}"
     if keeps_layout and not facts.same_layout(facts.fact(old), facts.fact(new)):
         return "the result would lie in memory in another order"
-    if not facts.can_stand_for(new, old):
+    if not alias_analysis.can_stand_for(new, old):
         return "the model's output would share memory with an input, a constant or another output"
     return None
 

@@ -10,7 +10,9 @@ from torch import fx
 from torch._ops import OpOverload
 
 from ir_tools.ir import Block, facts
-from ir_tools.ir.dialect import aten, bound_arguments, getitem, has_effect, nodes_in
+from ir_tools.ir.alias_analysis import derived, is_handed_out
+from ir_tools.ir.dialect import aten, bound_arguments, getitem, nodes_in
+from ir_tools.ir.effects import has_effect
 from ir_tools.ir.host import CONSTRUCTORS
 from ir_tools.ir.program import public_name
 from ir_tools.ir.regions import is_region
@@ -95,6 +97,6 @@ def why_apart(first: fx.Node, node: fx.Node, mutated: frozenset[fx.Node]) -> str
     one, other = facts.fact(first), facts.fact(node)
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and not facts.same_layout(one, other):
         return "the two results lie in memory in different orders"
-    if facts.is_handed_out(facts.derived(node)) and facts.is_handed_out(facts.derived(first)):
+    if is_handed_out(derived(node)) and is_handed_out(derived(first)):
         return "both results are outputs of the model, which must not share memory"
     return None

@@ -7,7 +7,8 @@ from torch import fx
 from torch._ops import OpOverload
 
 from ir_tools.ir import Block, facts
-from ir_tools.ir.dialect import DIALECT_ONLY, has_effect, map_argument
+from ir_tools.ir.dialect import DIALECT_ONLY, map_argument
+from ir_tools.ir.effects import has_effect
 
 
 def is_foldable(program: Block, node: fx.Node) -> bool:

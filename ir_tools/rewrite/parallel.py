@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from ir_tools.ir import Block, Draft, facts
+from ir_tools.ir import Block, Draft, alias_analysis, facts
 from ir_tools.ir.dialect import aten, bound_arguments, getitem, short_name
 from ir_tools.ir.origin import stand_for
 from ir_tools.ir.program import public_name
@@ -35,7 +35,7 @@ def why_alone(node: fx.Node, block: Block, mutated: frozenset[fx.Node], layout_t
         return "its weight and bias are not constants known now"
     if facts.rank(w) != 2 or facts.rank(node) is None:
         return "its weight has no second axis, or nothing is known of its result"
-    if facts.is_handed_out(facts.derived(node)):
+    if alias_analysis.is_handed_out(alias_analysis.derived(node)):
         return "its result is the model's output, which must not be a part of a larger tensor"
     reader = _fusing_reader(node)
     if reader is not None:

@@ -46,7 +46,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from ir_tools.ir import facts
+from ir_tools.ir import alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import (
     ACTIVATIONS,
     AXIS_MOVES,
@@ -135,7 +135,7 @@ class Value:
 
         Its elements may still share memory among themselves (an expanded value): make it contiguous before writing.
         """
-        return facts.dies_at(self._node, reader._node)
+        return alias_analysis.dies_at(self._node, reader._node)
 
     def made_by(self, name: str) -> bool:
         """A pass of this name made the value, or what it was made from."""
@@ -160,7 +160,7 @@ class Call(Value):
     @property
     def axis_order(self) -> list[int] | None:
         """Of an op that moves axes (`op.permutation`): which axis of the operand each axis of the result is."""
-        return facts.axis_order(self._node)
+        return shape_inference.axis_order(self._node)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -103,7 +103,7 @@ SMALLEST_SQNR_DB: dict[str, dict[torch.dtype, float]] = {
     },
     # bfloat16 has 8 bits (48 dB), float16 11 (66 dB). A deep net with random weights loses 20 dB more than a trained one.
     "lower_precision": {torch.bfloat16: 8.0, torch.float16: 20.0},
-    "quantizes": {torch.int8: 5.0, torch.uint8: 5.0},
+    "quantizes": dict.fromkeys((torch.float64, torch.float32, torch.bfloat16, torch.float16), 5.0),
 }
 """The smallest SQNR, in dB, that a pass's declaration allows, by the narrowest float dtype the graph computes in."""
 

@@ -57,19 +57,6 @@ class Range:
         """How many elements are finite and not zero."""
         return sum(self.exponents.values())
 
-    def share_below(self, magnitude: float) -> float:
-        """The share, from 0 to 1, of the finite nonzero elements whose magnitude is below this one; 0 if there are none.
-
-        Exact for powers of two, and outside of the range. Between two powers of two the elements are taken to be spread evenly.
-        """
-        if magnitude <= self.smallest:
-            return 0.0
-        if magnitude > self.largest:
-            return 1.0
-        mantissa, exponent = math.frexp(magnitude)
-        below = sum(count for e, count in self.exponents.items() if e < exponent)
-        return (below + (2 * mantissa - 1) * self.exponents.get(exponent, 0)) / self.nonzeros
-
 
 @dataclass(frozen=True)
 class _Format:

@@ -6,7 +6,8 @@ from graphviz import Digraph, escape
 from torch import fx
 from torch._ops import OpOverload
 
-from ir_tools.ir.dialect import bound_arguments, changed_containers, short_name, written_nodes
+from ir_tools.ir.dialect import bound_arguments, short_name
+from ir_tools.ir.effects import changed_containers, written_nodes
 from ir_tools.ir.regions import Body, inputs_of, is_region, region_loop
 from ir_tools.visualize.boxes import nothing_name, part_name
 from ir_tools.visualize.control import conditions, drawn, is_value, is_whole, next_value, parts, result_nodes, result_of

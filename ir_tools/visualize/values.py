@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ir_tools.ir.facts import SYMBOLS, Elements, fact
+from ir_tools.ir.facts import SYMBOLS, fact
 from ir_tools.ir.host import TENSOR, inner_types, value_type
+from ir_tools.ir.joins import Elements
 from ir_tools.ir.program import Program
 from ir_tools.ir.signature import DynamicSize
 

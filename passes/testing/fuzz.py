@@ -2,10 +2,11 @@
 
     python -m passes.testing.fuzz --examples 10000 --workers 2 --seed 0 --out fuzz
 
-Each model goes through a random subset of the passes in a random order that the order rules allow. Every pass is held to
-the laws, and the numbers at the end to the eager model in float64. One model in ten is compiled instead: `optimize`, with
-either engine, saved and loaded. At the end come tables of what fired, what was refused and why, and what never was;
-`report.json` holds the same. Models on which something fails are made small and written to `failures/` as tests to paste.
+Each model goes through a random subset of the passes in a random order that the order rules allow. The invariants of every
+pass are checked, and the numbers at the end against the eager model in float64. One model in ten is compiled instead:
+`optimize`, with either engine, saved and loaded. At the end come tables of what fired, what was refused and why, and what
+never was; `report.json` holds the same. Models on which something fails are minimized and written to `failures/` as tests to
+paste.
 
 The exit status is 1 when something failed, when no rule fired on more than `MOST_UNTOUCHED` of the models, or when a run of
 `LONG` models left a rule or a requirement idle.
@@ -34,10 +35,10 @@ import typer
 from hypothesis import strategies as st
 from rich.console import Console
 
-from passes.catalogue import CATALOGUE, find_passes
-from passes.pipeline import LOWERINGS
-from passes.testing.pipelines import pipelines
-from passes.testing.random_models import random_models
+from passes.driver.catalogue import CATALOGUE, find_passes
+from passes.driver.pipeline import LOWERINGS
+from passes.testing.model_strategy import random_models
+from passes.testing.pipeline_strategy import pipelines
 from passes.testing.search import Failure, search
 from passes.testing.tally import Tally
 from passes.testing.trial import CaptureRefused, Trial
@@ -55,7 +56,7 @@ CHUNK = 250
 """Models between two reports of a process."""
 
 MOST_FAILURES = 8
-"""Failures to make small in one segment; later ones are counted."""
+"""Failures to minimize in one segment; later ones are counted."""
 
 MOST_SECONDS = 60
 """For one model; what takes longer hangs."""
@@ -252,7 +253,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where report.json and failures/ go.")] = Path("fuzz"),
     passes: Annotated[str, typer.Option(help="Names with commas between; all passes when left out.")] = "",
 ) -> None:
-    """Random models through random pipelines, every pass held to the laws. Exits with 1 when something failed."""
+    """Random models through random pipelines, the invariants of every pass checked. Exits with 1 when something failed."""
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     names = [pass_.name for pass_ in find_passes(passes.split(","))] if passes else list(CATALOGUE)

@@ -1,4 +1,4 @@
-"""Looking for a model on which something fails, and making it small (hypothesis)."""
+"""Searching for a model on which something fails, and minimizing it (hypothesis)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.database import InMemoryExampleDatabase
 
-from passes.testing.laws import LawBroken
+from passes.testing.invariants import InvariantBroken
 from passes.testing.tally import Tally, kind_of
 from passes.testing.trial import Trial
 
 SHRINK_SECONDS = 20.0
-"""How long a failing model is made smaller."""
+"""How long a failing model is minimized."""
 
 MOST_BYTES = 4096
-"""Random bytes that one trial is drawn from; a larger one is none."""
+"""Random bytes that one trial is drawn from; a larger one is rejected."""
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Failure:
     def kind(self) -> str:
         """The error without what belongs to one model alone; failures of one kind are one failure."""
         error = self.error
-        told = getattr(error, "kind", "") or kind_of(str(error).partition(";")[0])
-        if not isinstance(error, LawBroken):
-            told += f" in {traceback.extract_tb(error.__traceback__)[-1].name}"
-        return f"{type(error).__name__}: {told}"
+        kind = getattr(error, "kind", "") or kind_of(str(error).partition(";")[0])
+        if not isinstance(error, InvariantBroken):
+            kind += f" in {traceback.extract_tb(error.__traceback__)[-1].name}"
+        return f"{type(error).__name__}: {kind}"
 
     @property
     def why(self) -> str:
@@ -59,7 +59,7 @@ def search(
     shrink_seconds: float = SHRINK_SECONDS,
     expected: Callable[[Failure], bool] = lambda failure: False,
 ) -> tuple[Tally, Failure | None]:
-    """Run `examples` trials; the counts of those that held, and the first failure, made small.
+    """Run `examples` trials; the counts of those that held, and the first failure, minimized.
 
     A failure that is `expected` is passed over, and counts as a model on which nothing fired. The same seed gives the same
     trials. They are drawn from random bytes: hypothesis' own generation repeats itself (a quarter of 1000 models was not new).

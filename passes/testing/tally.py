@@ -29,7 +29,7 @@ class Tally:
 
     @classmethod
     def of(cls, passes: Iterable[Pass]) -> Tally:
-        """Zero for every rule of the passes and for every requirement, so that what never happened is seen."""
+        """Zero for every rule of the passes and for every requirement, so that what never happened shows up."""
         tally = cls()
         for pass_ in passes:
             for rule in getattr(pass_, "rules", ()):
@@ -104,7 +104,7 @@ PATTERNS: Sequence[tuple[str, str]] = (
 
 
 def kind_of(text: str) -> str:
-    """A reason without what belongs to one place alone: module paths, names, shapes, numbers.
+    """A reason without what belongs to one location alone: module paths, names, shapes, numbers.
 
     >>> kind_of("the result of conv2d layer1.0 has another reader (relu v3)")
     'the result of an op inside has another reader'

@@ -1,4 +1,4 @@
-"""One model, one front end, some passes: held to the laws, or compiled end to end; and the same as text for a test."""
+"""One model, one front end, some passes: the invariants checked, or compiled end to end; and the same as text for a test."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from torch import Tensor, nn
 
 from ir_tools.errors import PassesError, first_line
 from ir_tools.frontends.capture import FRONTENDS, quiet
-from ir_tools.frontends.source import prepare, seeded, undisturbed
+from ir_tools.frontends.source import prepare
+from ir_tools.frontends.undisturbed import seeded, undisturbed
 from ir_tools.ir import check_wellformed
 from ir_tools.ir.signature import result_tensors
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.shapes import DECLARATIONS
-from passes.api import optimize
-from passes.catalogue import CATALOGUE, find_passes
+from passes.driver.catalogue import CATALOGUE, find_passes
+from passes.driver.compiled_model import load
+from passes.driver.optimize import optimize
+from passes.driver.verification import run_seeded
 from passes.errors import CaptureError, EmitError, NumericsError
-from passes.hooks import run_seeded
-from passes.optimized import load
-from passes.testing.laws import LawBroken, Oracle, hold_to_laws
-from passes.testing.random_models import RandomModel, build, make_inputs
+from passes.testing.invariants import InvariantBroken, Oracle, check_invariants
+from passes.testing.model_text import RandomModel, build, make_inputs
 from passes.testing.tally import Tally, kind_of
 
 
 class CaptureRefused(PassesError):
-    """A front end, or torch, cannot capture a model (or TorchScript say it): no fault of a pass. Counted by kind."""
+    """A front end, or torch, cannot capture a model (or TorchScript express it): no fault of a pass. Counted by kind."""
 
 
-class CaptureIsWrong(LawBroken):
+class CaptureIsWrong(InvariantBroken):
     """The captured Program does not give the model's numbers."""
 
 
@@ -50,16 +51,16 @@ def hold(
     frontend: str = "trace",
     engine: str | None = None,
 ) -> Tally:
-    """Hold passes to the laws on one model, made by `model()` and called on `example_inputs()`.
+    """Check the invariants of passes on one model, made by `model()` and called on `example_inputs()`.
 
     Args:
-        passes: names and `Pass` objects, run one after another, each under the laws.
-        before: passes that run first, under no law.
+        passes: names and `Pass` objects, run one after another, the invariants of each checked.
+        before: passes that run first, unchecked.
         seed: of weights and inputs; `dtype` is torch's default dtype while they are made.
         frontend: "trace", "script", "fx" or "export".
         engine: None, or an engine of `optimize`: the model is then compiled, saved and loaded, and its numbers compared.
 
-    Returns what the passes did. Raises `LawBroken`, or whatever a pass raises; `CaptureRefused` when the front end cannot.
+    Returns what the passes did. Raises `InvariantBroken`, or whatever a pass raises; `CaptureRefused` when capture fails.
 
     >>> done = hold(lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), lambda: (torch.randn(2, 3),), "fuse_conv_bn")
     >>> dict(done.rewrites)
@@ -71,10 +72,8 @@ def hold(
     return held(made, inputs, find_passes(passes), find_passes(before), frontend)
 
 
-def held(
-    model: nn.Module, inputs: tuple[Tensor, ...], passes: Iterable[Pass], before: Iterable[Pass], frontend: str
-) -> Tally:
-    """`hold` for a model that is there, in eval mode."""
+def held(model: nn.Module, inputs: tuple[Tensor, ...], passes: Iterable[Pass], before: Iterable[Pass], frontend: str) -> Tally:
+    """`hold` for a model that is built already, in eval mode."""
     tally = Tally(models=1)
     oracle = captured(model, inputs, frontend)
     program, declared = oracle.captured, "exact"
@@ -82,7 +81,7 @@ def held(
         program = pass_(program)
         declared = max(declared, pass_.declares, key=DECLARATIONS.index)
     for pass_ in passes:
-        program, journal = hold_to_laws(pass_, program, oracle, declared)
+        program, journal = check_invariants(pass_, program, oracle, declared)
         tally.count(pass_, journal)
         if journal.rewrites:
             declared = max(declared, pass_.declares, key=DECLARATIONS.index)
@@ -109,7 +108,7 @@ def captured(model: nn.Module, inputs: tuple[Tensor, ...], frontend: str) -> Ora
     oracle = Oracle(program, source.examples[0])
     try:
         oracle.judge(program, run_seeded(program, oracle.example), "exact", "the captured graph differs from the model")
-    except LawBroken as error:
+    except InvariantBroken as error:
         raise CaptureIsWrong(str(error)) from None
     return oracle
 
@@ -126,7 +125,7 @@ def raised_by_capturing(error: BaseException) -> bool:
 def compiled(model: nn.Module, inputs: tuple[Tensor, ...], passes: list[Pass], frontend: str, engine: str) -> Tally:
     """`optimize` end to end, saved and loaded again, its numbers those of the eager model.
 
-    Raises `LawBroken` when they are not; `CaptureRefused` when the front end or TorchScript cannot.
+    Raises `InvariantBroken` when they are not; `CaptureRefused` when the front end or TorchScript cannot.
     """
     tally = Tally(models=1)
     oracle = captured(model, inputs, frontend)
@@ -163,7 +162,7 @@ def compiled(model: nn.Module, inputs: tuple[Tensor, ...], passes: list[Pass], f
 
 @dataclass(frozen=True)
 class Trial:
-    """A random model, what is done to it, and how to write that down as a test."""
+    """A random model, what is done to it, and how to write that as a test."""
 
     model: RandomModel
     passes: tuple[str | Pass, ...]
@@ -202,7 +201,7 @@ class Trial:
 
 
 def _name(pass_: str | Pass) -> str:
-    """How a test spells a pass: a name of the catalogue in quotes, any other as a variable."""
+    """How a test writes a pass: a name of the catalogue in quotes, any other as a variable."""
     if isinstance(pass_, Pass) and CATALOGUE.get(pass_.name) is not pass_:
         return pass_.name
     return f'"{pass_}"'

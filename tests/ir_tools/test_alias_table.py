@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
-from ir_tools.ir import dialect
-from ir_tools.ir.dialect import HIDDEN_ALIASES, aliased_arguments, bound_arguments, getitem, op_name, overload_name
+from ir_tools.ir import dialect, effects
+from ir_tools.ir.dialect import bound_arguments, getitem, op_name, overload_name
+from ir_tools.ir.effects import HIDDEN_ALIASES, aliased_arguments
 from tests import models
 
 NOT_SWEPT = ("backward", "quantized", "qparams", "native_group_norm")  # not met in inference, or crash on odd arguments
@@ -136,7 +137,7 @@ def composites() -> Iterator[OpOverload]:
         for overload in packet.overloads() if packet is not None else ():
             target = getattr(packet, overload)
             schema = target._schema
-            if not torch._C._dispatch_has_kernel(target.name()) or dialect.written_arguments(target):
+            if not torch._C._dispatch_has_kernel(target.name()) or effects.written_arguments(target):
                 continue
             if not all(any("Tensor" in str(v.type) for v in side) for side in (schema.arguments, schema.returns)):
                 continue
@@ -221,13 +222,13 @@ def test_every_shared_storage_is_known(observed):
         for name, shared in observed.items()
         if shared - set(aliased_arguments(overload(name)))
     }
-    assert not unknown, "these share memory with arguments, and HIDDEN_ALIASES (dialect.py) does not say so"
+    assert not unknown, "these share memory with arguments, and HIDDEN_ALIASES (effects.py) does not say so"
 
 
 def test_every_entry_of_the_table_is_real(observed):
     sharing = {op_name(overload(name)) for name, shared in observed.items() if shared}
     idle = sorted(set(HIDDEN_ALIASES) - sharing)
-    assert not idle, "these were never seen to share memory: take them out of HIDDEN_ALIASES (dialect.py)"
+    assert not idle, "these were never seen to share memory: take them out of HIDDEN_ALIASES (effects.py)"
 
 
 def test_no_entry_repeats_what_the_schema_says():

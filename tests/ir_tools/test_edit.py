@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from ir_tools.ir import Draft, FactError, IllFormedError, Packing, Program, check_wellformed, facts
-from ir_tools.ir.dialect import aten, numbers_in, written_nodes
+from ir_tools.ir import Draft, FactError, IllFormedError, Packing, Program, alias_analysis, check_wellformed, facts
+from ir_tools.ir.dialect import aten, numbers_in
+from ir_tools.ir.effects import written_nodes
 from ir_tools.ir.origin import origin
 from passes.testing import fingerprint
 from tests.check import assert_bitwise_equal, captured, ops, outputs_of
@@ -177,7 +178,7 @@ def dies(function, *inputs: Tensor) -> bool:
 
     program = captured(Model(), *inputs)
     reader = next(n for n in program.calls if n.target is aten.maximum.default)
-    return facts.dies_at(reader.args[1], reader)
+    return alias_analysis.dies_at(reader.args[1], reader)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_a_constant_never_dies() -> None:
             return x.maximum(self.c)
 
     (reader,) = captured(Model(), X).calls
-    assert facts.dies_at(reader.args[1], reader) is False
+    assert alias_analysis.dies_at(reader.args[1], reader) is False
 
 
 @pytest.mark.parametrize("training", [False, True])

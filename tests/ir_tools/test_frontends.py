@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from ir_tools.frontends.capture import FRONTENDS, capture
 from ir_tools.frontends.errors import CaptureError
-from ir_tools.frontends.source import call_model, forward_parameters, prepare
+from ir_tools.frontends.source import prepare
+from ir_tools.frontends.user_model import call_model, forward_parameters
 from ir_tools.ir import Program, check_wellformed
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.signature import binder

@@ -13,7 +13,7 @@ from ir_tools.rewrite import Rule, Value
 from ir_tools.rewrite.nearest import near_misses, nearest_miss
 from passes import CATALOGUE, optimize
 from tests.check import captured
-from tests.script_models import SCRIPT_MODELS, case
+from tests.script_cases import SCRIPT_MODELS, case
 
 X = torch.randn(2, 3, 6, 6)
 fuse_conv_bn = CATALOGUE["fuse_conv_bn"]

@@ -58,7 +58,7 @@ def test_what_is_not_finite_is_told_and_not_counted(dtype, odd) -> None:
 @pytest.mark.parametrize("values", [torch.zeros(0), torch.zeros(2, 0, 3)])
 def test_no_elements(values) -> None:
     assert range_of(values) == Range()
-    assert Range().largest == 0.0 and Range().smallest == math.inf and Range().share_below(1.0) == 0.0
+    assert Range().largest == 0.0 and Range().smallest == math.inf
 
 
 def test_zeros_alone() -> None:
@@ -82,19 +82,10 @@ def test_sums_of_ranges_are_ranges_of_both(one: list[float], other: list[float])
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30), st.integers(-150, 130))
-def test_the_share_below_a_power_of_two_is_exact(numbers: list[float], power: int) -> None:
+def test_what_lies_below_a_power_of_two_is_counted_exactly(numbers: list[float], power: int) -> None:
     values = torch.tensor(numbers, dtype=torch.float64)
-    nonzero = values[values != 0].abs()
-    share = (nonzero < 2.0**power).double().mean().item() if nonzero.numel() else 0.0
-    assert range_of(values).share_below(2.0**power) == share
-
-
-def test_the_share_between_powers_of_two_grows_and_is_exact_at_the_ends() -> None:
-    found = range_of(torch.tensor([1.0, 1.25, 1.5, 1.75, 100.0]))
-    assert found.share_below(1.0) == 0.0 and found.share_below(1.5) == pytest.approx(0.4)
-    assert found.share_below(100.0) <= 1.0 and found.share_below(100.1) == 1.0
-    shares = [found.share_below(m / 8) for m in range(1, 1000)]
-    assert shares == sorted(shares)
+    below = (values != 0) & (values.abs() < 2.0**power)
+    assert sum(count for exponent, count in range_of(values).exponents.items() if exponent <= power) == below.sum().item()
 
 
 # -- of a Program -------------------------------------------------------------------------------------------------------

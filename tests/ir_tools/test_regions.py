@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from ir_tools.ir import Block, Draft, IllFormedError, Program, check_wellformed, facts
-from ir_tools.ir.dialect import acts, aten, changed_containers, getitem, has_effect, is_random, written_nodes
-from ir_tools.ir.facts import dies_at, mutated_values
+from ir_tools.ir import Block, Draft, IllFormedError, Program, alias_analysis, check_wellformed, facts
+from ir_tools.ir.alias_analysis import dies_at, mutated_values
+from ir_tools.ir.dialect import aten, getitem
+from ir_tools.ir.effects import acts, changed_containers, has_effect, is_random, written_nodes
 from ir_tools.ir.host import fail, make_list, set_value_type, value_type
 from ir_tools.ir.program import body_of
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop, with_bodies
@@ -325,7 +326,7 @@ def test_a_body_is_told_what_others_write_into() -> None:
 
     program = build({"x": X}, make)
     region = region_of(program)
-    outside = facts.outside_of(region, facts.Memory(program.graph))
+    outside = alias_analysis.outside_of(region, alias_analysis.Memory(program.graph))
     assert outside.written == {("input", 0), ("result", 0), ("result", 1)}  # results of one region are one class
     (then, _) = bodies(region)
     assert {n.name.removeprefix("if0_0_") for n in program.of_body(then, outside).mutated_values} == {"in0", "t", "mul"}
@@ -345,7 +346,7 @@ def test_the_outside_of_a_loop_is_also_its_next_round() -> None:
     region = region_of(program)
     (inside,) = bodies(region)
     assert "loop0_neg" not in {n.name for n in mutated_values(inside.graph, NOBODY)}
-    outside = facts.outside_of(region, facts.Memory(program.graph))
+    outside = alias_analysis.outside_of(region, alias_analysis.Memory(program.graph))
     assert outside.carried == 1
     assert "loop0_neg" in {n.name for n in program.of_body(inside, outside).mutated_values}
 

@@ -101,6 +101,19 @@ def test_a_baked_value_must_stay(value, message):
         signature.flatten((X,), {"scale": value})
 
 
+class Scaled(nn.Module):
+    def forward(self, x, factor):
+        return x * factor
+
+
+def test_a_baked_number_is_another_number_when_its_type_is():
+    fast = optimize(Scaled().eval(), example_inputs=(torch.arange(3), 1))
+    assert torch.equal(fast(torch.arange(3), 1), torch.arange(3))
+    for other in (1.0, True):
+        with pytest.raises(SignatureError, match="input 'factor' was 1 when the model was captured"):
+            fast(torch.arange(3), other)
+
+
 @pytest.mark.parametrize(
     "tensor, message",
     [

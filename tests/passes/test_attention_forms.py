@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Program
 from ir_tools.rewrite import Call
-from passes import CATALOGUE, DEFAULT, choices, load, optimize
-from passes.attention_forms import ATTENTION, Attention, forms_of, is_ours, later_keys, signature, timed_forms
+from passes import CATALOGUE, DEFAULT, load, optimize
+from passes.lower.variants.attention import ATTENTION, Attention, forms_of, is_ours, later_keys, signature, timed_forms
+from passes.tune import tuning_record as choices
 from tests.check import assert_sites_can_be_skipped, captured, ops, outputs_of, relative_error, rewritten
 from tests.test_choices import graph, never, winner
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
 
 fuse_attention, lower_onednn = CATALOGUE["fuse_attention"], CATALOGUE["lower_onednn"]
-forms = importlib.import_module("passes.attention_forms")
-lowering = importlib.import_module("passes.lower_onednn")
+forms = importlib.import_module("passes.lower.variants.attention")
+lowering = importlib.import_module("passes.lower.lower_onednn")
 
 WITHIN = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}
 MASKS: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {

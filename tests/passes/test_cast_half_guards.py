@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import argument, aten, short_name
 from ir_tools.rewrite import Journal
-from passes.half_ops import PERIODIC
-from passes.half_rescaling import LARGEST_SHIFT
+from passes.precision.op_table import PERIODIC
+from passes.precision.rescaling import LARGEST_SHIFT
 from tests.check import captured, outputs_of, relative_error, rewritten
-from tests.passes.test_cast_half import HALVES, LEVELS, Model, X, cast_half, check_cast, numbers, policy, seen_on
+from tests.passes.half_casts import HALVES, LEVELS, Model, X, cast_half, check_cast, numbers, policy, seen_on
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 

@@ -19,7 +19,7 @@ from tests.check import assert_numbers_agree, assert_sites_can_be_skipped, captu
 from tests.layers import EXACT, LAYERS, Around, check_folds, layer_and_input, output_channels, per_channel, refusals
 
 fold_affine = CATALOGUE["fold_affine"]
-source = importlib.import_module("passes.fold_affine")
+source = importlib.import_module("passes.fold.fold_affine")
 
 FUNCTIONS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "times": lambda layer, x, c: layer(x) * c,
@@ -221,7 +221,7 @@ def test_a_second_reader_and_a_run_time_weight_are_refused() -> None:
 
 def test_folds_compute_where_the_weight_is() -> None:
     """Plain numbers are on no device: what is made of them must be on that of the weight."""
-    folding = importlib.import_module("passes.folding")
+    folding = importlib.import_module("passes.fold.arithmetic")
     with FakeTensorMode():
         w = torch.empty(4, 3, 2, 2, device="cuda")
         layer = SimpleNamespace(target=torch.ops.aten.conv2d.default, groups=1)
@@ -245,13 +245,13 @@ def test_each_site_can_be_skipped() -> None:
 
 # -- the numbers have teeth ---------------------------------------------------------------------------------------------
 
-RIGHT = {name: getattr(source, name) for name in ("scaled_outputs", "per_channel", "as_float64", "affine")}
-SABOTAGES: dict[str, tuple[str, str, Callable]] = {
+RIGHT = {name: getattr(source, name) for name in ("scaled_outputs", "per_channel", "affine")}
+SABOTAGES: dict[str, tuple[str, str, object]] = {
     "the weight is left": ("times", "scaled_outputs", lambda layer, w, s: w.double()),
-    "the bias is left": ("times", "affine", lambda op, layer, x, w, b, scale=1.0, shift=None:
+    "the bias is left": ("times", "affine", lambda op, layer, x, w, b, scale, shift:
                          RIGHT["affine"](op, layer, x, w, b / per_one(scale, w), scale, shift)),
-    "alpha is lost": ("plus, scaled", "as_float64", lambda c: RIGHT["as_float64"](c) / 3),
-    "a sum for a difference": ("minus", "as_float64", lambda c: -RIGHT["as_float64"](c)),
+    "alpha is lost": ("plus, scaled", "AFFINE", {**source.AFFINE, "y + c": lambda step, c: (None, c)}),
+    "a sum for a difference": ("minus", "AFFINE", {**source.AFFINE, "y - c": source.AFFINE["y + c"]}),
     "the sign is lost": ("from", "scaled_outputs", lambda layer, w, s: w.double() * 1),
     "in float32": ("times", "scaled_outputs", lambda layer, w, s: RIGHT["scaled_outputs"](layer, w, s.float())),
 }  # fmt: skip
@@ -271,7 +271,7 @@ def test_broken_arithmetic_is_noticed(sabotage: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_product_for_a_quotient_is_noticed() -> None:
-    rule = Rule("wrong", match=source.layer_over_constant, replace=source.times)
+    rule = Rule("wrong", match=source.layer_over_constant, replace=source.folded("y * c"))
     layer, x = layer_and_input("conv2d")
     with pytest.raises(AssertionError, match="relative error"):
         check_folds(rule_pass("wrong", [rule], declares="reassociates", doc=""), model_of("over", layer), x)

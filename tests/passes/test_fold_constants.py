@@ -21,7 +21,7 @@ from tests.check import (
 )
 
 fold_constants = CATALOGUE["fold_constants"]
-source = importlib.import_module("passes.fold_constants")
+source = importlib.import_module("passes.cleanup.fold_constants")
 
 
 class ComputedWeight(nn.Module):

@@ -25,7 +25,7 @@ from tests.layers import (
 )
 
 fold_input_affine = CATALOGUE["fold_input_affine"]
-source = importlib.import_module("passes.fold_input_affine")
+source = importlib.import_module("passes.fold.fold_input_affine")
 
 SCALES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     "times": lambda layer, x, c: layer(x * c),
@@ -138,12 +138,12 @@ def test_each_site_can_be_skipped() -> None:
         ("times", "scaled_inputs", lambda layer, w, s: w.double() * s.flip(0).reshape(1, -1, 1, 1)),
         ("plus", "layer_sum", lambda layer, w, t: w.double()[:, :, 0, 0] @ t),
         ("plus", "layer_sum", lambda layer, w, t: torch.zeros(w.shape[0], dtype=torch.float64)),
-        ("plus, scaled", "as_float64", lambda c: c.double() / 3),
-        ("minus", "as_float64", lambda c: -c.double()),
+        ("plus, scaled", "AFFINE", {**source.AFFINE, "y + c": lambda step, c: (None, c)}),
+        ("minus", "AFFINE", {**source.AFFINE, "y - c": source.AFFINE["y + c"]}),
     ],
     ids=["unscaled", "other channels", "one tap", "no shift", "no alpha", "plus"],
 )
-def test_broken_arithmetic_is_noticed(function: str, name: str, broken: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_arithmetic_is_noticed(function: str, name: str, broken: object, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = layer_and_input("conv2d, square")
     monkeypatch.setattr(source, name, broken)
     with pytest.raises(AssertionError, match="relative error"):
@@ -152,7 +152,7 @@ def test_broken_arithmetic_is_noticed(function: str, name: str, broken: Callable
 
 @pytest.mark.parametrize("name", [*PADDED, "conv_transpose2d"])
 def test_folding_over_padding_would_be_noticed(name: str) -> None:
-    rule = Rule("wrong", match=source.layer_of_sum, replace=source.of_sum)
+    rule = Rule("wrong", match=source.layer_of_sum, replace=source.folded("y + c"))
     layer, x = layer_and_input(name)
     with pytest.raises(AssertionError, match="relative error"):
         check_folds(rule_pass("wrong", [rule], declares="reassociates", doc=""), model_of("plus", layer), x)

@@ -25,7 +25,7 @@ from tests.check import (
 )
 
 fuse_attention = CATALOGUE["fuse_attention"]
-source = importlib.import_module("passes.fuse_attention")
+source = importlib.import_module("passes.fuse.fuse_attention")
 
 EXACT = 1e-10
 INF = math.inf

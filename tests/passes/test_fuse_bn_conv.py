@@ -15,7 +15,7 @@ from tests.check import assert_sites_can_be_skipped, captured, with_random_stati
 from tests.layers import OVERLAPPING, PADDED, SHIFTED, check_folds, input_channels, layer_and_input, refusals
 
 fuse_bn_conv = CATALOGUE["fuse_bn_conv"]
-source = importlib.import_module("passes.fuse_bn_conv")
+source = importlib.import_module("passes.fold.fuse_bn_conv")
 
 TWO_AXES = tuple(name for name in SHIFTED if name not in ("linear, three axes", "linear, one axis"))
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

@@ -24,8 +24,8 @@ from tests.check import (
 )
 
 fuse_conv_bn = CATALOGUE["fuse_conv_bn"]
-source = importlib.import_module("passes.fuse_conv_bn")
-folding = importlib.import_module("passes.folding")
+source = importlib.import_module("passes.fold.fuse_conv_bn")
+folding = importlib.import_module("passes.fold.arithmetic")
 
 EXACT = 1e-10
 """Relative error allowed to a fold in float64."""

@@ -15,7 +15,7 @@ from passes import CATALOGUE
 from tests.check import assert_bitwise_equal, assert_sites_can_be_skipped, captured, ops, outputs_of, rewritten
 
 fuse_conv_relu = CATALOGUE["fuse_conv_relu"]
-source = importlib.import_module("passes.fuse_conv_relu")
+source = importlib.import_module("passes.fuse.fuse_conv_relu")
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], str, list[float]]] = {
     "relu": (F.relu, "relu", []),

@@ -18,8 +18,8 @@ from ir_tools.rewrite import Journal
 from ir_tools.rewrite.cast import readers, traffic
 from ir_tools.rewrite.cut import Split
 from passes import CATALOGUE
-from passes.half_placement import casts_one_by_one, placed
-from passes.half_policy import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_READERS, Policy
+from passes.precision.cast_placement import casts_one_by_one, placed
+from passes.precision.constraints import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_READERS, Policy
 from tests.check import captured, ops
 
 cast_half = CATALOGUE["cast_half"]

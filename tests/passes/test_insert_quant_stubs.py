@@ -130,7 +130,7 @@ def test_each_site_can_be_skipped() -> None:
 
 
 def test_a_stub_that_is_no_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import passes.insert_quant_stubs as source
+    import passes.quantize.insert_quant_stubs as source
 
     not_identity = torch.library.custom_op("checks::not_identity", lambda x, site: x * 1.001, mutates_args=(),
                                          schema="(Tensor x, str site) -> Tensor")  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import ACTIVATIONS, DIALECT_ONLY
+from ir_tools.rewrite import decompositions as source
 from passes import CATALOGUE
 from tests.check import (
     assert_bitwise_equal,
@@ -24,7 +23,6 @@ from tests.check import (
 )
 
 lower_aten = CATALOGUE["lower_aten"]
-source = importlib.import_module("passes.lower_aten")
 CONVS = {1: nn.Conv1d(2, 4, 3, dilation=2), 2: nn.Conv2d(2, 4, 3, 2, 1, groups=2), 3: nn.Conv3d(2, 4, 2)}
 
 

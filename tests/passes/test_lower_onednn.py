@@ -27,7 +27,7 @@ from tests.check import (
 )
 
 lower_onednn = CATALOGUE["lower_onednn"].with_options(choose="fused")
-source = importlib.import_module("passes.onednn_forms")
+source = importlib.import_module("passes.lower.variants.onednn")
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
 

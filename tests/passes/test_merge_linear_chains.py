@@ -13,7 +13,7 @@ from tests.check import assert_sites_can_be_skipped, captured
 from tests.layers import check_folds, refusals
 
 merge_linear_chains = CATALOGUE["merge_linear_chains"]
-source = importlib.import_module("passes.merge_linear_chains")
+source = importlib.import_module("passes.fold.merge_linear_chains")
 
 CHAINS: dict[str, tuple[list[nn.Module], tuple[int, ...]]] = {
     "linears": ([nn.Linear(4, 5), nn.Linear(5, 3)], (2, 4)),

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ir_tools.rewrite import Call
-from passes import CATALOGUE, choices, optimize
-from passes.pooling_forms import Pooling, signature, timed_forms
+from passes import CATALOGUE, optimize
+from passes.lower.variants.pooling import Pooling, signature, timed_forms
+from passes.tune import tuning_record as choices
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
 from tests.test_choices import never, winner
 

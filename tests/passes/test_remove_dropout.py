@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passes import CATALOGUE, Rule, rule_pass
-from passes.remove_dropout import dropout, operand
+from passes.cleanup.remove_dropout import dropout, operand
 from tests.check import (
     assert_bitwise_equal,
     assert_same_graph,

@@ -15,7 +15,7 @@ from passes import CATALOGUE, NumericsError, optimize, rule_pass
 from tests.check import assert_numbers_agree, assert_same_graph, assert_sites_can_be_skipped, captured, rewritten
 
 use_stable_forms = CATALOGUE["use_stable_forms"]
-source = importlib.import_module("passes.use_stable_forms")
+source = importlib.import_module("passes.fuse.use_stable_forms")
 
 EXACT = 1e-10
 X = torch.randn(3, 4, 5, dtype=torch.float64)

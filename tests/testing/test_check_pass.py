@@ -1,4 +1,4 @@
-"""`check_pass` catches every way of breaking a law, tells it with a test to paste, and refuses what never fired."""
+"""`check_pass` catches every way of breaking an invariant, reports it with a test to paste, and refuses what never fired."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ir_tools.rewrite import Journal, graph_pass
 from passes import CATALOGUE, Pass, PassesError, Rule, Value, check_pass, rule_pass
-from passes.testing import CaptureRefused, CheckFailed, LawBroken, NeverFired, hold, random_models
+from passes.testing import CaptureRefused, CheckFailed, InvariantBroken, NeverFired, hold, random_models
 from passes.testing.tally import Tally, kind_of
 
 DOC = """Do something to a relu.
@@ -54,7 +54,7 @@ def test_a_sound_pass_passes_and_is_reported() -> None:
     report = check_pass(made(relu_of, relu_twice), models=[PAIR], examples=30)
     assert report.models == 31 and report.rewrites["my_pass: a rule"] >= 1 and 0 < report.share_untouched < 1
     text = str(report)
-    assert "my_pass keeps the laws" in text and "no rule fired" in text and "my_pass: a rule" in text
+    assert "my_pass keeps the invariants" in text and "no rule fired" in text and "my_pass: a rule" in text
     assert "trace: captured" in text
 
 
@@ -90,7 +90,7 @@ def test_numbers_that_move_are_caught_and_the_pasted_test_fails_too() -> None:
     names: dict[str, Any] = {"my_pass": wrong, "__name__": "pasted"}
     exec(test, names)
     (function,) = (value for name, value in names.items() if name.startswith("test_"))
-    with pytest.raises(LawBroken, match="my_pass declares 'exact', but outputs moved"):
+    with pytest.raises(InvariantBroken, match="my_pass declares 'exact', but outputs moved"):
         function()
     names["my_pass"] = made(relu_of, relu_twice)
     function()
@@ -166,7 +166,7 @@ def with_doc(pass_: Pass) -> Pass:
         (made(relu_of, relu_twice, doc="No equation."), "the docstring of my_pass must open with"),
     ],
 )
-def test_every_other_law_is_checked(pass_: Pass, why: str) -> None:
+def test_every_other_invariant_is_checked(pass_: Pass, why: str) -> None:
     with pytest.raises(CheckFailed, match=why):
         check_pass(pass_, models=[PAIR], examples=0)
     with pytest.raises(CheckFailed, match=why):
@@ -200,12 +200,12 @@ def test_passes_that_run_before_and_other_front_ends() -> None:
 
 
 @pytest.mark.parametrize("name", ["fold_constants", "remove_dropout", "fuse_conv_bn", "fuse_conv_relu", "cast_half"])
-def test_the_passes_of_the_catalogue_keep_the_laws(name: str) -> None:
+def test_the_passes_of_the_catalogue_keep_the_invariants(name: str) -> None:
     assert check_pass(CATALOGUE[name], examples=40).models == 40
 
 
 def test_errors_are_of_the_one_tree() -> None:
-    assert issubclass(CheckFailed, PassesError) and issubclass(NeverFired, PassesError) and issubclass(LawBroken, PassesError)
+    assert all(issubclass(error, PassesError) for error in (CheckFailed, NeverFired, InvariantBroken))
     with pytest.raises(PassesError, match="there is no pass"):
         check_pass("fuse_conv_nb")
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from rich.console import Console
 
 from passes import CATALOGUE, CaptureError, Pass
-from passes.catalogue import find_passes
-from passes.pipeline import check_order
-from passes.testing import LawBroken, fuzz, random_models
+from passes.driver.catalogue import find_passes
+from passes.driver.pipeline import check_order
+from passes.testing import InvariantBroken, fuzz, random_models
 from passes.testing.fuzz import Segment, run_segment, trials, write_failures
 from passes.testing.search import Failure, search
 from passes.testing.tally import Tally
@@ -138,11 +138,11 @@ def drawn(count: int) -> list:
 
 def test_a_search_finds_the_smallest_it_saw_when_its_time_is_up() -> None:
     def fails(trial: Trial) -> Tally:
-        raise LawBroken("always")
+        raise InvariantBroken("always")
 
     one = trials(("remove_dropout",))
     _, failure = search(one, fails, examples=10, seed=0, shrink_seconds=0.0)
-    assert isinstance(failure, Failure) and failure.kind == "LawBroken: always"
+    assert isinstance(failure, Failure) and failure.kind == "InvariantBroken: always"
     _, smaller = search(one, fails, examples=10, seed=0, shrink_seconds=3.0)
     assert smaller is not None and smaller.trial.size <= failure.trial.size
 

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import Tensor, nn
 
 from passes.testing import RandomModel, build, make_inputs, random_models
-from passes.testing.phrases import PHRASES
-from passes.testing.random_models import HEADER, Writer
+from passes.testing.model_text import HEADER
+from passes.testing.phrases.registry import PHRASES
+from passes.testing.writer import Writer
 
 few = settings(max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck),
                phases=[Phase.generate])  # fmt: skip

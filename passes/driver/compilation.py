@@ -1,0 +1,102 @@
+"""One compilation: a captured Program through the passes, each step verified; then emitted, and verified again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ir_tools.emit import package
+from ir_tools.emit.calling import arguments_for
+from ir_tools.emit.to_torchscript import emit
+from ir_tools.frontends.portability import follow_inputs
+from ir_tools.frontends.source import Source
+from ir_tools.ir import Program, check_wellformed
+from ir_tools.ir.dialect import short_name
+from ir_tools.rewrite import Pass
+from passes.driver.compiled_model import call_flat
+from passes.driver.instrumentation import explained, observed, timed, wellformed
+from passes.driver.step import Hook, Step, run_steps
+from passes.driver.verification import Numerics
+from passes.report.report import Report
+from passes.tune.tuning_record import Choices
+
+
+@dataclass
+class CompilationResult:
+    """The Program that the passes left, the steps to it, and, once it is emitted, the TorchScript module.
+
+    - `ops_left`: how often each op occurs in the Program. `choices`: what its lowering measured or replayed.
+    - `golden`: the outputs of the emitted module on the first example. `sqnr_db`, `max_abs_error`: its numbers, verified.
+    """
+
+    program: Program
+    numerics: Numerics
+    steps: list[Step]
+    ops_left: dict[str, int]
+    choices: Choices | None = None
+    notes: list[str] = field(default_factory=list)
+    scripted: Any = None
+    golden: list[torch.Tensor] = field(default_factory=list)
+    sqnr_db: float | None = None
+    max_abs_error: float | None = None
+
+    def report_to(self, report: Report) -> None:
+        """Enter what is known of this compilation into the report of the whole run."""
+        report.steps, report.choices, report.ops_left = [s.report for s in self.steps], self.choices, self.ops_left
+        report.sqnr_db, report.max_abs_error = self.sqnr_db, self.max_abs_error
+        report.notes += self.notes
+
+
+@dataclass(frozen=True)
+class CompilationContext:
+    """What all compilations of one captured model have in common.
+
+    `observe_on`: the calibration calls, as flat tensors; None where the example inputs are observed.
+    """
+
+    source: Source
+    engine: str
+    verify: str
+    explain_at: str | None
+    observe_on: Sequence[Sequence[torch.Tensor]] | None
+
+    @property
+    def arguments(self) -> list[list[Any]]:
+        """Those of the emitted module, per example."""
+        return [arguments_for(self.source.signature, example.tensors) for example in self.source.examples]
+
+    def run_passes(
+        self, program: Program, pipeline: Sequence[Pass], numerics: Numerics, outer: Sequence[Hook]
+    ) -> CompilationResult:
+        """Run the passes under the hooks `outer` and the usual ones."""
+        hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on)]
+        hooks += [numerics.hook] if self.verify == "each" else []
+        program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
+        measured = [step.journal.choices for step in steps if step.journal.choices is not None]
+        notes = [note for choices in measured for note in choices.notes()]
+        if self.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
+            program, stays = follow_inputs(program, self.source)
+            check_wellformed(program)
+            notes += stays
+        numerics.declare(pipeline)
+        return CompilationResult(program, numerics, steps, count_ops(program), measured[-1] if measured else None, notes)
+
+    def emit(self, result: CompilationResult) -> None:
+        """Emit the Program, and verify what came out."""
+        scripted = package.round_trip(emit(result.program))
+        arguments = self.arguments
+        with torch.no_grad():
+            if self.verify != "off":
+                comparison = result.numerics.check_emitted(result.program, lambda i: call_flat(scripted, arguments[i]))
+                result.sqnr_db, result.max_abs_error = comparison.sqnr_db, comparison.max_abs_error
+            result.golden = call_flat(scripted, arguments[0])
+        result.scripted = scripted
+
+
+def count_ops(program: Program) -> dict[str, int]:
+    """How often each op occurs, by name; in branches and loops too."""
+    return dict(Counter(short_name(node.target) for node in program.all_calls))

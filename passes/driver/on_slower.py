@@ -1,0 +1,103 @@
+"""Whether a pass that is there for speed brings any: the model is compiled without it too, and both are timed in turn.
+
+The first pass that has an option `on_slower` and changed something forks the pipeline: a hook keeps the Program that it was
+given, and the rest of the pipeline runs on that one too.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ir_tools.errors import first_line
+from ir_tools.ir import Program
+from ir_tools.rewrite import Pass
+from passes.driver.compilation import CompilationContext, CompilationResult
+from passes.driver.instrumentation import announced
+from passes.driver.step import Run, Step
+from passes.driver.verification import Numerics, float_dtypes
+from passes.tune.speed_comparison import Contestant, Speed, asks_for_verdict, decide
+
+
+@dataclass
+class Fork:
+    """Where the model without the pass of `step` starts: the Program that the pass was given, and its numbers then."""
+
+    step: Step
+    program: Program
+    numerics: Numerics
+
+
+class Forking:
+    """A hook that keeps the `fork` of a pipeline, None where no pass that asks for a comparison changed anything."""
+
+    def __init__(self, numerics: Numerics):
+        self.numerics = numerics
+        self.fork: Fork | None = None
+
+    def hook(self, run: Run) -> Run:
+        def forking_run(step: Step, program: Program) -> Program:
+            asks = self.fork is None and asks_for_verdict(step.pass_)
+            before = copy.copy(self.numerics)
+            after = run(step, program)
+            if asks and after is not program:
+                self.fork = Fork(step, program, before)
+            return after
+
+        return forking_run
+
+
+def faster(
+    context: CompilationContext,
+    result: CompilationResult,
+    fork: Fork,
+    pipeline: Sequence[Pass],
+    progress: Callable[[str], None],
+) -> tuple[Speed, CompilationResult]:
+    """The speed comparison, and the result to give: `result`, or the one without the pass at which the pipeline forked.
+
+    Only that pass is left out. Later ones that ask for a comparison too are in both, and are not judged.
+    """
+    clock = time.perf_counter()
+    pass_ = fork.step.pass_
+    dtype, reference = _speed_names(pass_, fork.program)
+    aside = announced(lambda line: progress(f"without {pass_.name}: {line}"))
+    at = fork.step.index
+    first, rest = [p for p in pipeline[:at] if not asks_for_verdict(p)], pipeline[at:]  # any before that asks changed nothing
+    fork.numerics.declare(first)  # with verify="ends" nothing was declared before
+    try:
+        other = context.run_passes(fork.program, rest, fork.numerics, [aside])
+        progress(f"emitting TorchScript without {pass_.name}")
+        context.emit(other)
+        dtype, reference = _speed_names(pass_, other.program)
+        progress(f"timing the model without {pass_.name} and with it in turn")
+        without, with_pass = (Contestant(r.program, r.scripted, context.arguments[0]) for r in (other, result))
+        speed = decide(pass_, dtype, reference, without, with_pass)
+    except Exception as error:  # the model is there and verified; only what it would be compared with is not
+        speed = Speed(pass_.name, dtype, reference, "unknown", reason=f"{type(error).__name__}: {first_line(error)}")
+    speed = replace(speed, seconds=time.perf_counter() - clock)
+    if speed.decision != "reverted":
+        result.notes += _not_judged(rest, result.steps[at:])
+        return speed, result
+    other.notes += _not_judged(rest, other.steps)
+    fork.step.report.reverted = str(speed)
+    other.steps = [*result.steps[:at], *other.steps]
+    return speed, other
+
+
+def _not_judged(passes: Sequence[Pass], steps: Sequence[Step]) -> list[str]:
+    """A line for each pass behind the one that was judged which asks for a comparison too."""
+    asked = [p for p, step in zip(passes, steps, strict=True) if asks_for_verdict(p) and step.report.rewrote]
+    return [f"{p}: its speed was not judged and its on_slower not read; only the first pass of these is judged" for p in asked]
+
+
+def _speed_names(pass_: Pass, reference: Program) -> tuple[str, str]:
+    """What `Speed` calls the dtype that the pass brings, and that of the model without it; "" for what has no such name."""
+    if "dtype" not in pass_.options:
+        return "", ""
+    dtype = pass_.given.get("dtype", pass_.options["dtype"])
+    return str(dtype).removeprefix("torch."), "float32" if float_dtypes(reference) == {torch.float32} else ""

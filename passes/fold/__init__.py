@@ -1,0 +1,1 @@
+"""Passes that fold into weights what scales and shifts them: batch norms, constants, linears in a chain."""

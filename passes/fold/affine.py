@@ -1,0 +1,25 @@
+"""What one op makes of a value `y` and a constant `c`: `scale * y + shift`, the table of both folds of constants.
+
+    written    scale     shift
+    y * c      c
+    y / c      1 / c
+    y + c                alpha * c
+    y - c               -alpha * c
+    c - y     -alpha     c
+    -y        -1
+
+`c` comes as float64, one number per channel; None stands for a scale of 1, or a shift of 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+AFFINE: dict[str, Callable[..., tuple[Any, Any]]] = {
+    "y * c": lambda step, c: (c, None),
+    "y / c": lambda step, c: (1 / c, None),
+    "y + c": lambda step, c: (None, step.alpha * c),
+    "y - c": lambda step, c: (None, -step.alpha * c),
+    "c - y": lambda step, c: (-step.alpha, c),
+    "-y": lambda step, c: (-1.0, None),
+}
+"""By what is written: from the op, which may have an alpha, and the constant, to scale and shift."""

@@ -1,0 +1,121 @@
+"""Compute in half precision where it pays and is safe, with as few casts as possible; inputs and outputs keep their dtypes.
+
+    level   matrix ops   pointwise, shape and pool ops        norms, softmax, exp, long sums     ops in no table
+    O1      half         half when all float operands are     float                              float
+    O2      half         where casts are fewer                float                              float
+    O3      half         half                                 half                               float
+
+Levels are named after NVIDIA Apex's. `half_ops` says which op is what, `half_policy` what follows from that for each one. Where
+it leaves a choice, a minimum cut takes the one with the fewest casts, and among those the one that moves the fewest bytes.
+"Float" means the arithmetic: where everything around a norm or softmax is half, the half kernel, which computes in float
+inside, gives what casting there and back would.
+
+Constants (weights, biases) are cast once, ahead of time; a value is cast once per dtype; a cast that would undo another one
+reads its source instead. An op with a float64 operand, an op that writes in place, an explicit cast in the model, and what is
+half already stay as they are. So does an op with a number beyond the range of half (a mask of -1e9), or below its smallest
+normal number (an epsilon of 1e-12 in float16), and what reads it; a mask is clamped to the range where it is cast.
+
+Options: `keep_float` names modules and ops, `overrides` gives a module or op a level of its own, or "float"; a module decides
+before a kind of op, the longest path before others. What values were seen on example or calibration data (`journal.ranges`)
+keeps in float what would overflow or be lost. `on_slower` is read by `optimize`: what to do where half is slower here.
+"""
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+
+from ir_tools.ir import Block, Draft, Program
+from ir_tools.ir.dialect import argument, nodes_in, short_name
+from ir_tools.ir.facts import dtype as dtype_of
+from ir_tools.ir.origin import place
+from ir_tools.rewrite import Journal, OptionError, graph_pass
+from ir_tools.rewrite.cast import Caster, traffic, whole
+from ir_tools.rewrite.nearest import places_of
+from ir_tools.rewrite.rewrite_log import Casts
+from passes.precision.cast_placement import casts_one_by_one, placed
+from passes.precision.constraints import AS_IT_COMES, EXPECTED, Policy, site_of
+from passes.precision.hazards import CLAMPED, IS_WIDE, OVERFLOWS, VALUE_CLAMPED
+from passes.precision.op_table import FLOAT_PARAMETERS, NAMED
+from passes.precision.rescaling import rescale
+from passes.precision.residuals import take_residuals_out
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@graph_pass(declares="lower_precision")
+def cast_half(
+    program: Block,
+    journal: Journal,
+    *,
+    dtype: Literal["bfloat16", "float16"] = "bfloat16",
+    level: Literal["O1", "O2", "O3"] = "O2",
+    keep_float: tuple[str, ...] = (),
+    overrides: Mapping[str, Literal["O1", "O2", "O3", "float"]] = MappingProxyType({}),
+    on_slower: Literal["warn", "keep", "revert"] = "warn",
+) -> Block:
+    overrides = {**overrides, **dict.fromkeys(keep_float, "float")}
+    check_names(program, overrides)
+    half, draft = DTYPES[dtype], Draft.of(program)
+    policy = Policy(draft.program, half, level, overrides, journal)
+    for prepare in (rescale, take_residuals_out):
+        if prepare(draft, policy, journal):
+            policy = Policy(draft.program, half, level, overrides, journal)
+    prepared = {rewrite.site for rewrite in journal.rewrites}
+    in_half = placed(policy)
+    one_by_one = casts_one_by_one(policy)
+    outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
+    caster = Caster(draft, "cast_half")
+    caster.wide.update(policy.numbers.masks, policy.numbers.unfit.keys() & set(draft.program.placeholders))
+    original = dict(policy.original)
+
+    def in_its_dtype(node):
+        if node not in in_half:
+            return caster.recompute(node, torch.float32, was_cast)
+        stay = set(nodes_in([argument(node, name) for name in FLOAT_PARAMETERS.get(short_name(node.target), ())]))
+        if any(draft.program.constant(parameter) is None for parameter in stay) or (stay and argument(node, "training")):
+            stay = set()  # the kernels take no mixture of half and float ones
+        return caster.recompute(node, half, lambda operand: dtype_of(operand) is torch.float32 and operand not in stay)
+
+    def was_cast(operand):
+        return dtype_of(operand) is half and original.get(operand) is not half
+
+    for node in draft.program.calls:
+        stance, site, is_part = policy.stances[node], site_of(node), whole(node) is not None
+        if stance is not AS_IT_COMES:
+            clamped = len(caster.clamped)
+            new = in_its_dtype(node)
+            original[new] = original[node]
+            if node in policy.numbers.wide or node in policy.numbers.unfit:
+                caster.wide.add(new)
+            if len(caster.clamped) > clamped:
+                journal.refused(site, "cast_half", place(node), CLAMPED)
+            if node in in_half and new is not node and not is_part and site not in prepared:
+                journal.rewrote(site, short_name(node.target), place(node))
+        if stance.reason and not is_part:
+            journal.refused(site, "cast_half", place(node), stance.reason, expected=stance.reason in EXPECTED)
+    caster.restore_outputs(outputs)
+    caster.skip_idle()
+    said = {node.name for node, stance in policy.stances.items() if stance.reason in (IS_WIDE, OVERFLOWS)}
+    for value in caster.clamped_values:
+        if value.name not in said:
+            journal.refused(site_of(value), "cast_half", place(value), VALUE_CLAMPED)
+    after = draft.finish()
+    casts = Casts(traffic(program), one_by_one, traffic(after))
+    journal.casts = casts if journal.casts is None else journal.casts + casts  # the blocks of a Program come one by one
+    return after
+
+
+def check_names(program, names):
+    """Raise `OptionError` for a name in the options that stands for nothing in the graph."""
+    if not isinstance(program, Program):  # a body of it: the whole is looked at when its turn comes
+        return
+    known = {name for node in program.all_calls for name in (short_name(node.target), *places_of(node))}
+    for name in names:
+        if name not in known and name not in NAMED:  # an op that this model has none of may be kept all the same
+            near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            what = "no module path and no op of this graph (misspelt, or gone with an earlier pass)"
+            raise OptionError(f"cast_half: {name!r} is {what}{hint}")

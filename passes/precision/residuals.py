@@ -1,0 +1,26 @@
+"""At O1, a float residual is added in float: where it was fused with a product, which is half, it is taken out again.
+
+    linear_act(x, w, b, r, act)  ->  act(linear(x, w, b) + r)          r float by nature
+
+The stream of a transformer adds up many small terms; rounding it at every layer costs several dB, and autocast does not.
+"""
+
+from ir_tools.ir import Draft
+from ir_tools.ir.dialect import short_name
+from ir_tools.ir.origin import place
+from ir_tools.rewrite import Call, Journal, Ops
+from ir_tools.rewrite.decompositions import DECOMPOSITIONS
+from ir_tools.rewrite.rule import unwrap
+from passes.precision.constraints import Policy, site_of
+
+
+def take_residuals_out(draft: Draft, policy: Policy, journal: Journal) -> bool:
+    """Whether there were any among the ops for which the level is O1."""
+    for node in [n for n in policy.block.calls if n in policy.adds_a_float]:
+        fused = Call(node)
+        with draft.before(node):
+            apart = DECOMPOSITIONS[fused.target](Ops(draft, "cast_half", node), fused)
+        draft.replace(node, unwrap(apart))
+        name = short_name(node.target)
+        journal.rewrote(site_of(node), f"{name}(x, r) -> {name.removesuffix('_act')}(x) + r", place(node))
+    return bool(policy.adds_a_float)

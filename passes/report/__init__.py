@@ -1,0 +1,1 @@
+"""What `optimize` did, as data, and as text."""

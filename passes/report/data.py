@@ -1,0 +1,103 @@
+"""What `optimize` did, as data: per pass and overall."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ir_tools.rewrite.nearest import NearMiss
+from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite
+from passes.report.formatting import option
+from passes.tune.speed_comparison import Speed
+from passes.tune.tuning_record import Choices
+
+
+@dataclass
+class StepReport:
+    """One pass. `sqnr_db` and `max_abs_error` compare the Program after it with the user's eager model.
+
+    `ranges`: what the magnitudes of values were observed on, for a pass that asks for them. `casts`: what its casts move.
+    `reverted`: why the result of `optimize` is without this pass, "" where it is with it.
+    """
+
+    name: str
+    options: dict[str, object] = field(default_factory=dict)
+    declares: str = "exact"
+    seconds: float = 0.0
+    nodes_before: int = 0
+    nodes_after: int = 0
+    rewrites: list[Rewrite] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    near_misses: list[NearMiss] = field(default_factory=list)
+    max_abs_error: float | None = None
+    sqnr_db: float | None = None
+    tolerance: str = ""
+    ranges: str = ""
+    casts: Casts | None = None
+    reverted: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """The result of `optimize` is another one because of this pass."""
+        return not self.reverted and self.rewrote
+
+    @property
+    def rewrote(self) -> bool:
+        return bool(self.rewrites) or self.nodes_before != self.nodes_after
+
+
+@dataclass
+class ReportData:
+    """The whole run. `choices` are the measured ones of the lowering, None where it measures nothing.
+
+    `speed` is the verdict on the first pass that asks for one and changed something, None where there is none.
+    """
+
+    frontend: str = ""
+    frontend_reason: str = ""
+    frontend_refusals: dict[str, str] = field(default_factory=dict)
+    engine: str = ""
+    capture_seconds: float = 0.0
+    captured_nodes: int = 0
+    captured_ops: dict[str, int] = field(default_factory=dict)
+    captured_sqnr_db: float | None = None
+    captured_max_abs_error: float | None = None
+    steps: list[StepReport] = field(default_factory=list)
+    emit_seconds: float = 0.0
+    verified: bool = False
+    sqnr_db: float | None = None
+    max_abs_error: float | None = None
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    ops_left: dict[str, int] = field(default_factory=dict)
+    dry_run: bool = False
+    choices: Choices | None = None
+    speed: Speed | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Some pass rewrote something."""
+        return any(step.changed for step in self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists, strings and finite numbers: what `json.dumps` takes.
+
+        A number that JSON cannot hold (the SQNR of equal tensors is infinite) becomes the string "inf" or "nan".
+        """
+        choices = self.choices.to_dict() if self.choices is not None else None
+        speed = _plain(self.speed.to_dict()) if self.speed is not None else None
+        return {**_plain(asdict(self)), "changed": self.changed, "choices": choices, "speed": speed}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return option(value)
