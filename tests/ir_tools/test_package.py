@@ -16,7 +16,7 @@ from ir_tools.emit import package
 from ir_tools.emit.errors import ModelFileError
 from ir_tools.emit.package import load, read_torchscript, round_trip, save
 from ir_tools.emit.to_torchscript import emit
-from tests.ir_tools.test_emit import aten, build
+from tests.ir_tools.emitting import aten, build
 
 MANIFEST = {"passes": ["fold"], "sqnr": float("inf"), "é": None}
 
