@@ -1,0 +1,1 @@
+"""Emission: Programs as TorchScript modules, and the files that hold them."""

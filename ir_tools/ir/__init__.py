@@ -1,4 +1,4 @@
-"""The IR: one `Program` for every front end. Imports none of its sibling folders."""
+"""The IR: one `Program` for every front end, in a folder that imports none of its siblings."""
 
 from ir_tools.ir.edit import Draft
 from ir_tools.ir.origin import Origin

@@ -1,0 +1,1 @@
+"""Verifying: how far numbers are from those of the user's model, and how large values get."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from ir_tools.ir.dialect import getitem
-from ir_tools.ir.regions import Body, bodies, inputs_of, is_region, region_if
+from ir_tools.ir.regions import Body, bodies, inputs_of, is_region, region_if, region_loop
 
 
 def is_whole(node: fx.Node) -> bool:
@@ -51,3 +51,32 @@ def region_text(node: fx.Node, write: Callable[[Any], str]) -> str:
     said = [f"while {write(condition)}"] if condition is not True else []
     said += [f"{'' if all_rounds else 'at most '}{write(trips)} times"] if trips is not None else []
     return f"loop {', '.join(said)}".rstrip()
+
+
+def own_count(node: fx.Node) -> int:
+    """How many of a body's placeholders are the loop's own: the number of the round, and what it carries."""
+    return 1 + carried_count(node) if node.target is region_loop else 0
+
+
+def result_of(node: fx.Node, body: Body, number: int) -> Any:
+    """What a body gives for a result of its region; a loop's body first says whether to go on."""
+    return body.results[number + (node.target is region_loop)]
+
+
+def next_value(node: fx.Node, body: Body, placeholder: fx.Node) -> Any:
+    """What a loop hands to `placeholder` for the next round, None where it hands on nothing new."""
+    number = body.placeholders.index(placeholder)
+    if node.target is not region_loop or not 1 <= number < own_count(node) or body.results[number] is placeholder:
+        return None
+    return body.results[number]
+
+
+def is_value(value: Any) -> bool:
+    """The value has a box: an arrow can start there."""
+    return isinstance(value, fx.Node) and value.op != "get_attr"
+
+
+def drawn(body: Body) -> list[fx.Node]:
+    """The nodes of a body that have boxes."""
+    nodes = (n for n in body.graph.nodes if n.op not in ("get_attr", "output"))
+    return [n for n in nodes if n.op != "placeholder" or n.users]

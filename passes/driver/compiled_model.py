@@ -18,7 +18,7 @@ from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program
 from ir_tools.torch_compat import pytree
 from ir_tools.verify.numerics import compare
-from ir_tools.visualize.to_dot import draw_svg, to_dot
+from ir_tools.visualize import draw_svg, to_dot
 from passes.driver.manifest import check_manifest, read_tree
 from passes.errors import NumericsError, PassesError
 from passes.report.report import Report

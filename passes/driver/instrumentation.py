@@ -15,7 +15,7 @@ from ir_tools.ir import Program, check_wellformed
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.nearest import near_misses
 from ir_tools.verify.ranges import Observation
-from ir_tools.visualize.to_dot import write_dump
+from ir_tools.visualize import write_dump
 from passes.driver.step import Hook, Run, Step
 from passes.errors import InputError
 

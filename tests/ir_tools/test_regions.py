@@ -18,7 +18,7 @@ from ir_tools.ir.program import body_of
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop, with_bodies
 from passes.testing import fingerprint
 from tests.check import outputs_of
-from tests.ir_tools.test_emit import build
+from tests.ir_tools.emitting import build
 
 X = torch.tensor([[1.0, -2.0, 3.0], [4.0, 0.5, -6.0]])
 
