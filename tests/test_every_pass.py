@@ -190,7 +190,7 @@ def test_every_pass_has_something_to_do_on_these_models(name: str) -> None:
     for model in MODELS:
         found, inputs = programs(model, pass_)
         if name == "remove_dead_code":
-            from tests.passes.test_remove_dead_code import with_dead_code
+            from tests.passes.cleanup.test_remove_dead_code import with_dead_code
 
             found = [with_dead_code(found[0], (torch.ops.aten.abs.default,))]
         logs += [rewritten(pass_, program, *inputs)[1] for program in found]

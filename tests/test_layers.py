@@ -25,16 +25,17 @@ JIT_DOOR = ROOT / "ir_tools" / "torch_compat" / "jit.py"
 EVERYBODY_MAY = {"ir", "errors", "deprecation", "files", "torch_compat"}
 """Inside ir_tools."""
 MAY_IMPORT = {
+    "errors": set(),
+    "deprecation": set(),
+    "files": set(),
+    "torchvision_ops": set(),
     "torch_compat": set(),
-    "ir": {"errors", "files", "torch_compat"},
+    "ir": EVERYBODY_MAY - {"ir"},
     "frontends": EVERYBODY_MAY | {"verify"},
     "emit": EVERYBODY_MAY | {"verify"},
     "rewrite": EVERYBODY_MAY,
     "verify": EVERYBODY_MAY,
     "visualize": EVERYBODY_MAY,
-    "errors": set(),
-    "deprecation": set(),
-    "torchvision_ops": set(),
     "__init__": set(),
 }
 """What each folder of ir_tools may import of the others."""

@@ -13,9 +13,9 @@
     NO_FLOATS     read the shape of a tensor alone
 
 An op in none of these stays in float, and is reported; so does one that writes in place. `NO_KERNEL`: torch 2.13 cannot run
-these in a half dtype on the CPU. tests/test_half_ops.py measures the claims of every entry on the CPU's kernels, in bfloat16
-and float16, and holds the table against the ops of the zoo. In what follows an ulp is the distance to the next number of the
-half dtype; a result that is rounded once is within half an ulp.
+these in a half dtype on the CPU. tests/passes/precision/test_op_table.py measures the claims of every entry on the CPU's
+kernels, in bfloat16 and float16, and holds the table against the ops of the zoo. In what follows an ulp is the distance to the
+next number of the half dtype; a result that is rounded once is within half an ulp.
 """
 
 import torch

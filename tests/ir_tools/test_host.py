@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from ir_tools.frontends.torchscript_values import overload_of
 from torch import fx
 
 from ir_tools.emit.torch_jit import define, new_box, script_tree
+from ir_tools.frontends.torchscript.nodes import overload_of
 from ir_tools.ir.dialect import overload_name
 from ir_tools.ir.effects import changed_containers
 from ir_tools.ir.facts import holds_always, new_mode, unknown_number

@@ -11,11 +11,11 @@ import zipfile
 import pytest
 import torch
 
-from ir_tools.errors import ModelFileError
 from ir_tools import files
 from ir_tools.emit import package
 from ir_tools.emit.package import load, read_torchscript, round_trip, save
 from ir_tools.emit.to_torchscript import emit
+from ir_tools.errors import ModelFileError
 from tests.ir_tools.emitting import aten, build
 
 MANIFEST = {"passes": ["fold"], "sqnr": float("inf"), "é": None}

@@ -10,7 +10,7 @@ from ir_tools.ir import facts
 from ir_tools.ir.dialect import short_name
 from passes import CATALOGUE, OptionError
 from tests.check import captured, ops, rewritten
-from tests.passes.half_casts import IMAGE, Model, X, assert_casts_are_lean, cast_half, every_kind, policy
+from tests.passes.precision.half_casts import IMAGE, Model, X, assert_casts_are_lean, cast_half, every_kind, policy
 
 # -- the table of levels -----------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from ir_tools.torchvision_ops import import_torchvision
 from passes.precision import op_table as half_ops
 from passes.testing.model_strategy import random_models
 from passes.testing.model_text import RandomModel
-from tests.half_samples import SAMPLES, Call, operator_of
+from tests.passes.precision.half_samples import SAMPLES, Call, operator_of
 
 HALVES = (torch.bfloat16, torch.float16)
 STAYS_FLOAT = frozenset().union(*half_ops.STAYS_FLOAT.values())
@@ -62,7 +62,7 @@ def run(name: str, sample: Call, dtype: torch.dtype) -> list[Any]:
 
 
 def samples(name: str) -> list[Call]:
-    assert name in SAMPLES, f"{name} is in the table, and has no sample call in tests/half_samples.py"
+    assert name in SAMPLES, f"{name} is in the table, and has no sample call in tests/passes/precision/half_samples.py"
     return SAMPLES[name]
 
 

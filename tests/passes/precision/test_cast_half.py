@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.check import assert_bitwise_equal, assert_numbers_agree, assert_same_graph, captured, ops, outputs_of, rewritten
-from tests.passes.half_casts import (
+from tests.passes.precision.half_casts import (
     HALVES,
     IMAGE,
     LEVELS,

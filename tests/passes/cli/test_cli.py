@@ -17,7 +17,7 @@ from passes.driver import catalogue
 from passes.errors import ModelFileError, SlowerWarning
 from tests.timers import SpeedComparisons
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[3]
 INPUT = ("--input", "1x3x16x16")
 OPTIMIZE = ("optimize", "cli_zoo:Net", *INPUT)
 

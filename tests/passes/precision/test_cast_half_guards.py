@@ -13,7 +13,7 @@ from ir_tools.rewrite import RewriteLog
 from passes.precision.op_table import PERIODIC
 from passes.precision.rescaling import LARGEST_SHIFT
 from tests.check import captured, outputs_of, relative_error, rewritten
-from tests.passes.half_casts import HALVES, LEVELS, Model, X, cast_half, check_cast, numbers, policy, seen_on
+from tests.passes.precision.half_casts import HALVES, LEVELS, Model, X, cast_half, check_cast, numbers, policy, seen_on
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ir_tools.ir.dialect import short_name
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
-from tests.passes.half_casts import (
+from tests.passes.precision.half_casts import (
     HALVES,
     LEVELS,
     LOWEST,

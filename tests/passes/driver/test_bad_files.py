@@ -14,8 +14,8 @@ import torch
 
 from ir_tools.torch_compat import pytree
 from passes import CaptureError, ModelFileError, NumericsError, OptionError, PassesError, load, optimize
-from tests.bad_input import Runs, model, says
 from tests.models import Linear, row
+from tests.passes.driver.bad_input import Runs, model, says
 
 # -- files that are read -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from ir_tools.ir.dialect import short_name
 from ir_tools.rewrite import RewriteLog
 from ir_tools.verify.ranges import observe
 from tests.check import captured, outputs_of, relative_error
-from tests.passes.half_casts import LEVELS, WITHIN, Model, X, cast_half, computes_in, numbers, policy, seen_on
+from tests.passes.precision.half_casts import LEVELS, WITHIN, Model, X, cast_half, computes_in, numbers, policy, seen_on
 
 # -- small numbers -----------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import argument, short_name
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
-from tests.passes.half_casts import HALVES, LEVELS, WITHIN, Model, X, cast_half, check_cast, computes_in, policy
-from tests.passes.test_cast_half_ranges import fused
+from tests.passes.precision.half_casts import HALVES, LEVELS, WITHIN, Model, X, cast_half, check_cast, computes_in, policy
+from tests.passes.precision.test_cast_half_ranges import fused
 
 # -- what stays as it is -----------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from passes import SignatureError, load, optimize
-from tests.bad_input import model, says, small
 from tests.models import Case, image, row, seeded
+from tests.passes.driver.bad_input import model, says, small
 
 
 class TwoInputs(nn.Module):

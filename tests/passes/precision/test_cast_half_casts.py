@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import argument, short_name
 from tests.check import assert_bitwise_equal, captured, ops, outputs_of, rewritten
-from tests.passes.half_casts import HALVES, IMAGE, LEVELS, Model, X, cast_half, check_cast, computes_in, source
+from tests.passes.precision.half_casts import HALVES, IMAGE, LEVELS, Model, X, cast_half, check_cast, computes_in, source
 
 # -- where casts stand -------------------------------------------------------------------------------------------------
 

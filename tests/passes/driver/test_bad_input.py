@@ -20,8 +20,8 @@ from passes import (
     optimize,
 )
 from tests import models
-from tests.bad_input import Runs, model, says
 from tests.models import Linear, image, row, seeded
+from tests.passes.driver.bad_input import Runs, model, says
 
 
 def test_every_error_is_one_of_ours_and_of_a_kind_that_python_knows():

@@ -11,7 +11,7 @@ from torch import nn
 
 from passes import CATALOGUE
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
-from tests.passes.half_casts import HALVES, LEVELS, WITHIN, Model, X, cast_half, check_cast, computes_in, numbers
+from tests.passes.precision.half_casts import HALVES, LEVELS, WITHIN, Model, X, cast_half, check_cast, computes_in, numbers
 
 GUARDED: dict[str, Callable] = {
     "norm plus epsilon": lambda m, x: m.l(m.l(x) / (m.l(x).norm(dim=-1, keepdim=True) + 1e-12)),
