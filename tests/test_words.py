@@ -50,8 +50,12 @@ def found(text: str, pattern: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_fields_words(path: Path) -> None:
     text = re.sub(OLD_NAMES.get(str(path.relative_to(ROOT)), r"(?!)"), "", path.read_text())
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1)]
-    wrong = [f"line {n}: {w!r} (better: {better})" for n, line in lines for p, better in INSTEAD.items() for w in found(line, p)]
+    wrong = [
+        f"line {number}: {word!r} (better: {better})"
+        for number, line in enumerate(text.splitlines(), start=1)
+        for pattern, better in INSTEAD.items()
+        for word in found(line, pattern)
+    ]
     assert not wrong
 
 

@@ -7,7 +7,7 @@ do behind the warning is called directly instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,3 +67,14 @@ def own_class_table() -> Iterator[None]:
         yield
     finally:
         _recursive.concrete_type_store = compiled
+
+
+def watch_compiled_methods(see: Callable[[str], None]) -> None:
+    """From now on, `see` is called with every text of methods that this process has TorchScript compile."""
+    define = torch._C.ScriptModule._define
+
+    def watched(module: Any, concrete_type: Any, text: str, *rest: Any) -> Any:
+        see(text)
+        return define(module, concrete_type, text, *rest)
+
+    torch._C.ScriptModule._define = watched  # type: ignore[method-assign]

@@ -713,6 +713,17 @@ def _(door: Any) -> None:
     assert "_actual_script_module" in Path(importlib.import_module("torch.jit._script").__file__).read_text()
 
 
+@canary("jit.watch_compiled_methods", "torch._C.ScriptModule._define")
+def _(door: Any) -> None:
+    define, seen = torch._C.ScriptModule._define, []
+    try:
+        door(seen.append)
+        doubling()
+    finally:
+        torch._C.ScriptModule._define = define
+    assert any("x * self.weight * factor" in text for text in seen)
+
+
 @canary("jit.own_class_table", "torch.jit._recursive.concrete_type_store")
 def _(door: Any) -> None:
     class Small(nn.Module):
