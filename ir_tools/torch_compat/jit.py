@@ -71,10 +71,10 @@ def own_class_table() -> Iterator[None]:
 
 def watch_compiled_methods(see: Callable[[str], None]) -> None:
     """From now on, `see` is called with every text of methods that this process has TorchScript compile."""
-    define = torch._C.ScriptModule._define
+    define = torch._C.ScriptModule._define  # type: ignore[attr-defined]
 
     def watched(module: Any, concrete_type: Any, text: str, *rest: Any) -> Any:
         see(text)
         return define(module, concrete_type, text, *rest)
 
-    torch._C.ScriptModule._define = watched  # type: ignore[method-assign]
+    torch._C.ScriptModule._define = watched  # type: ignore[attr-defined]
