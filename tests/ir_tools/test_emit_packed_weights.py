@@ -74,7 +74,7 @@ def test_the_plain_copies_of_packed_weights_are_not_kept():
 
 NO_AVX512 = """
 import sys, torch
-from ir_tools.emit.errors import ModelFileError
+from ir_tools.errors import ModelFileError
 from ir_tools.emit.package import read_torchscript
 if torch.ops.mkldnn._is_mkldnn_bf16_supported():
     sys.exit(77)  # this torch does not heed the variable
