@@ -132,23 +132,23 @@ def assert_same_graph(program: Program, expected: nn.Module, *inputs: Tensor, fr
     want = captured(expected, *inputs, frontend=frontend)
     a, b = _labelled(program, {}), _labelled(want, called or {})
     same = DiGraphMatcher(
-        a, b, node_match=lambda x, y: x["label"] == y["label"], edge_match=lambda x, y: x["places"] == y["places"]
+        a, b, node_match=lambda x, y: x["label"] == y["label"], edge_match=lambda x, y: x["positions"] == y["positions"]
     )
     assert same.is_isomorphic(), f"\ngot:\n{_listing(a)}\n\nexpected:\n{_listing(b)}"
 
 
 def _labelled(program: Program, called: Mapping[str, str]) -> nx.DiGraph:
-    """Nodes labelled by what they compute (names of nodes left out), edges by the argument places that they fill."""
+    """Nodes labelled by what they compute (names of nodes left out), edges by the argument positions that they fill."""
     graph: nx.DiGraph = nx.DiGraph()
     for node in program.nodes:
         if node.op == "get_attr" and not node.users:
             continue
         graph.add_node(node, label=_label(program, node, called))
-        for location, value in enumerate([*nodes_in(node.args), *nodes_in(node.kwargs)]):
+        for position, value in enumerate([*nodes_in(node.args), *nodes_in(node.kwargs)]):
             if graph.has_edge(value, node):
-                graph.edges[value, node]["places"] += (location,)
+                graph.edges[value, node]["positions"] += (position,)
             else:
-                graph.add_edge(value, node, places=(location,))
+                graph.add_edge(value, node, positions=(position,))
     return graph
 
 

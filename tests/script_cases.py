@@ -34,7 +34,7 @@ from tests.script_models import (
 class ScriptCase:
     """A model in eval mode, inputs by the path they take, and what the graph compiler must make of it.
 
-    - `folds`: the layers that a batch norm folds into, with the number of such places in the source.
+    - `folds`: the layers that a batch norm folds into, with the number of its calls in the source.
     - `unrolled`: the same where loops of a known length are unrolled.
     - `ifs`, `loops`: how many ifs and loops depend on data, so that no capture from one input may resolve them. A loop
       with a known bound and a break may become ifs.

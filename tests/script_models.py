@@ -2,7 +2,7 @@
 
 Every model runs eagerly and under `torch.jit.script`, and has batch norms with random statistics behind convolutions or
 linears inside its branches and loop bodies. `branches_taken.outcomes_missed` is the proof, by the lines that Python
-executes, that the inputs of a model go both ways at each of its ifs and whiles.
+executes, that the inputs of a model take both outcomes of each of its ifs and whiles.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class IfPerBlock(nn.Module):
 
 
 class NestedIfs(nn.Module):
-    """Four ways through two levels of ifs; one value is defined in every branch, one only outside."""
+    """Four paths through two levels of ifs; one value is defined in every branch, one only outside."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 A program is drawn statement by statement from a typed environment, so that it always compiles and always ends: every loop
 has a small bound of its own, ints are kept small by `%`, and tensors by `tanh`. The text is also ordinary Python, which
-serves as a second opinion of what it means, and tells which lines ran.
+serves as a second opinion of what it means, and shows which lines ran.
 """
 
 from __future__ import annotations
@@ -222,15 +222,15 @@ class Writer:
         ])  # fmt: skip
         if over.startswith("range"):
             inner = scope.inner([(i, INT)], in_loop=True)
-            shadow = [f"{i} = {i} + 1"] if self.draw(st.integers(0, 5)) == 5 else []
+            assigned = [f"{i} = {i} + 1"] if self.draw(st.integers(0, 5)) == 5 else []
             shown = i
         else:
-            e, shadow = self.fresh("e"), []
+            e, assigned = self.fresh("e"), []
             inner = scope.inner([(i, INT), (e, TENSOR)] if over.startswith("enum") else [(e, TENSOR)], in_loop=True)
             shown = f"{i}, {e}" if over.startswith("enum") else e
         if "len(" in over:
             inner = replace(inner, frozen=inner.frozen | {xs})
-        return [f"for {shown} in {over}:", *indented([*shadow, *self.block(inner)])], scope
+        return [f"for {shown} in {over}:", *indented([*assigned, *self.block(inner)])], scope
 
     def while_(self, scope: Scope) -> tuple[list[str], Scope]:
         w, bound = self.fresh("w"), self.draw(st.integers(1, 4))
@@ -331,7 +331,7 @@ def written(body: list[str]) -> str:
 
 
 def calls(count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Inputs of several sizes and signs, so that comparisons go both ways."""
+    """Inputs of several sizes and signs, so that comparisons have both outcomes."""
     generator = torch.Generator().manual_seed(seed)
 
     def one() -> Tensor:

@@ -59,7 +59,7 @@ def test_there_are_corners() -> None:
 NOT_EMITTED = frozenset(
     "ListTakesTensor ListTakesTensorLoop DictTakesTensor FoldedIntoList LiteralIntoList IfInLoopWithState".split()
 )
-"""They write into a tensor that a list or dict of the run holds: torch's optimiser of TorchScript may drop such writes."""
+"""They write into a tensor that a runtime list or dict holds: torch's optimiser of TorchScript may drop such writes."""
 EMITTED = [name for name in CORNERS if name not in NOT_EMITTED]
 
 

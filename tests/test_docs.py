@@ -25,7 +25,7 @@ def blocks_of(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", TUTORIALS)
 def test_the_blocks_of_a_tutorial_run(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One after another in one namespace, as a reader would paste them."""
+    """One after another in one namespace, as somebody who follows it would paste them."""
     blocks = blocks_of(page)
     assert blocks
     names: dict = {"__name__": "tutorial"}

@@ -230,8 +230,8 @@ def compiled(case: Case, model: nn.Module, frontend: str, **options: Any) -> Opt
     return optimize(model, example_inputs=case.call(*case.sizes[0]), **options)
 
 
-def ways(fast: OptimizedModel, directory: Path) -> dict[str, Callable[..., Any]]:
-    """The ways to run it: as it is, its Program, the file read again."""
+def runnable_versions(fast: OptimizedModel, directory: Path) -> dict[str, Callable[..., Any]]:
+    """The module, its Program, and the saved file loaded again."""
     fast.save(directory / "model.pt")
     loaded = load(directory / "model.pt")
     signature = fast.program.signature
@@ -249,7 +249,7 @@ def assert_like_eager(run: Callable[..., Any], model: nn.Module, args: Call, wha
 
 
 def assert_refuses(fast: OptimizedModel, directory: Path, args: Call, *said: str) -> None:
-    for name, run in ways(fast, directory).items():
+    for name, run in runnable_versions(fast, directory).items():
         with pytest.raises(torch.jit.Error if name == "file" else SignatureError) as error:
             run(*args)
         assert all(part in str(error.value) for part in said), (name, str(error.value))
@@ -261,7 +261,7 @@ def test_runs_on_other_sizes(name, frontend, tmp_path):
     model = case.model()
     fast = compiled(case, model, frontend)
     assert len(case.sizes) > 3
-    for what, run in ways(fast, tmp_path).items():
+    for what, run in runnable_versions(fast, tmp_path).items():
         for sizes in case.sizes:
             assert_like_eager(run, model, case.call(*sizes), f"{what} {sizes}")
     if case.refused is not None:
@@ -271,7 +271,7 @@ def test_runs_on_other_sizes(name, frontend, tmp_path):
 
 @pytest.mark.parametrize("frontend", ["export", "script", "fx"])
 def test_a_network_that_shrinks_its_image_to_one_pixel(frontend):
-    """No condition tells 32 pixels, which become one, from 64, which become four."""
+    """No condition separates 32 pixels, which become one, from 64, which become four."""
     case = CASES["resnet18"]
     model = case.model()
     assert_like_eager(compiled(case, model, frontend), model, images(2, 32, 64))
@@ -295,7 +295,7 @@ def test_passes_rewrite_as_much_as_where_sizes_are_baked_in(cast, lowering, tmp_
     assert rewrites(dynamic) == rewrites(static) and sum(count for _, count in rewrites(static)) > 3
     assert ops(dynamic) == ops(static)
     tolerance = {"atol": 0.05, "rtol": 0.05} if cast else {}
-    for what, run in ways(dynamic, tmp_path).items():
+    for what, run in runnable_versions(dynamic, tmp_path).items():
         for sizes in case.sizes:
             assert_like_eager(run, model, case.call(*sizes), what, **tolerance)
 
@@ -314,7 +314,7 @@ def test_a_branch_on_a_size_is_guarded_by_export(tmp_path):
 def test_a_branch_on_a_size_is_kept_by_script(tmp_path):
     model = Branch().eval()
     fast = optimize(model, example_inputs=rows(6), dynamic_shapes=({0: BATCH},), frontend="script")
-    for run in ways(fast, tmp_path).values():
+    for run in runnable_versions(fast, tmp_path).values():
         for batch in (1, 4, 5, 9):
             assert_like_eager(run, model, rows(batch))
 
@@ -369,7 +369,7 @@ def test_a_size_that_the_model_pins_is_named():
 def test_recurrent_networks_run_on_other_batches(kind, frontend, tmp_path):
     model = Recurrent(kind).eval()
     fast = optimize(model, example_inputs=sequences(2, 6), dynamic_shapes=({0: BATCH},), frontend=frontend)
-    for run in ways(fast, tmp_path).values():
+    for run in runnable_versions(fast, tmp_path).values():
         for batch in (1, 3, 5):
             assert_like_eager(run, model, sequences(batch, 6))
     assert_refuses(fast, tmp_path, sequences(2, 7), "(sizes were baked in at capture)")
@@ -381,7 +381,7 @@ def test_recurrent_networks_run_on_other_lengths(kind, frontend, tmp_path):
     model = Recurrent(kind).eval()
     shapes = ({0: BATCH, 1: LENGTH},)
     fast = optimize(model, example_inputs=sequences(2, 6), dynamic_shapes=shapes, frontend=frontend)
-    for run in ways(fast, tmp_path).values():
+    for run in runnable_versions(fast, tmp_path).values():
         for sizes in ((1, 6), (3, 1), (4, 11)):
             assert_like_eager(run, model, sequences(*sizes))
 
@@ -416,7 +416,7 @@ IN_A_DICT, IN_A_LIST = {"a": {0: BATCH}, "b": None}, [{0: BATCH, 1: LENGTH}, {0:
 def test_sizes_in_dicts_and_lists(dynamic_shapes, frontend, tmp_path):
     model = Nested().eval()
     fast = optimize(model, example_inputs=nested(3, 5), dynamic_shapes=dynamic_shapes, frontend=frontend)
-    for run in ways(fast, tmp_path).values():
+    for run in runnable_versions(fast, tmp_path).values():
         for sizes in ((1, 5), (4, 1), (2, 9)):
             assert_like_eager(run, model, nested(*sizes))
     batch, pair = nested(3, 5)

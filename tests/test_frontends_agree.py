@@ -103,7 +103,7 @@ def test_constants_keep_the_users_parameter_paths(network):
 
 
 def test_the_check_of_ops_has_teeth():
-    """A front end that loses an op, or spells it in another way, is found out."""
+    """A front end that loses an op, or records another op for it, is found out."""
     case = models.seeded(models.conv_net)
     program = capture(prepare(case.model, [(case.args, case.kwargs)])).program
     fused = CATALOGUE["fuse_conv_bn"](program)

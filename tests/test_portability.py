@@ -236,7 +236,7 @@ def test_onednn_files_do_not_move_and_are_left_alone():
 
 
 class ReadsValues(Module):
-    """Wrapper tensors hold values: a branch on them goes the way of the example."""
+    """Wrapper tensors hold values: a branch on them is taken as in the example."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.tensor([2.0, 1.0, 1.0, 1.0], device=x.device) + x.new_tensor([1.0, 0.0, 0.0, 0.0])

@@ -71,5 +71,5 @@ def test_front_ends_capture_one_graph(model):
         module = model.module()
         source = prepare(module, [(model.inputs(), {})])
         programs = [FRONTENDS[name](source) for name in ("export", "trace", "fx")]
-    spelled = [[str(node.target) for node in program.calls] for program in programs]
-    assert spelled[0] and spelled[0] == spelled[1] == spelled[2]
+    targets = [[str(node.target) for node in program.calls] for program in programs]
+    assert targets[0] and targets[0] == targets[1] == targets[2]

@@ -86,7 +86,7 @@ def test_programs_mean_the_same_to_python_and_torchscript(program):
 
 
 def test_programs_have_the_control_flow_that_they_are_there_for():
-    """Ifs, loops in loops, breaks, early returns are common, and conditions go both ways from input to input."""
+    """Ifs, loops in loops, breaks, early returns are common, and conditions have both outcomes on different inputs."""
     seen: Counter[str] = Counter()
 
     @settings(parent=slow_start, max_examples=60, derandomize=True)
@@ -107,7 +107,7 @@ def test_programs_have_the_control_flow_that_they_are_there_for():
         seen["two returns"] += bool(returns)
         for (_, kind), (was_true, was_false) in program.outcomes(calls(8)).items():
             seen[kind] += 1
-            seen[f"{kind} both ways"] += was_true and was_false
+            seen[f"{kind} both outcomes"] += was_true and was_false
 
     look()
     print(dict(seen))
@@ -118,8 +118,8 @@ def test_programs_have_the_control_flow_that_they_are_there_for():
     }  # fmt: skip
     rare = {kind: seen[kind] for kind, share in least.items() if seen[kind] < share * seen["programs"]}
     assert not rare
-    assert seen["If"] > 2 * seen["programs"] and seen["If both ways"] > 0.2 * seen["If"]
-    assert seen["While"] > 0.5 * seen["programs"] and seen["While both ways"] > 0.2 * seen["While"]
+    assert seen["If"] > 2 * seen["programs"] and seen["If both outcomes"] > 0.2 * seen["If"]
+    assert seen["While"] > 0.5 * seen["programs"] and seen["While both outcomes"] > 0.2 * seen["While"]
 
 
 def test_a_program_that_goes_wrong_is_noticed():

@@ -181,7 +181,7 @@ def test_a_list_of_the_callers_may_not_be_changed():
 
 
 class WriteBesideFlatten(nn.Module):
-    """Whether `flatten` copies depends on how the convolution's result lies in memory; what is written behind it tells."""
+    """Whether `flatten` copies depends on the layout of the convolution's result; a write after it makes that visible."""
 
     def __init__(self, transposed: bool):
         super().__init__()
@@ -257,7 +257,7 @@ def test_a_bias_that_broadcasts_is_a_sum(shape: tuple[int, ...]) -> None:
     ids=["one axis", "all axes", "there and back", "flattened"],
 )  # fmt: skip
 def test_a_squeeze_of_a_size_that_varies_stays(function) -> None:
-    """Only the run tells whether the size is 1."""
+    """Whether the size is 1 is known only at run time."""
     model, x = Plain(function).eval(), torch.randn(4, 3)
     fast = optimize(model, example_inputs=x, dynamic_shapes=[({0: Dim.AUTO},)])
     for rows in (4, 2, 1):

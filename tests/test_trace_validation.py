@@ -163,7 +163,7 @@ class Several(nn.Module):
         return y
 
 
-def test_several_warnings_are_told_apart():
+def test_several_warnings_are_distinguished():
     size, harmless, mattered = notes(Several(), row())
     assert "Python integer: cannot matter: it comes from sizes" in size
     assert "Python boolean: did not matter on 5 perturbed inputs: the value was the same" in harmless
@@ -175,7 +175,7 @@ def test_several_warnings_are_told_apart():
 def test_warnings_about_sizes_alone_do_not_keep_auto_from_a_trace():
     class Sized(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):  # which export keeps as a region
+            with torch.autocast("cpu", dtype=torch.bfloat16):  # which export keeps as a subgraph
                 return x.reshape(int(x.shape[0]), -1) @ x.T
 
     report = optimize(Sized().eval(), example_inputs=row()).report
@@ -281,7 +281,7 @@ class ReadsConstants(nn.Module):
         self.register_buffer("sizes", torch.tensor([2, 2]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # which export keeps as a region
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # which export keeps as a subgraph
             x = x @ x.T
         if self.scale.max() > 2.5:
             x = x * 3

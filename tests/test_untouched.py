@@ -122,7 +122,7 @@ PAIRS = [(name, frontend) for name in CASES for frontend in FRONTENDS if (name, 
 
 @pytest.fixture(scope="module", params=PAIRS, ids="-".join)
 def used(request):
-    """(case, snapshot taken before, eager answers before, the optimised model after it was used in every way)"""
+    """(case, snapshot taken before, eager answers before, the optimised model after every use of it)"""
     name, frontend = request.param
     case = seeded(CASES[name])
     inputs_before = bits((case.args, case.kwargs))
@@ -353,7 +353,7 @@ def test_parameters_that_forward_writes_are_put_back(model, frontend):
     model = model().eval()
     snapshot = Snapshot(model)
     versions = [version_of(p) for p in model.parameters()] if isinstance(model, WritesParameters) else []
-    with contextlib.suppress(PassesError):  # capturing may fail; the model must be as it was either way
+    with contextlib.suppress(PassesError):  # capturing may fail; the model must be as it was in both cases
         optimize(model, example_inputs=row(), frontend=frontend)
     for name, value in snapshot.values.items():
         assert snapshot.tensors[name].detach().numpy().tobytes() == value.numpy().tobytes(), name

@@ -60,7 +60,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of the emitted `forward`. `path` is its place in the user's call."""
+    """One argument of the emitted `forward`. `path` locates it in the user's call."""
 
     name: str
     path: str

@@ -1,4 +1,4 @@
-"""Calls of ops as text: every argument spelled out, so that TorchScript reads the Program's overload and no other."""
+"""Calls of ops as text: every argument is written, so that TorchScript resolves the Program's overload and no other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def call_text(node: fx.Node, target: OpOverload, variables: Variables) -> str:
     """A call of an op, its arguments as its schema declares them."""
     positional, keyword_only = argument_names(target)
     if len(node.args) != len(positional) or set(node.kwargs) != set(keyword_only):
-        raise EmitError("the arguments are not spelled out in full")
+        raise EmitError("the call leaves arguments out")
     kwargs = _with_bool_dtype(variables.program, node, target)
     declared = {a.name: a for a in schema_of(target).arguments}
     arguments = []

@@ -64,7 +64,7 @@ def _loop(
     if not raises:
         given = [_result_text(v, t, variables) for v, t in zip(body.results[1:], types, strict=True)]
         moved = [(name, text) for name, text in zip(names, given, strict=True) if name != text]
-        if moved:  # all at once: one may be read in another's place
+        if moved:  # all at once: one may be read where another is assigned
             inner.append(f"{', '.join(n for n, _ in moved)} = {', '.join(t for _, t in moved)}")
         if not counted:
             inner.append(f"{goes_on} = {variables.literal(body.results[0], 'bool')}")

@@ -10,14 +10,14 @@ from torch import fx
 from ir_tools.ir.origin import location
 
 UNREAD = "_unread"
-"""The attribute that a tensor variable holds on a path where nobody reads it."""
+"""The attribute that a tensor variable holds on a path where it is not read."""
 
 
 @dataclass(frozen=True)
 class Call:
     """A call that the text makes: the full name of the overload, or of our method, that it must resolve to.
 
-    `inside`: it stands in a region, where TorchScript drops what nobody reads.
+    `inside`: it stands in a region, where TorchScript drops what is never read.
     """
 
     node: fx.Node

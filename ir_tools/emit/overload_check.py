@@ -1,4 +1,4 @@
-"""Whether TorchScript read every call as it was meant: the overloads that it resolved, against those of the Program."""
+"""Check of the compiled text: the overloads that TorchScript resolved must be those of the Program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_overloads(scripted: ScriptModule, method: str, statements: list[Statem
     """Raise EmitError unless every call of a compiled chunk means the Program's overload."""
     calls = [call for statement in statements for call in statement.calls]
     schemas = list(_resolved_schemas(getattr(scripted, method).graph))
-    # A write into memory that nobody reads is dropped too, with whatever it alone needs.
+    # A write into memory that is never read is dropped too, with whatever it alone needs.
     writes_inside = any(call.inside and written_nodes(call.node) for call in calls)
     at = 0
     for call in calls:

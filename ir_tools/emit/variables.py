@@ -60,7 +60,7 @@ class Variables:
         return name
 
     def bind(self, placeholders: Sequence[fx.Node], operands: Any) -> None:
-        """What a body reads from outside goes by the name that it has there."""
+        """A value that a body reads from outside keeps the name that it has there."""
         for placeholder, operand in zip(placeholders, operands, strict=True):
             operand = self.constants.get(operand, operand)
             if operand.op == "get_attr":
@@ -69,7 +69,7 @@ class Variables:
                 self.by_node[placeholder] = self.known(operand)
 
     def literal(self, value: Any, annotation: str) -> str:
-        """A value of a TorchScript type; None where the type has none stands for a value that nobody reads."""
+        """A value of a TorchScript type; None where the type has none stands for a value that is never read."""
         if isinstance(value, fx.Node):
             return self.read(value)
         if value is None and not annotation.startswith("Optional["):

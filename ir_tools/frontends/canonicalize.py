@@ -1,4 +1,4 @@
-"""One canonical form per op: the ops that front ends record in several forms, and the form that each becomes.
+"""One canonical form per op: which op each variant that front ends record is rewritten to.
 
     _convolution, convolution, conv2d.padding      ->  conv1d, conv2d, conv3d, conv_transpose*
     linear(x, w) with w of one axis                ->  matmul(x, w)
@@ -87,7 +87,7 @@ def _conv_with_padding_mode(draft: Draft, target: OpOverload, a: dict[str, Any])
 
 @canonicalizes("batch_norm", "layer_norm", "instance_norm", "group_norm")
 def _norm(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
-    # The switch for cuDNN is torch's to set where the model runs; front ends record it differently.
+    # Front ends record the cuDNN flag differently; torch sets it where the model runs.
     for switch in ("cudnn_enabled", "cudnn_enable"):
         if switch in a:
             a[switch] = True
@@ -187,7 +187,7 @@ def _decomposed_softmax(draft: Draft, target: OpOverload, a: dict[str, Any]) -> 
 
 @canonicalizes("lift_fresh_copy")
 def _fresh_literal(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
-    # A tensor made of numbers inside forward: new at every call. `functionalize` drops the copy where nobody writes into it.
+    # A tensor made of numbers inside forward: new at every call. `functionalize` drops the copy where no op writes into it.
     return draft.call(aten.clone.default, a["self"])
 
 
@@ -204,13 +204,13 @@ def _assert_scalar(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
 
 @canonicalizes("_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size")
 def _dropped(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
-    # Made by exporters about facts that the emitted module checks at its inputs.
+    # Exporters insert these for facts that the emitted module checks at its inputs.
     return None
 
 
 @canonicalizes("contiguous")
 def _contiguous(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
-    # Whether it copies depends on the layout of the input at each call: `functionalize` drops it where nobody can tell.
+    # Whether it copies depends on the input's layout at each call: `functionalize` drops it where that is unobservable.
     return draft.call(target, **a)
 
 

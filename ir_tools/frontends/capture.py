@@ -30,7 +30,7 @@ ORDER = tuple(FRONTENDS)
 
 @dataclass
 class Captured:
-    """A Program, and how it was come by."""
+    """A Program, and how it was captured."""
 
     program: Program
     frontend: str
@@ -75,7 +75,7 @@ def capture(
                     )
             with quiet():
                 program, lines = tried(program, source)
-        except Exception as error:  # a front end may fail in any way; its reason is kept
+        except Exception as error:  # a front end may raise anything; its reason is kept
             refusals[name] = f"{type(error).__name__}: {first_line(error)}"
             if len(order) == 1:
                 prefix = f"the front end {name!r} cannot capture this model: "
@@ -92,7 +92,7 @@ def capture(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """Record warnings, and keep what torch prints about a failed export off the terminal: the error says it."""
+    """Record warnings, and keep what torch prints about a failed export off the terminal: the error reports it."""
     logger = logging.getLogger(SYMBOLIC_SHAPES_LOGGER)
     disabled = logger.disabled
     logger.disabled = True

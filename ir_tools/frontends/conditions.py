@@ -1,4 +1,4 @@
-"""Conditions on dynamic sizes: from sympy or a guard's text to arithmetic on whole numbers that TorchScript reads, too."""
+"""Conditions on dynamic sizes: from sympy or a guard's text to integer arithmetic that is valid Python and TorchScript."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SizeOf = Callable[[str, int], str | int | None]
 
 
 def condition_from_text(text: str, size_of: SizeOf = lambda source, axis: None) -> Condition:
-    """A condition written in Python, in whole numbers only, as TorchScript reads it too.
+    """A condition as Python text, integer arithmetic only, which TorchScript parses too.
 
-    `size_of` names what stands there as `L['x'].size()[0]`, from `L['x']` and 0. Raises `CaptureError` for anything else.
+    `size_of` names the size `L['x'].size()[0]`, from `L['x']` and 0. Raises `CaptureError` for anything else.
     """
     try:
         written = _ConditionPrinter(size_of).visit(ast.parse(text, mode="eval")).body
@@ -35,11 +35,11 @@ def condition_from_text(text: str, size_of: SizeOf = lambda source, axis: None) 
 
 
 class _NoCondition(Exception):
-    """An expression that is more than arithmetic on whole numbers."""
+    """An expression that is more than integer arithmetic."""
 
 
 class _ConditionPrinter(ast.NodeTransformer):
-    """Checks that an expression is one of whole numbers, and respells what TorchScript would read in another way."""
+    """Checks that an expression is integer arithmetic, and rewrites what TorchScript would parse differently."""
 
     PLAIN = (
         *(ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.BinOp, ast.Load),
@@ -88,7 +88,7 @@ class _ConditionPrinter(ast.NodeTransformer):
         return ast.UnaryOp(ast.USub(), ast.BinOp(ast.UnaryOp(ast.USub(), above), ast.FloorDiv(), below))
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        """`L['x'].size()[0]`, as torch.export spells a size in its guards."""
+        """`L['x'].size()[0]`, as torch.export writes a size in its guards."""
         call, axis = node.value, node.slice
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "size"):
             raise _NoCondition
@@ -103,7 +103,7 @@ class _ConditionPrinter(ast.NodeTransformer):
 def unique(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
     """Each condition once, without those that always hold.
 
-    Left out are also those that only tell a size from 1: runs at size 1 are compared with the model's.
+    Conditions that only exclude size 1 are left out too: the Program is run at size 1 and compared with the model.
     """
     asked = (c for c in conditions if not _holds(c) and not re.fullmatch(r"\w+ (!=|>|>=) [01]", c.text))
     return tuple(dict.fromkeys(asked))

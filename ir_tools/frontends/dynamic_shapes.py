@@ -23,7 +23,7 @@ from ir_tools.torch_compat import pytree
 from ir_tools.torch_compat.export import DimHint, DimHintKind
 
 UNBOUNDED = 2**62
-"""From here on a bound is none: torch has several spellings of infinity."""
+"""A bound this large means no bound: torch has several values for infinity."""
 
 
 def declared_sizes(dynamic_shapes: Any, arguments: dict[str, Any]) -> list[dict[int, DynamicSize]]:
@@ -43,7 +43,7 @@ def declared_sizes(dynamic_shapes: Any, arguments: dict[str, Any]) -> list[dict[
 
 
 def _keep_apart(found: list[dict[int, DynamicSize]]) -> None:
-    """Sizes without a Dim are named by where they stand, `x[0]` and `x_0` alike: each gets a name of its own."""
+    """Sizes without a Dim are named by argument and axis, which gives `x[0]` and `x_0` one name: each gets a unique one."""
     taken: set[str] = set()
     for own in found:
         for axis, size in own.items():

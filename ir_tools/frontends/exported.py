@@ -105,7 +105,7 @@ def _written(name: str) -> list[str]:
 
 
 def refuse_training(exported: Exported) -> None:
-    """Raise `CaptureError` for a program that was exported from a model in training mode, naming the op that tells."""
+    """Raise `CaptureError` for a program that was exported from a model in training mode, naming an op that shows it."""
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
             if isinstance(node.target, OpOverload) and _trains(node):
@@ -149,4 +149,4 @@ _TRAINS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "aten::rrelu": lambda arguments: bool(arguments["training"]),
     "aten::scaled_dot_product_attention": lambda arguments: arguments["dropout_p"] != 0,
 }
-"""Ops that compute something else in training, and what tells so."""
+"""Ops that compute something else in training, and the test of their arguments for it."""

@@ -1,4 +1,4 @@
-"""Sizes in an ExportedProgram: what stands for each input, the range of each size, and what torch.export asks of them."""
+"""Sizes in an ExportedProgram: the symbols of each input, their ranges, and the guards of torch.export."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def enlarged(tensor: torch.Tensor, sizes: dict[int, DynamicSize]) -> torch.Tenso
 def exported_conditions(
     exported: torch.export.ExportedProgram, specs: Sequence[InputSpec], sources: Sequence[Sequence[str]]
 ) -> list[Condition]:
-    """What torch.export asks of the sizes: its guards and ranges, in our names. `sources`: what guards call each input.
+    """The conditions of torch.export on the sizes: its guards and ranges, in our names. `sources`: what guards call each input.
 
     Raises `CaptureError` when it made a constant of a size that is declared dynamic, or guards what is no size.
     """

@@ -76,7 +76,7 @@ def _from_export(source: Source) -> Program:
 
 
 def _export(flat: FlatModel, source: Source) -> torch.export.ExportedProgram:
-    """Export with the sizes of the first example; dynamic ones are left to torch to relate, and what it finds is read."""
+    """Export with the sizes of the first example; torch finds the relations between dynamic ones, and we read its guards."""
     if not source.is_dynamic:
         return torch.export.export(flat, tuple(source.tensors), strict=False)
     tensors = tuple(enlarged(t, sizes) for t, sizes in zip(source.tensors, source.dynamic, strict=True))

@@ -25,7 +25,7 @@ from ir_tools.torch_compat.tensors import version_of
 
 
 class Tracer(fx.Tracer):
-    """fx's own tracer, except that what `forward` writes into a buffer is recorded; fx would write at once, and lose it."""
+    """fx's own tracer, except that writes of `forward` into a buffer are recorded; fx would run them at once and lose them."""
 
     proxy_buffer_attributes = True
 
@@ -61,13 +61,13 @@ def _from_fx(source: Source) -> Program:
 
 
 def _to_aten(flat: FlatModel, source: Source) -> tuple[fx.GraphModule, tuple[Condition, ...]]:
-    """The ATen graph, and what its making asked of the dynamic sizes: a module that fx does not enter may read them."""
+    """The ATen graph, and the conditions on dynamic sizes met while tracing: a module that fx does not enter may read them."""
     if not source.is_dynamic:
         return trace_to_aten(flat, "fake")(*source.tensors), ()
     # A mode of its own: it takes the model's real parameters.
     symbols = Symbols(FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()))
     inputs = [symbols.fake(spec, tensor) for spec, tensor in zip(source.signature.inputs, source.tensors, strict=True)]
-    # No guard is to tell which library convolves.
+    # The choice of convolution library must not leave a guard.
     with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         graph_module = trace_to_aten(flat, "symbolic")(*inputs)
     return graph_module, symbols.conditions()

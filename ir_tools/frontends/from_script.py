@@ -46,11 +46,11 @@ def no() -> bool:
 
 @contextlib.contextmanager
 def fast_paths_off() -> Iterator[None]:
-    """Compile attention without its fast path, whose numbers are others and whose ops no pass knows.
+    """Compile attention without its fast path, which gives other numbers and uses ops that no pass knows.
 
-    TorchScript does not see the switch: what it compiles has the fast path always on. So another function answers for the
-    switch meanwhile, and what is compiled with it stays out of torch's table of compiled classes, from which the user's own
-    scripted models take theirs.
+    TorchScript ignores the switch: code that it compiles has the fast path always on. So the function that reads the switch
+    is replaced meanwhile, and what is compiled with it stays out of torch's table of compiled classes, from which the user's
+    own scripted models take theirs.
     """
     mha, asked = torch.backends.mha, torch.backends.mha.get_fastpath_enabled
     mha.get_fastpath_enabled = no

@@ -1,11 +1,11 @@
-"""The end of every capture: in-place ops become pure ops, and views reshapes, where nobody can tell.
+"""The end of every capture: in-place ops become pure ops, and views reshapes, where the difference is unobservable.
 
     relu_(x), add_(x, y), ...                      ->  relu(x), add(x, y)
-    view, _unsafe_view                             ->  reshape          (where nobody writes into the value)
+    view, _unsafe_view                             ->  reshape          (where no op writes into the value)
     contiguous(x), clone(constant)                 ->  the value itself (where nothing changes)
-    writes into memory that nobody reads           ->  nothing
+    writes into memory that is never read          ->  nothing
 
-What stays and writes into a constant makes that constant state.
+A constant that a remaining op writes into becomes state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ aten = torch.ops.aten
 
 
 def functionalize(draft: Draft) -> None:
-    """Replace in-place ops by pure ones where nobody can tell, views by reshapes, and register what stays as state.
+    """Replace in-place ops by pure ones where that is unobservable, views by reshapes, and register written constants as state.
 
     `op_(t, ...)` may become `t' = op(t, ...)` when t's storage belongs to the graph (no input, no constant), and no other
     value that may share it and was made before is read afterwards. Later users of `t` use `t'`.
@@ -62,7 +62,7 @@ def functionalize(draft: Draft) -> None:
                 "them apart. Give each memory of its own, or make them one buffer"
             )
         draft.program.state |= {name}
-    # What others may write into when a body is over is nothing to be sure of either.
+    # Values that others may write into after the body has ended are not safe either.
     mutated = written if isinstance(draft.program, Program) else written | memory.reachable(graph)
     for node in list(graph.nodes):
         if node in written and op_name(node.target) in LAYOUT_DECIDES:
@@ -110,7 +110,7 @@ def _drop_unread_writes(draft: Draft) -> None:
         if node not in needed:
             needed.add(node)
             waiting += node.all_input_nodes
-            # Whoever reads memory needs every write into it.
+            # A read of memory needs every write into it.
             waiting += writers.get(classes[node], ())
     unneeded = [node for node in draft.graph.nodes if node.op == "call_function" and node not in needed]
     if any(written_nodes(node) for node in unneeded):
@@ -126,7 +126,7 @@ def names_of_its_memory(program: Any, name: str) -> list[str]:
 
 
 def _say_whether_it_copies(draft: Draft, node: fx.Node) -> None:
-    """A view, or a copy, in the place of an op that is one or the other by layout: passes may change layouts."""
+    """Replace an op that views or copies depending on layout by a view or by a copy: passes may change layouts."""
     source, known = node.args[0], facts.fact(node)
     origin = facts.fact(source)
     if not isinstance(source, fx.Node) or not isinstance(known, torch.Tensor) or not isinstance(origin, torch.Tensor):
@@ -146,11 +146,11 @@ def _say_whether_it_copies(draft: Draft, node: fx.Node) -> None:
 
 
 LAYOUT_DECIDES = frozenset({"aten::contiguous", "aten::reshape", "aten::flatten"})
-"""Ops that copy or alias by the memory layout of their operand."""
+"""Ops that copy or alias, depending on the memory layout of their operand."""
 
 
 def _changes_nothing(node: fx.Node, mutated: frozenset[fx.Node]) -> bool:
-    """A `contiguous` of what is contiguous, or a copy of a constant, where nobody writes into either."""
+    """A `contiguous` of what is contiguous, or a copy of a constant, where no op writes into either."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or node in mutated or source in mutated:
         return False
@@ -165,7 +165,7 @@ def _changes_nothing(node: fx.Node, mutated: frozenset[fx.Node]) -> bool:
 def _functionalized(
     draft: Draft, writer: fx.Node, sharing: dict[fx.Node, list[fx.Node]], order: dict[fx.Node, int]
 ) -> fx.Node | None:
-    """The pure node that took the place of `writer`, None when it must stay."""
+    """The pure node that replaced `writer`, None when it must stay."""
     pure = pure_overload(writer.target)
     target = writer.args[0]
     if pure is None or not isinstance(target, fx.Node) or facts.dtype(target) is None:

@@ -25,7 +25,7 @@ from ir_tools.torch_compat.operators import (
 )
 
 aten = torch.ops.aten
-# What torch.export computes sizes with: Python's operators, and torch's for symbols.
+# The functions that torch.export computes sizes with: Python's operators, and torch's for symbols.
 NUMBER_OPS: dict[Any, OpOverloadPacket] = {
     operator.add: aten.add,
     operator.sub: aten.sub,
@@ -56,7 +56,7 @@ NUMBER_OPS: dict[Any, OpOverloadPacket] = {
 
 
 def number_op(draft: Draft, packet: OpOverloadPacket, args: list[Any]) -> Any:
-    """An op on numbers of the run; the number itself where it is the same in every run."""
+    """An op on runtime numbers; the number itself where it is the same in every run."""
     kinds = [value_type(a) if isinstance(a, fx.Node) else type(a).__name__ for a in args]
     names = [kinds[0], "_".join(kinds), "default"]
     if packet is aten.pow and kinds == ["int", "int"]:
@@ -72,17 +72,17 @@ def number_op(draft: Draft, packet: OpOverloadPacket, args: list[Any]) -> Any:
 
 
 def _number_in(dtype: torch.dtype | None) -> OpOverloadPacket:
-    """What reads the number in a tensor. `item` gives one whose type nobody knows, and no arithmetic takes it."""
+    """The op that reads the number in a tensor. `item` gives a number of unknown type, which no arithmetic op takes."""
     assert dtype is not None
     if dtype.is_complex:
-        raise CaptureError("a complex number of the run is not supported")
+        raise CaptureError("a complex runtime number is not supported")
     if dtype is torch.bool:
         return aten.Bool
     return aten.Float if dtype.is_floating_point else aten.Int
 
 
 def _of_numbers(target: OpOverload, args: list[Any]) -> OpOverload:
-    """`div.Scalar` for `div.Tensor` by a number of the run: torch.export writes both alike, TorchScript does not."""
+    """`div.Scalar` for `div.Tensor` by a runtime number: torch.export writes both alike, TorchScript does not."""
     overload = schema_of(target).overload_name
     takes_number = any(
         str(declared.type) == "Tensor" and isinstance(a, fx.Node) and value_type(a) in ("int", "float", "bool")
@@ -92,7 +92,7 @@ def _of_numbers(target: OpOverload, args: list[Any]) -> OpOverload:
         return target
     wanted = overload.replace("Tensor", "Scalar")
     if "Tensor" not in overload or wanted not in target.overloadpacket.overloads():
-        raise CaptureError(f"{target} is given a number of the run where it declares a tensor, which is not supported")
+        raise CaptureError(f"{target} is given a runtime number where it declares a tensor, which is not supported")
     return getattr(target.overloadpacket, wanted)  # type: ignore[no-any-return]
 
 

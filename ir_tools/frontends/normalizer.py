@@ -1,4 +1,4 @@
-"""How every front end builds its Program: each op goes through `Normalizer.call`, which adds it in its canonical form."""
+"""The builder of every front end: each op goes through `Normalizer.call`, which adds it in its canonical form."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
     zeros(size, device=cpu)          ->  new_zeros(x, size)          x: an input; likewise ones, full, empty
     arange(n, device=cpu)            ->  to(arange(n, device=cpu), new_empty(x, [0], dtype))       and every other factory
 
-Whether a factory follows the inputs is found by running the model on wrapper tensors that claim to be on another device: what
-then asks for that device, or is moved to it later, follows. (No dtype needs such care: a file checks the dtypes of its inputs.)
+Whether a factory follows the inputs is found by running the model on wrapper tensors that claim to be on another device: a
+factory that then asks for that device, or whose tensor is moved to it later, follows. (Dtypes need none of this: a file checks
+those of its inputs.)
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from ir_tools.torch_compat.operators import OpOverload, schema_of
 aten = torch.ops.aten
 
 ELSEWHERE = torch.device("meta")
-"""What wrapper tensors claim. Any device that is not the inputs' would do; torch has no lazy start or missing guard here."""
+"""The device that wrapper tensors claim. Any but the inputs' would do; torch has no lazy start or missing guard here."""
 
 
 class DevicePlacement(Enum):
@@ -64,7 +65,7 @@ class Made:
 
 @dataclass
 class Factories:
-    """The factory ops of a model; `unknown` says why they could not be told."""
+    """The factory ops of a model; `unknown` says why they could not be found."""
 
     made: list[Made] = field(default_factory=list)
     unknown: str = ""
@@ -72,8 +73,8 @@ class Factories:
     def placement(self, location: str, op: str) -> DevicePlacement:
         """The placement of a node of the captured graph, by its source line and the op's short name.
 
-        A line that no factory was seen at (the lines of an ExportedProgram's code are not those of its source) leaves the op
-        alone to go by. Factories that are not told apart must agree.
+        Where no factory was seen at the line (the lines of an ExportedProgram's code are not those of its source), the op alone
+        decides. If several factories match, they must agree.
         """
         at_line = [m for m in self.made if m.location == location]
         candidates = [m for m in at_line if m.op == op] or at_line or [m for m in self.made if m.op == op]
@@ -104,7 +105,7 @@ def factories_of(source: Source, tensors: Sequence[torch.Tensor] | None = None) 
 
 
 def _factories_behind(source: Source, wanted: Collection[tuple[str, str]]) -> Factories:
-    """The factories of the example's run, and of runs on perturbed inputs for as long as one of `wanted` is not known.
+    """The factories of the example's run, and of runs on perturbed inputs while one of `wanted` is unknown.
 
     A captured graph may hold what the example's own run left out: models skip a mask of ones unless they are traced.
     """
@@ -119,7 +120,7 @@ def _factories_behind(source: Source, wanted: Collection[tuple[str, str]]) -> Fa
 class _Devices(WrapperMode):
     """Gives each result the device that it would have were the inputs elsewhere, and computes at home.
 
-    Tensors from different devices may meet here: those are the model's own troubles, and a Program has all on one device.
+    Ops on tensors from different devices are not refused here: the model itself would fail, and a Program has one device.
     """
 
     def __init__(self, home: torch.device) -> None:
@@ -181,7 +182,7 @@ def _may_cross(func: OpOverload, operand: torch.Tensor) -> bool:
 
 
 def _is_factory(func: OpOverload, device: torch.device | None, operands: Sequence[Any]) -> bool:
-    """The op makes a tensor on a device of its own: with no tensor to take it from, or with one that it was told."""
+    """The op makes a tensor on a device of its own: it has no tensor operand, or an explicit `device`."""
     if not any(a.name == "device" for a in schema_of(func).arguments) or short_name(func) in ("_to_copy", "to"):
         return False
     return device is not None or not operands

@@ -1,4 +1,4 @@
-"""Where in the model's Python something happened: the frames that lead there, without those of the modes that look on."""
+"""The Python frames of the model at some point of a run, without those of the dispatch modes that observe it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Frame = tuple[str, int]
 
 
 def frames() -> Iterator[Frame]:
-    """The Python frames that lead here, innermost first, without those of the modes that look on."""
+    """The Python frames that lead here, innermost first, without those of the dispatch modes that observe the run."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename.replace("\\", "/")

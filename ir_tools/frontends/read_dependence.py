@@ -141,7 +141,7 @@ def _reads_sizes_only(func: OpOverload, by_name: dict[str, Any]) -> bool:
 
 
 _OF_SIZES = frozenset("zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full".split())
-"""Ops that take sizes, dtype and device of a tensor, but no value. (Memory that is not initialised is nobody's value.)"""
+"""Ops that take sizes, dtype and device of a tensor, but no value. (Uninitialised memory does not count as a value.)"""
 
 
 def dependence_of_reads(source: Source, reads: Sequence[Read]) -> Dependence:

@@ -1,6 +1,6 @@
-"""The reference: what the user's own model answers, run eagerly and left as found.
+"""The reference: the outputs of the user's own model, run eagerly and left as found.
 
-A model whose answers no captured graph could give is refused here.
+A model whose outputs no captured graph could give is refused here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ir_tools.verify.numerics import compare
 
 
 class Reference:
-    """Who answers for the user's model: the model itself, or for TorchScript a copy that runs without torch's optimiser.
+    """The model that gives the reference: the user's own, or for TorchScript a copy that runs without torch's optimiser.
 
     That optimiser (torch 2.13) drops writes into tensors that a list holds. It is switched off for a copy because a graph keeps
     the mode that it first ran in.
@@ -36,7 +36,7 @@ class Reference:
             try:
                 self.model = module_from_bytes(module_to_bytes(model)).eval()
                 self.unoptimised = True
-            except RuntimeError:  # what cannot be saved, such as a call back into Python, answers for itself
+            except RuntimeError:  # a model that cannot be saved (it calls back into Python) is its own reference
                 self.model = model
 
     def answer(self, arguments: dict[str, Any]) -> Any:
@@ -61,8 +61,8 @@ def answer(model: nn.Module, arguments: dict[str, Any]) -> Any:
         result = run()
         if (once := _plain_state(model)) != plain:
             again = run()
-            # What is merely remembered (the last size) is the same after a second run; a log that grows is read by nobody
-            # as long as the answers stay.
+            # An attribute that only remembers (the last size) is the same after a second run; a log that grows is harmless
+            # as long as the outputs stay the same.
             moving = sorted(name for name, value in _plain_state(model).items() if value != once.get(name))
             grows_only = all(isinstance(once.get(name), (list, dict)) for name in moving)
             if moving and not (grows_only and _same_answer(result, again) and _same_answer(result, run())):

@@ -1,4 +1,4 @@
-"""The source of a capture: the model, its example calls with the model's own answers, and the signature that they have."""
+"""The source of a capture: the model, its example calls with the model's own outputs, and their signature."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Model = nn.Module | torch.export.ExportedProgram
 
 @dataclass
 class Example:
-    """One call of the model: its bound arguments, the tensors in it, and what the user's model answered."""
+    """One call of the model: its bound arguments, the tensors in it, and the outputs of the user's model."""
 
     arguments: dict[str, Any]
     tensors: list[torch.Tensor]
@@ -32,7 +32,7 @@ class Example:
 
 @dataclass
 class Source:
-    """A model ready for capture: how it is called, and example calls with the user's own answers."""
+    """A model ready for capture: how it is called, and example calls with the outputs of the user's model."""
 
     model: nn.Module
     exported: torch.export.ExportedProgram | None

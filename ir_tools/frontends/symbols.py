@@ -1,4 +1,4 @@
-"""Symbols: what stands for a dynamic size while a model is captured, and what torch asked of it on the way.
+"""Symbols: what stands for a dynamic size while a model is captured, and the conditions that torch put on it.
 
 That two sizes are equal, or that a height is even, is kept as conditions on the sizes; the Program, and the file made from it,
 hold for those sizes only, and say so.
@@ -20,7 +20,7 @@ from ir_tools.torch_compat.fake import FakeTensorMode
 from ir_tools.torch_compat.symbols import DimDynamic, backed_size_oblivious, expression_as_made
 
 LEAST_HINT = 2
-"""Sizes 0 and 1 broadcast, so that what holds for them holds for no other: a symbol never starts from one of these."""
+"""Sizes 0 and 1 broadcast, so that what holds for them need not hold for others: the hint of a symbol is never one of these."""
 
 
 class Symbols:
@@ -55,7 +55,7 @@ class Symbols:
         return self.by_name[size.name]
 
     def conditions(self) -> tuple[Condition, ...]:
-        """What the capture asked of the sizes.
+        """The conditions that the capture put on the sizes.
 
         Raises `CaptureError` for a declared size that turned out to have one value only, or a condition without a text.
         """

@@ -1,4 +1,4 @@
-"""Trace validation: does a trace hold for other inputs than the example, and did each tracer warning matter?
+"""Trace validation: whether a trace holds for other inputs than the example, and whether each tracer warning mattered.
 
     value read at a warned line          output of the trace          finding on the warning
     none: it comes from sizes            -                            cannot matter: sizes are baked in
@@ -9,7 +9,7 @@
     another for some input               as the model's               did not matter on N, though the value differs
     another for some input               another for that input       mattered: with such inputs the trace differs
 
-The model is run eagerly on each perturbed input while `recorded_reads` looks on; the traced Program runs on the same.
+The model runs eagerly on each perturbed input under `recorded_reads`; the traced Program runs on the same input.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _trials(program: Program, source: Source) -> Iterator[_Trial]:
     for kind, tensors in (*others, *perturbed(source.tensors)):
         try:
             eager = run_eagerly(source, tensors)
-        except Exception:  # the model itself rejects these values: they tell nothing
+        except Exception:  # the model itself rejects these values: no finding
             continue
         yield _Trial(kind, eager.reads, how_it_differs(program, tensors, eager.outputs))
 

@@ -1,5 +1,5 @@
 """Trials of a captured Program on inputs that are not the examples: other sizes where sizes are dynamic, other values where
-the graph branches on values. What the Program then gives must be what the model gives.
+the graph branches on values. The Program must then agree with the model.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def _on_other_sizes(program: Program, source: Source) -> str:
         problem = difference(program, source, resized(program.signature, source.tensors, sizes))
         if problem is None:
             continue
-        told = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        tried = ", ".join(f"{name}={size}" for name, size in sizes.items())
         if problem:
-            raise CaptureError(f"the captured graph differs from the model at other sizes ({told}): {problem}")
-        agreed.append(told)
+            raise CaptureError(f"the captured graph differs from the model at other sizes ({tried}): {problem}")
+        agreed.append(tried)
     return f"dynamic sizes: agrees with the model at {'; '.join(agreed) or 'no other sizes: it takes none that were tried'}"
 
 
@@ -102,13 +102,13 @@ def difference(program: Program, source: Source, tensors: Sequence[torch.Tensor]
     """How the Program differs from the model on these inputs; "" when it does not, None when the model rejects them."""
     try:
         leaves = result_leaves(source.answer(source.signature.arguments(tensors)))
-    except Exception:  # the model itself rejects them: they tell nothing
+    except Exception:  # the model itself rejects them: no finding
         return None
     return how_it_differs(program, tensors, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
 
 
 def how_it_differs(program: Program, tensors: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str:
-    """In words, how what the Program gives on `tensors` differs from `expected`; "" when it does not."""
+    """How the Program's outputs on `tensors` differ from `expected`, in words; "" when they do not."""
     try:
         with seeded():
             got = program.run(*(t.clone() for t in tensors))

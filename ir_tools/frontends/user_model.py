@@ -25,7 +25,7 @@ class FlatModel(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
         leaves = result_leaves(call_model(self.model, self.signature.arguments(tensors)))
-        # Not every tensor is an output: a size that the model returns is a tensor while torch.jit.trace looks on.
+        # Not every tensor is an output: a size that the model returns is a tensor under torch.jit.trace.
         return [leaf for leaf, kind in zip(leaves, self.signature.out_leaves, strict=True) if isinstance(kind, int)]
 
 

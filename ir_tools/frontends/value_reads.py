@@ -51,7 +51,7 @@ def _as_text(value: Any) -> str:
 
 
 SCALAR_READS = {aten._local_scalar_dense.default: "item", aten.equal.default: "equal"}
-"""Dispatched ops that give Python a value. `item` stands for bool(), int(), float() and for what C++ asks on the way, too."""
+"""Dispatched ops that give Python a value. `item` also stands for bool(), int(), float() and for reads inside C++."""
 
 MEMORY_READS = {
     torch.Tensor.numpy: "numpy",
@@ -120,7 +120,7 @@ def lines_run(wanted: Collection[Frame]) -> Iterator[set[Frame]]:
 
 @dataclass
 class EagerRun:
-    """One run of the user's model: the tensors that it gave, and what Python read on the way."""
+    """One run of the user's model: the tensors that it gave, and what Python read meanwhile."""
 
     outputs: list[torch.Tensor]
     reads: list[Read]

@@ -2,7 +2,7 @@
 
 A `WrapperTensor` carries a real tensor inside and nothing outside: sizes, a dtype, and the device that it claims to be on. Ops
 on it come to the mode that is switched on, which computes on what is inside. What would read the memory itself (numpy,
-tolist, C++ code that takes the data pointer) raises, so whatever a mode concludes from what it saw, it saw everything.
+tolist, C++ code that takes the data pointer) raises, so a mode sees every read and every op.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class WrapperTensor(torch.Tensor):
 
 
 class WrapperMode(TorchDispatchMode):
-    """Computes every op on what is inside its wrappers. What it means, and what the results claim, is said by `follow`."""
+    """Computes every op on what is inside its wrappers. A subclass decides in `follow` what the results claim."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -83,7 +83,7 @@ class WrapperMode(TorchDispatchMode):
 
 
 class WrapperFunctions(TorchFunctionMode):
-    """Goes with every `WrapperMode`: keeps a model from what dispatch does not see, and would crash on.
+    """Goes with every `WrapperMode`: refuses what dispatch does not see and would crash on.
 
     Assigning `.data` gives a tensor the memory of another, and a wrapper tensor has none.
     """

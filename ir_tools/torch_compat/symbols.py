@@ -28,7 +28,7 @@ bounds_of = value_ranges.bound_sympy
 """The range of an expression, given those of its symbols."""
 
 SYMBOLIC_SHAPES_LOGGER = "torch.fx.experimental.symbolic_shapes"
-"""The logger that tells about failed guards."""
+"""The logger that reports failed guards."""
 
 
 def backed_size_oblivious() -> AbstractContextManager[None]:

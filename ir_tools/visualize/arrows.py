@@ -25,7 +25,7 @@ def write_edges(node: fx.Node, dot: Digraph) -> None:
 
 
 def _edge_labels(node: fx.Node) -> dict[fx.Node, str]:
-    """Names for the arrows into an op whose operands cannot be told apart by looking, such as `residual`."""
+    """Labels for the arrows into an op whose operands look alike in a drawing, such as `residual`."""
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return {}
     if len([n for n in node.all_input_nodes if n.op != "get_attr"]) < 2 or short_name(node.target) in _COMMUTATIVE:
@@ -82,7 +82,7 @@ def _first_use(node: fx.Node) -> fx.Node:
 
 
 def write_order(graph: fx.Graph, dot: Digraph) -> None:
-    """Arrows from what changes a value in place to what reads it afterwards, which no value passed on tells."""
+    """Arrows from an op that changes a value in place to the ops that read it afterwards: no data edge shows this order."""
     changed_by: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "call_function":
@@ -100,7 +100,7 @@ def _changed(node: fx.Node) -> list[fx.Node]:
 
 
 def _writer_in(node: fx.Node, value: fx.Node) -> fx.Node:
-    """The op that changes `value`: for a region the last one in it that can be seen to, else the region."""
+    """The op that changes `value`: for a region the last op inside that visibly does, else the region."""
     for _label, body in reversed(parts(node)) if is_whole(node) else ():
         for placeholder, given in zip(body.placeholders, inputs_of(node), strict=True):
             inside = [user for user in placeholder.users if given is value and placeholder in _changed(user)]

@@ -1,4 +1,4 @@
-"""Regions for people: what an if or a loop says of itself, its parts, and where its values come from and go to."""
+"""Regions in listings and drawings: the title of an if or a loop, its parts, and where its values come from and go to."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def result_nodes(node: fx.Node, number: int) -> list[fx.Node]:
 
 
 def region_text(node: fx.Node, write: Callable[[Any], str]) -> str:
-    """`if Bool`, `loop while lt, at most 6 times`; `write` spells an argument."""
+    """`if Bool`, `loop while lt, at most 6 times`; `write` prints an argument."""
     if node.target is region_if:
         return f"if {write(node.args[0])}"
     trips, condition, body = node.args[0], node.args[1], bodies(node)[0]

@@ -20,11 +20,11 @@ def write_dump(
     previous: Program | None = None,
     *,
     timeout: float = 20,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Write `03-fuse_conv_bn.dot` and, where possible, `03-fuse_conv_bn.svg`; return the paths written.
 
-    Nodes that `previous` (the Program before this step) does not have are marked as new. `tell` is called with one line
+    Nodes that `previous` (the Program before this step) does not have are marked as new. `report` is called with one line
     when there is no SVG. Raises `OSError` when the directory cannot be written.
     """
     folder = Path(directory)
@@ -42,6 +42,6 @@ def write_dump(
     svg_path.unlink(missing_ok=True)  # a drawing of an earlier run would show another graph
     reason = draw_svg(text, svg_path, timeout)
     if reason is not None:
-        tell(reason)
+        report(reason)
         return [dot_path]
     return [dot_path, svg_path]

@@ -51,7 +51,7 @@ def stated_arguments(node: fx.Node) -> dict[str, Any]:
 def _same(value: Any, default: Any) -> bool:
     if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
         return list(value) == list(default)
-    # `True == 1` and `1 == 1.0`, but the schema tells them apart.
+    # `True == 1` and `1 == 1.0`, but a schema distinguishes them.
     return type(value) is type(default) and value == default
 
 
@@ -128,7 +128,7 @@ class _Listing:
             yield from _indented(_indented(lines))
 
     def _taken_in(self, node: fx.Node, body: Body) -> Iterator[str]:
-        """What the placeholders of a body are, those that somebody reads."""
+        """What the placeholders of a body are, those that have users."""
         carried = carried_count(node)
         for i, (placeholder, given) in enumerate(zip(body.placeholders, inputs_of(node), strict=True)):
             if node.target is region_loop and i == 0:
@@ -149,7 +149,7 @@ class _Listing:
             yield f"again while {argument_text(again)}"
 
     def _results(self, node: fx.Node, values: Iterable[Any]) -> Iterator[str]:
-        """The results of a region that somebody reads."""
+        """The results of a region that have users."""
         for i, value in enumerate(values):
             for result in result_nodes(node, i):
                 yield f"result {result.name} = {argument_text(value)} : {self.values.of(result)}"

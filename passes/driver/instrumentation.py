@@ -144,7 +144,7 @@ class Drawings:
     def draw(self, program: Program, index: int, name: str, previous: Program | None) -> None:
         """Draw one graph, if drawings were asked for; `previous` is what it is compared with."""
         if self.directory is not None:
-            self.files += write_dump(program, self.directory, index, name, previous, tell=self._note)
+            self.files += write_dump(program, self.directory, index, name, previous, report=self._note)
 
     def _note(self, line: str) -> None:
         if line not in self.notes:

@@ -1,4 +1,4 @@
-"""Sizes and dtypes of the run; names that shadow each other."""
+"""Sizes and dtypes at run time; names that hide each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.control_flow_corners.corner import Corner
 
-# -- sizes and dtypes of the run ---------------------------------------------------------------------------------------
+# -- sizes and dtypes at run time ---------------------------------------------------------------------------------------
 
 
 class DtypeChange(Corner):

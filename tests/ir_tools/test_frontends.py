@@ -346,7 +346,7 @@ def test_capture_inside_inference_mode(frontend):
 def test_auto_tries_the_front_ends_in_order_and_keeps_the_reasons():
     class OnlyTrace(Linear):
         def forward(self, x):
-            with torch.autocast("cpu", dtype=torch.bfloat16):  # export keeps it as a region, which is refused
+            with torch.autocast("cpu", dtype=torch.bfloat16):  # export keeps it as a subgraph, which is refused
                 return self.linear(x)
 
     captured = capture(prepare(OnlyTrace().eval(), [((row(),), {})]))
@@ -409,9 +409,9 @@ def test_no_front_end_takes_the_fast_path_of_attention(name):
 
 
 def test_the_users_own_scripting_keeps_its_fast_path():
-    """Capture compiles attention in another way, and what it compiled is not what the user's `torch.jit.script` finds."""
+    """Capture compiles attention differently, and what it compiled is not what the user's `torch.jit.script` finds."""
     case = seeded(lambda: Case(Attends(), (torch.randn(2, 5, 16),)))
-    for _ in range(2):  # compiled before by the user, then by capture; and the other way round
+    for _ in range(2):  # compiled before by the user, then by capture; and in the other order
         capture(source_of(case), "script")
         assert "aten::_native_multi_head_attention" in ops_of(torch.jit.script(case.model))
         case.model.attention.extra = 1  # another class to torch.jit.script

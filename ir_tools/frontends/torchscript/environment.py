@@ -175,10 +175,10 @@ class Environment:
         if isinstance(value, fx.Node):
             return value
         if isinstance(value, torch.Tensor):
-            # A copy: the run may write into it. `functionalize` drops what is not needed.
+            # A copy, because the model may write into it at run time. `functionalize` drops what is not needed.
             return self.draft.call(aten.clone.default, self.draft.constant("constant", value))
         if isinstance(value, (list, dict)) and id(value) in self.containers:
-            return self.made_node(value)  # a node is another object: nobody may hold on to the old one
+            return self.made_node(value)  # a node is another object: no reference to the old one may be kept
         if isinstance(value, dict):
             _, part = inner_types(annotation)
             node = self.draft.call(make_dict, list(value), [self.as_argument(v, part) for v in value.values()])
@@ -189,7 +189,7 @@ class Environment:
             parts = [self.as_argument(v, t) for v, t in zip(value, inner_types(annotation), strict=True)]
             node = self.draft.call(make_tuple, *parts)
         else:
-            raise CaptureError(f"a {type(value).__name__} cannot be a value of the run")
+            raise CaptureError(f"a {type(value).__name__} cannot be a runtime value")
         set_value_type(node, annotation)
         return node
 

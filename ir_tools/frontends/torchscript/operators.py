@@ -62,7 +62,7 @@ def _compute(env: Environment, overload: OpOverload, positional: list[Any], keyw
 def _host_op(env: Environment, node: Any, overload: OpOverload, arguments: list[Any]) -> Any:
     """An op on runtime numbers or containers; a number that is the same in every run is given as such."""
     if len(schema_of(overload).returns) > 1:
-        raise CaptureError(f"{node.kind()} of a number of the run{where(node)} is not supported")
+        raise CaptureError(f"{node.kind()} of a runtime number{where(node)} is not supported")
     types = [v.type().annotation_str for v in node.inputs()]
     given = [env.as_argument(a, t) for a, t in zip(arguments, types, strict=True)]
     new = env.draft.call(overload, *given)

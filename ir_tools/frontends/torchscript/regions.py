@@ -28,7 +28,7 @@ from ir_tools.ir.regions import Body, region_if, region_loop
 aten = torch.ops.aten
 
 MOST_ATTEMPTS = 16
-"""At finding what holds for the values of a loop in every round; each one knows less than the one before."""
+"""Attempts at a fixed point of the facts of loop-carried values; each one assumes less than the one before."""
 NO_LIMIT = 1 << 62
 """From this trip count on a loop has no limit but its condition."""
 
@@ -131,7 +131,7 @@ def loop_as_region(env: Environment, node: Any, done: int) -> None:
     free: set[Any] = set()
     for attempt in count():
         if attempt == MOST_ATTEMPTS:
-            raise CaptureError(f"what the loop carries changes its shape in ways that cannot be followed{where(node)}")
+            raise CaptureError(f"the shapes of loop-carried values do not settle in {MOST_ATTEMPTS} rounds{where(node)}")
         env.region_count += 1
         widened = joins.Elements.widened
         with env.new_frame(f"loop{env.region_count}_") as frame:
@@ -211,7 +211,7 @@ def _after_loop(mode: Any, known: Any, annotation: str, free: set[Any]) -> Any:
 
 
 def _same_elements(one: Any, other: Any) -> Any:
-    """The fact of a number stays its symbol; that of a container is lost where a round puts another in its place."""
+    """The fact of a number stays its symbol; that of a container is lost where a round replaces it by another."""
     return None if isinstance(one, joins.Elements) and other is not one else one
 
 

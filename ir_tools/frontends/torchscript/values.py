@@ -41,7 +41,7 @@ class ObjectValue:
 
 
 class Uninitialized:
-    """What a variable holds on a path where nobody uses it."""
+    """What a variable holds on a path where it is not used."""
 
     def __repr__(self) -> str:
         return "uninitialized"

@@ -36,7 +36,7 @@ def walk_node(env: Environment, node: Any) -> None:
         return
     arguments = [env.value(v) for v in node.inputs()]
     if kind not in TAKES_TEXT and any(isinstance(a, TextOfData) for a in arguments):
-        raise CaptureError(f"{kind}{where(node)} uses a string with values of the run in it, which is not supported")
+        raise CaptureError(f"{kind}{where(node)} uses a string with runtime values in it, which is not supported")
     handler = HANDLERS.get(kind)
     with env.draft.origin(env.origin(node, arguments)):
         try:

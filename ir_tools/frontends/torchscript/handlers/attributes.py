@@ -61,7 +61,7 @@ def get_attribute(env: Environment, owner: ModuleValue, name: str) -> Any:
 def _known(env: Environment, value: Any, path: str) -> Any:
     """A constant or attribute of the module: its tensors become constants, containers stay containers."""
     if isinstance(value, torch.Tensor):
-        # A weight packed for oneDNN is opaque; its plain form is exact.
+        # A weight packed for oneDNN is opaque; unpacking it is exact.
         return env.draft.constant(path, value.to_dense() if value.is_mkldnn else value)
     if isinstance(value, (list, tuple)):
         parts = type(value)(_known(env, v, f"{path}.{i}") for i, v in enumerate(value))

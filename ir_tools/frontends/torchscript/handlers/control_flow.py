@@ -1,4 +1,4 @@
-"""Ifs and loops: what is known now is resolved and unrolled, the rest becomes a region."""
+"""Ifs and loops: those on known values are resolved and unrolled, the others become regions."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _remaining(env: Environment, node: Any, count: int, condition: Any, carried:
 
 
 def _stops_by_data(env: Environment, body: Any, carried: Sequence[Any]) -> bool:
-    """Whether the loop goes on depends on the run: found by walking one round on copies, which are thrown away."""
+    """The loop's condition is a runtime value: found by walking one round on copies, which are thrown away."""
     goes_on = next(iter(body.outputs()))
     if goes_on.node().kind() == "prim::Constant":
         return False

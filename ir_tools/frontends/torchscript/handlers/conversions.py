@@ -25,7 +25,7 @@ def as_tensor(env: Environment, value: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(value, (list, tuple)):
         return env.normalizer.call(aten.stack.default, [as_tensor(env, v, dtype) for v in value], 0)
     if isinstance(value, fx.Node) and value_type(value) not in _DTYPE_OF_TYPE:
-        raise CaptureError(f"a tensor is made from a {value_type(value)} of the run, which is not supported")
+        raise CaptureError(f"a tensor is made from a runtime {value_type(value)}, which is not supported")
     kind = value_type(value) if isinstance(value, fx.Node) else type(value).__name__
     if isinstance(value, fx.Node) and kind == "bool":
         value = env.draft.call(aten.Int.bool, value)  # TorchScript has no bool numbers
