@@ -92,5 +92,5 @@ def _node_problems(program: Program, node: fx.Node) -> list[str]:
         return [f"{node.name} calls {node.target!r}, which is not an OpOverload"]
     positional, keyword_only = argument_names(node.target)
     if len(node.args) != len(positional) or set(node.kwargs) != set(keyword_only):
-        return [f"{node.name}: the arguments of {op_name(node.target)} are not spelled out in full"]
+        return [f"{node.name}: the arguments of {op_name(node.target)} are not in canonical form"]
     return []
