@@ -111,7 +111,7 @@ def outside_of(node: fx.Node, memory: Memory) -> Outside:
 
 
 def effects_of(graph: fx.Graph, carried: int = 0) -> Effects:
-    """What a body does to its inputs and to constants. A loop hands its last `carried` results to its next round."""
+    """What a body does to its inputs and to constants. A loop passes its last `carried` results to its next round."""
     memory = Memory(graph, Outside(carried=carried))
     placeholders = graph.find_nodes(op="placeholder")
     calls = [n for n in graph.nodes if n.op == "call_function"]

@@ -326,5 +326,5 @@ def public_name(constant: str) -> str:
 
 
 def body_of(block: Block, carried: int = 0) -> Body:
-    """A finished block as the body of a region; `carried` is the number of values that a loop hands from round to round."""
+    """A finished block as the body of a region; `carried` is the number of values that a loop passes from round to round."""
     return Body(block.graph, effects_of(block.graph, carried), block.name)

@@ -49,7 +49,7 @@ class Outside:
     """What the graph around does to the inputs and results of a body: ("input", 2) is its third placeholder.
 
     `written`, `changed`: tensors that the graph around writes into, containers that it changes. `carried`: how many values a
-    loop hands on, so that what one round gives is written into by the next.
+    loop passes to its next round, which may write into them.
     """
 
     written: frozenset[tuple[str, int]] = frozenset()

@@ -65,7 +65,7 @@ def _graph_problems(program: Program, graph: fx.Graph, names: set[str]) -> list[
 
 
 def _region_problems(node: fx.Node) -> list[str]:
-    """Bodies take what the region gives them, and give what it hands on."""
+    """Bodies take as many inputs as the region passes, and return as many results as it has."""
     given = len(inputs_of(node))
     wanted = len(facts.fact(node)) + (node.target is region_loop)
     problems = []
