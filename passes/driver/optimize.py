@@ -84,7 +84,7 @@ def optimize(
         tuning_records: a file that `report.tuning_records.save(path)` wrote. Which kernel variants are fastest is taken from
             it, and measured only for workloads that it lacks. The same file gives the same graph.
         explain_at: a module path, or the name of an op: the report then says how near each rule of each pass came there
-            ("matched conv2d, but its reader is mul, not batch_norm").
+            ("matched conv2d, but its user is mul, not batch_norm").
         choices: the old name of `tuning_records`, for one more release.
 
     Where a pass with the option `on_slower` (`cast_half`) changed something, the model is also lowered and emitted without that

@@ -35,7 +35,7 @@ class Tally:
             for rule in getattr(pass_, "rules", ()):
                 tally.rewrites[f"{pass_.name}: {rule.name}"] += 0
                 for requirement in rule.requires:
-                    tally.refusals[f"{pass_.name}: not so: {reason(requirement)}"] += 0
+                    tally.refusals[f"{pass_.name}: requirement not met: {reason(requirement)}"] += 0
         return tally
 
     def count(self, pass_: Pass, log: RewriteLog) -> None:
@@ -96,7 +96,7 @@ def _table(heading: str, counts: Counter[str]) -> Table:
 
 
 PATTERNS: Sequence[tuple[str, str]] = (
-    (r"^the result of .* has another reader.*", "the result of an op inside has another reader"),
+    (r"^the result of .* has another user.*", "the result of an op inside has another user"),
     (r"^the result of .* is read twice by the pattern", "the result of an op inside is read twice by the pattern"),
     (r"^.* is written in place$", "a value of the match is written in place"),
     (r"^(the result would change \w+) from .*", r"\1"),
@@ -106,15 +106,15 @@ PATTERNS: Sequence[tuple[str, str]] = (
 def kind_of(text: str) -> str:
     """A reason without what belongs to one location alone: module paths, names, shapes, numbers.
 
-    >>> kind_of("the result of conv2d layer1.0 has another reader (relu v3)")
-    'the result of an op inside has another reader'
+    >>> kind_of("the result of conv2d layer1.0 has another user (relu v3)")
+    'the result of an op inside has another user'
     >>> kind_of("the op takes float64[2, 3] at body.4")
     'the op takes … at …'
-    >>> kind_of("not so: The addition has alpha = 1.")
-    'not so: The addition has alpha = 1.'
+    >>> kind_of("requirement not met: The addition has alpha = 1.")
+    'requirement not met: The addition has alpha = 1.'
     """
     text = text.splitlines()[0] if text else ""
-    if text.startswith(("not so: ", "unknown: ")):
+    if text.startswith(("requirement not met: ", "unknown: ")):
         return text
     for pattern, kind in PATTERNS:
         if re.match(pattern, text):
