@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
@@ -17,6 +17,7 @@ from ir_tools.ir.dialect import bound_arguments, conv_act, linear_act, nodes_in,
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Pass
 from ir_tools.torch_compat.modules import BatchNorm
+from ir_tools.verify.ranges import Observation, Range
 from passes.testing.invariants import rewritten, sketch
 
 # -- making Programs ----------------------------------------------------------------------------------------------------
@@ -192,3 +193,11 @@ def assert_sites_can_be_skipped(pass_: Pass, capture_again: Callable[[], Program
         assert [rewrite.site for rewrite in log.rewrites] == [s for s in sites if s != site]
         assert site.split("@")[1] in [node.name for node in after.calls], "the skipped op is gone"
     assert pass_(program, skip=sites) is program
+
+
+def observe(program: Program, calls: Iterable[Sequence[torch.Tensor]]) -> dict[str, Range]:
+    """The ranges over several calls, each of which is the Program's flat inputs. Seed torch for equal random draws."""
+    observation = Observation(program)
+    for tensors in calls:
+        observation.call(tensors)
+    return observation.ranges

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import nn
 from torch.jit import RecursiveScriptModule
 
@@ -88,10 +87,6 @@ def build_tree(program: Program, paths: Mapping[str, Path]) -> nn.Module:
         else:
             box.register_buffer(leaf, tensor)
     return root
-
-
-def describe(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _legal(part: str) -> str:

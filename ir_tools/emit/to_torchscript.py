@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 from torch.jit import ScriptModule
 
-from ir_tools.emit.constants import build_tree, describe, free_name, path_text, place_constants
+from ir_tools.emit.constants import build_tree, free_name, place_constants
 from ir_tools.emit.emitted_text import UNREAD, EmittedText
 from ir_tools.emit.forward import write_methods
 from ir_tools.emit.overload_check import check_overloads
-from ir_tools.emit.packed_weights import add_packed_weights, attach_packing, packing_text
+from ir_tools.emit.packed_weights import add_packed_weights, attach_packing
 from ir_tools.emit.refusals import refuse_what_libtorch_lacks, refuse_writes_into_lists
 from ir_tools.emit.torch_jit import define, script_tree
 from ir_tools.errors import EmitError
@@ -33,7 +33,7 @@ def emit(program: Program, chunk_size: int = 250) -> ScriptModule:
     Parameters and buffers are the Program's own tensors until the module is saved or `round_trip`ped; state is a copy.
     Raises EmitError, naming the node, for what TorchScript cannot hold or reads differently.
     """
-    text = _write(program, chunk_size)
+    text = written(program, chunk_size)
     root = build_tree(program, text.paths)
     for name, value in text.floats.items():
         setattr(root, name, torch.jit.Attribute(value, float))
@@ -51,22 +51,8 @@ def emit(program: Program, chunk_size: int = 250) -> ScriptModule:
     return scripted
 
 
-def torchscript_source(program: Program, chunk_size: int = 250) -> str:
-    """The TorchScript text of `program`, for people to read: the constants as comments, then the methods."""
-    text = _write(program, chunk_size)
-    lines = [f"# {path_text(path)}: {describe(program.constants[name])}" for name, path in text.paths.items()]
-    lines += [f"# self.{name}: {value!r}" for name, value in text.floats.items()]
-    lines += [
-        f"# self.{text.packed_name}.weights[{i}]: {describe(program.constants[name])} of {name}, packed"
-        for i, name in enumerate(text.packed)
-    ]
-    methods = list(text.methods.values())
-    if text.packed:
-        methods.insert(0, f"# methods of self.{text.packed_name}\n" + packing_text(program, text.packed, chunk_size))
-    return "\n".join(["\n".join(lines) + "\n", *methods])
-
-
-def _write(program: Program, chunk_size: int) -> EmittedText:
+def written(program: Program, chunk_size: int) -> EmittedText:
+    """The text of all methods, before TorchScript sees it. Raises EmitError for what stock libtorch could not run."""
     if chunk_size < 1:
         raise EmitError(f"chunk_size must be at least 1, got {chunk_size}")
     refuse_what_libtorch_lacks(program)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,14 +142,6 @@ class Observation:
             elif node.name not in self.ranges:  # the same on every call: state is read as it is before the run
                 self.ranges[node.name] = range_of(value)
         return outputs
-
-
-def observe(program: Program, calls: Iterable[Sequence[torch.Tensor]]) -> dict[str, Range]:
-    """The ranges over several calls, each of which is the Program's flat inputs. Seed torch for equal random draws."""
-    observation = Observation(program)
-    for tensors in calls:
-        observation.call(tensors)
-    return observation.ranges
 
 
 def _is_counted(value: Any) -> bool:

@@ -7,8 +7,10 @@ import torch
 from torch import fx
 
 from ir_tools.emit.calling import arguments_for, flat_outputs
+from ir_tools.emit.constants import path_text
 from ir_tools.emit.package import round_trip
-from ir_tools.emit.to_torchscript import emit
+from ir_tools.emit.packed_weights import packing_text
+from ir_tools.emit.to_torchscript import emit, written
 from ir_tools.ir import Draft, InputSpec, Packing, Program, Signature, check_wellformed
 from ir_tools.ir.signature import binder, leaf_names, split_leaves
 from ir_tools.torch_compat import pytree
@@ -81,3 +83,22 @@ def packed_program(dtype, groups=2):
 
     # Fake tensors do not run these ops on opaque weights; the facts are of no use to emission.
     return build({"x": x}, body), x, conv, matrix
+
+
+def torchscript_source(program: Program, chunk_size: int = 250) -> str:
+    """The TorchScript text of `program`, for people to read: the constants as comments, then the methods."""
+    text = written(program, chunk_size)
+    lines = [f"# {path_text(path)}: {described(program.constants[name])}" for name, path in text.paths.items()]
+    lines += [f"# self.{name}: {value!r}" for name, value in text.floats.items()]
+    lines += [
+        f"# self.{text.packed_name}.weights[{i}]: {described(program.constants[name])} of {name}, packed"
+        for i, name in enumerate(text.packed)
+    ]
+    methods = list(text.methods.values())
+    if text.packed:
+        methods.insert(0, f"# methods of self.{text.packed_name}\n" + packing_text(program, text.packed, chunk_size))
+    return "\n".join(["\n".join(lines) + "\n", *methods])
+
+
+def described(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -7,9 +7,9 @@ import torch
 
 import passes
 from ir_tools.emit.package import round_trip
-from ir_tools.emit.to_torchscript import emit, torchscript_source
+from ir_tools.emit.to_torchscript import emit
 from ir_tools.errors import EmitError
-from tests.ir_tools.emitting import aten, build, packed_program, unary
+from tests.ir_tools.emitting import aten, build, packed_program, torchscript_source, unary
 
 
 def test_an_output_that_is_no_tensor_is_refused():

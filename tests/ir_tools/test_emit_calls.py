@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ir_tools.emit import statements
-from ir_tools.emit.to_torchscript import emit, torchscript_source
+from ir_tools.emit.to_torchscript import emit
 from ir_tools.errors import EmitError
-from tests.ir_tools.emitting import assert_same, aten, build, unary
+from tests.ir_tools.emitting import assert_same, aten, build, torchscript_source, unary
 
 
 def test_a_bare_none_that_two_overloads_could_take_is_typed():

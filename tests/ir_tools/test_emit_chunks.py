@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ir_tools.emit.package import round_trip
-from ir_tools.emit.to_torchscript import emit, torchscript_source
+from ir_tools.emit.to_torchscript import emit
 from ir_tools.errors import EmitError
 from ir_tools.ir.dialect import getitem
-from tests.ir_tools.emitting import assert_same, aten, build
+from tests.ir_tools.emitting import assert_same, aten, build, torchscript_source
 
 
 def test_an_op_with_several_results_across_a_chunk_boundary():

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ir_tools.emit import statements
-from ir_tools.emit.to_torchscript import emit, torchscript_source
+from ir_tools.emit.to_torchscript import emit
 from ir_tools.errors import EmitError
 from tests.ir_tools import test_regions as by_hand
-from tests.ir_tools.emitting import assert_same, aten, build
+from tests.ir_tools.emitting import assert_same, aten, build, torchscript_source
 
 
 def region_program(make):

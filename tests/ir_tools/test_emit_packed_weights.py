@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ir_tools.emit.package import round_trip
-from ir_tools.emit.to_torchscript import emit, torchscript_source
+from ir_tools.emit.to_torchscript import emit
 from ir_tools.errors import EmitError
 from ir_tools.ir import Packing
-from tests.ir_tools.emitting import conv_packing, mkldnn, packed_program
+from tests.ir_tools.emitting import conv_packing, mkldnn, packed_program, torchscript_source
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ir_tools.verify.ranges import Observation, Range, observe, range_of
+from ir_tools.verify.ranges import Observation, Range, range_of
 from passes import CATALOGUE
-from tests.check import captured
+from tests.check import captured, observe
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import argument, short_name
 from ir_tools.rewrite import RewriteLog
-from ir_tools.verify.ranges import observe
 from passes import CATALOGUE
-from tests.check import captured, outputs_of, relative_error, rewritten
+from tests.check import captured, observe, outputs_of, relative_error, rewritten
 
 cast_half = CATALOGUE["cast_half"]
 source = importlib.import_module("passes.precision.cast_half")

@@ -12,8 +12,7 @@ from torch import nn
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.rewrite import RewriteLog
-from ir_tools.verify.ranges import observe
-from tests.check import captured, outputs_of, relative_error
+from tests.check import captured, observe, outputs_of, relative_error
 from tests.passes.precision.half_casts import LEVELS, WITHIN, Model, X, cast_half, computes_in, numbers, policy, seen_on
 
 # -- small numbers -----------------------------------------------------------------------------------------------------

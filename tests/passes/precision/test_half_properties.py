@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import argument, short_name
 from ir_tools.rewrite import RewriteLog
-from ir_tools.verify.ranges import observe
 from passes import CATALOGUE
-from tests.check import captured, outputs_of
+from tests.check import captured, observe, outputs_of
 
 cast_half = CATALOGUE["cast_half"]
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
