@@ -39,6 +39,7 @@ OLD_NAMES = {
     "ir_tools/rewrite/shapes.py": r"journal\b.*|\bjournal",  # what users of an earlier release may still write
     "ir_tools/rewrite/__init__.py": r"Journal",
     "passes/testing/__init__.py": r"LawBroken|hold_to_laws",
+    "ir_tools/emit/runtime_checks.py": r"place: str|format\(place",  # emitted text, which stays as it was
     "passes/tune/tuning_record.py": r'"choices"|"form"|choices\.json',  # keys of the file, which stay as they were
 }
 

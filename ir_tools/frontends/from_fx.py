@@ -67,7 +67,7 @@ def _to_aten(flat: FlatModel, source: Source) -> tuple[fx.GraphModule, tuple[Con
     # A mode of its own: it takes the model's real parameters.
     symbols = Symbols(FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()))
     inputs = [symbols.fake(spec, tensor) for spec, tensor in zip(source.signature.inputs, source.tensors, strict=True)]
-    # The choice of convolution library must not leave a guard.
+    # The selection of a convolution library must not leave a guard.
     with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
         graph_module = trace_to_aten(flat, "symbolic")(*inputs)
     return graph_module, symbols.conditions()

@@ -47,7 +47,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Casts:
-    """Casts between floating dtypes: in the graph before a pass, in the graph after it, and as per-op autocast places them
+    """Casts between floating dtypes: in the graph before a pass, in the graph after it, and as per-op autocast has them
     (`one_by_one`: each op casts its own operands)."""
 
     before: Traffic = Traffic()

@@ -53,11 +53,6 @@ class Range:
         scale = 2.0**exponent_shift
         return Range(exponents, self.largest * scale, self.smallest * scale, self.zeros, self.nonfinite)
 
-    @property
-    def nonzeros(self) -> int:
-        """How many elements are finite and not zero."""
-        return sum(self.exponents.values())
-
 
 @dataclass(frozen=True)
 class _Format:
