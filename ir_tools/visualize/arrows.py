@@ -38,7 +38,7 @@ def _edge_labels(node: fx.Node) -> dict[fx.Node, str]:
 
 
 def write_region_edges(node: fx.Node, dot: Digraph) -> None:
-    """Arrows to what decides, into the parts, out of them, and to the next round."""
+    """Arrows to the condition, into the parts, out of them, and to the next round."""
     for condition in filter(is_value, conditions(node)):
         dot.edge(condition.name, node.name)
     for label, body in parts(node):
@@ -60,11 +60,11 @@ def write_region_edges(node: fx.Node, dot: Digraph) -> None:
     for number in range(len(parts(node)[0][1].results) - (node.target is region_loop)):
         if not any(is_value(result_of(node, body, number)) for _label, body in parts(node)):
             for result in result_nodes(node, number):
-                dot.edge(node.name, result.name, style="invis")  # nothing else holds it below what decides
+                dot.edge(node.name, result.name, style="invis")  # nothing else holds it below the condition
 
 
 def _write_way_in(node: fx.Node, label: str, body: Body, dot: Digraph) -> None:
-    """One arrow from what decides to the frame of a part; unseen ones hold all of the part below it."""
+    """One arrow from the condition to the frame of a part; unseen ones hold all of the part below it."""
     starts = [n.name for n in sorted(filter(_is_start, drawn(body)), key=_first_use)] or [nothing_name(node, label)]
     arrow = {"label": label if node.target is not region_loop else "", "color": "#d9480f", "fontcolor": "#d9480f"}
     dot.edge(node.name, starts[0], lhead=part_name(node, label), penwidth="1.5", **arrow)

@@ -112,7 +112,7 @@ class Boxes:
     # -- regions ------------------------------------------------------------------------------------------------------
 
     def region(self, node: fx.Node, dot: Digraph) -> None:
-        """What decides, a frame for each part, and the results, in a frame."""
+        """The condition, a frame for each part, and the results, in a frame."""
         with dot.subgraph(name=f"cluster_{node.name} ") as cluster:
             cluster.attr(label="", **_REGION)
             text = region_text(node, self.text)

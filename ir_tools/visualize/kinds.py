@@ -19,7 +19,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "activation": ("#d8f5a2", "activation"),
     "cast": ("#fcc2d7", "change of dtype or layout"),
     "effect": ("#ffc9c9", "writes into its argument, or raises"),
-    "control": ("#ffd8a8", "if, loop: what decides, and what comes out"),
+    "control": ("#ffd8a8", "if, loop: condition and results"),
     "host": ("#dee2e6", "numbers and containers, no tensors"),
     "other": ("#f8f9fa", "other"),
 }
