@@ -96,7 +96,7 @@ def _table(heading: str, counts: Counter[str]) -> Table:
 
 
 PATTERNS: Sequence[tuple[str, str]] = (
-    (r"^the result of .* has another reader.*", "the result of an op inside has another reader"),
+    (r"^the result of .* has another user.*", "the result of an op inside has another user"),
     (r"^the result of .* is read twice by the pattern", "the result of an op inside is read twice by the pattern"),
     (r"^.* is written in place$", "a value of the match is written in place"),
     (r"^(the result would change \w+) from .*", r"\1"),
@@ -106,8 +106,8 @@ PATTERNS: Sequence[tuple[str, str]] = (
 def kind_of(text: str) -> str:
     """A reason without what belongs to one location alone: module paths, names, shapes, numbers.
 
-    >>> kind_of("the result of conv2d layer1.0 has another reader (relu v3)")
-    'the result of an op inside has another reader'
+    >>> kind_of("the result of conv2d layer1.0 has another user (relu v3)")
+    'the result of an op inside has another user'
     >>> kind_of("the op takes float64[2, 3] at body.4")
     'the op takes … at …'
     >>> kind_of("not so: The addition has alpha = 1.")
