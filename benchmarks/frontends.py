@@ -55,7 +55,7 @@ def _in_words(differing: Mapping[str, Mapping[str, int]]) -> str:
 
 def summary(rows: Sequence[FrontendsRow], expected: int) -> str:
     """How many models each number of front ends captured, and how many agree; then each exception."""
-    ways = Counter(len(row.captured) for row in rows)
+    by_count = Counter(len(row.captured) for row in rows)
     several = [row for row in rows if len(row.captured) >= 2]
     compared = [row for row in several if len(row.comparable) >= 2]
     wrong = [row for row in rows if row.problems or not row.same_numbers]
@@ -64,7 +64,8 @@ def summary(rows: Sequence[FrontendsRow], expected: int) -> str:
     other = [row for row in compared if row.differing_ops]
     by = "; ".join(f"{frontend} {sum(frontend in row.captured for row in rows)}" for frontend in ORDER)
     lines = [
-        f"{len(rows)} of {expected} models; captured by " + ", ".join(f"{n} front ends: {ways[n]}" for n in sorted(ways)[::-1]),
+        f"{len(rows)} of {expected} models; captured by "
+        + ", ".join(f"{n} front ends: {by_count[n]}" for n in sorted(by_count)[::-1]),
         f"by front end: {by}",
         f"captured by two or more: {len(several)}",
         f"of which the numbers agree: {len(agreeing)} (to the bit: {len(equal)})",

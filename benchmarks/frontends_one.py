@@ -35,7 +35,7 @@ MOVES = frozenset(
     unbind unflatten unfold unsqueeze view arange empty empty_like full full_like new_empty new_full new_ones new_zeros
     ones ones_like scalar_tensor zero zero_ zeros zeros_like""".split()
 )
-"""Ops that move, copy, cast or make values: how a shape is spelt is no compute. Nor is a dropout in eval mode."""
+"""Ops that move, copy, cast or make values: these compute nothing. Nor does a dropout in eval mode."""
 
 
 @dataclass
@@ -127,7 +127,7 @@ def try_frontends(entry: Entry) -> FrontendsRow:
     try:
         call = eager_call(entry)
         source = prepare(call.model, [(call.args, call.kwargs)])
-    except Exception as error:  # a model may fail in any way; its reason is the row
+    except Exception as error:  # a model may raise any error; the row records it
         row.error = f"eager: {type(error).__name__}: {error}"
     else:
         for frontend in FRONTENDS:

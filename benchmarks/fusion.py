@@ -106,7 +106,7 @@ ROWS: tuple[tuple[str, str, Callable[[], Made]], ...] = (
 
 
 def with_and_without(name: str) -> tuple[list[str], list[str]]:
-    """The default pipeline with the pass in its place, and without it; lowering fuses without measuring."""
+    """The default pipeline with the pass, at its usual position, and without it; lowering fuses without measuring."""
     lowering = "lower_onednn:variant=fused"
     at = DEFAULT.index("fuse_attention")
     full = [*DEFAULT] if name in DEFAULT else [*DEFAULT[:at], name, *DEFAULT[at:]]

@@ -15,7 +15,7 @@
     compile under autocast, freezing   with inductor's freezing, which casts and packs the weights ahead of time
     O1, O2, O3                         `optimize(model, [*DEFAULT, "cast_half:level=...:dtype=..."])`, engine "auto"
 
-Nobody is held back: each of torch's half modes runs contiguous and channels-last, and the faster one stays (changing the
+Each of torch's half modes runs contiguous and channels-last, and the faster one is reported (changing the
 input's layout is part of the call); freezing takes the layout that won without it. Autocast is entered anew in each call, as a
 server does, so that eager autocast casts its weights in each. Every round calls each mode once (`passes.tune.timing`).
 
@@ -67,7 +67,7 @@ Callee = Callable[..., Any]
 
 @dataclass
 class Mode:
-    """A way of running the model: what is called like it, and what its graph says. `error` instead, if there is none."""
+    """A model compiled or wrapped in one mode: the callable and the casts in its graph, or the `error` that prevented it."""
 
     call: Callee | None = None
     casts: int | None = None
@@ -102,7 +102,7 @@ class Result:
         return theirs / ours if theirs and ours else None
 
 
-# -- torch's own ways -----------------------------------------------------------------------------------------------------
+# -- torch's modes -------------------------------------------------------------------------------------------------------
 
 
 def under_autocast(model: Callee, half: torch.dtype) -> Callee:
@@ -198,7 +198,7 @@ def compiled(case: Case, model: nn.Module, half: torch.dtype) -> Mode:
 
 
 def compiled_and_frozen(case: Case, model: nn.Module, half: torch.dtype) -> Mode:
-    # As an option too: the cache of compiled code tells backends apart by their options, not by this switch.
+    # As an option too: the cache of compiled code distinguishes backends by their options, not by this switch.
     call = under_autocast(torch.compile(copy.deepcopy(model), options={"freezing": True}), half)
     args, kwargs = case.calls[0]
     with freezing():
@@ -238,7 +238,7 @@ def in_faster_layout(build: Build, case: Case, half: torch.dtype) -> Mode:
 
 
 def torchs_modes(case: Case, half: torch.dtype, with_times: bool, with_compile: bool) -> dict[str, Mode]:
-    """Every way of torch's own, by name. Without times there is no faster layout to find: all are contiguous."""
+    """The modes of torch, by name. Without times there is no faster layout to find: all are contiguous."""
     casting = "model.bfloat16()" if half is torch.bfloat16 else "model.half()"
     builds: dict[str, Build] = {AUTOCAST: eager_autocast, TRACE: trace, casting: cast_model}
     if with_compile:
@@ -249,12 +249,12 @@ def torchs_modes(case: Case, half: torch.dtype, with_times: bool, with_compile: 
         modes[f"{EAGER}, channels-last"] = in_channels_last(lambda case, model, half: Mode(model), case, half)
     for name, build in builds.items():
         try:
-            if choose and name == FREEZING:  # a third compilation; the fourth would only tell again which layout is faster
+            if choose and name == FREEZING:  # a third compilation; a fourth would only find the faster layout again
                 last = modes[COMPILE].remark.startswith("channels-last")
                 modes[name] = in_channels_last(build, case, half) if last else build(case, case.model, half)
             else:
                 modes[name] = in_faster_layout(build, case, half) if choose else build(case, case.model, half)
-        except Exception as error:  # a peer may fail in any way; the table says how
+        except Exception as error:  # a peer may raise any error; the table shows it
             modes[name] = Mode(error=f"{type(error).__name__}: {first_line(error)}")
     return modes
 
@@ -274,7 +274,7 @@ def our_mode(case: Case, level: str, dtype: str) -> Mode:
 
 
 def casts_of_program(program: Program) -> int:
-    """Nodes that cast one floating dtype to another, in the bodies of regions too."""
+    """Nodes that cast one floating dtype to another, in the bodies of branches and loops too."""
     inner = [program.of_body(body) for node in program.all_calls if is_region(node) for body in bodies(node)]
     return sum(traffic(block).count for block in (program, *inner))
 
@@ -469,8 +469,7 @@ def summary(results: Sequence[Result]) -> list[str]:
             by_text.setdefault(claim.text, []).append((result.title, claim))
     for text, made in by_text.items():
         missed = [f"{title}: {claim.figures}" for title, claim in made if not claim.met]
-        verdict = "; ".join(missed) if missed else "all"
-        lines.append(f"{text}: {len(made) - len(missed)} of {len(made)}" + (f"; not: {verdict}" if missed else ""))
+        lines.append(f"{text}: {len(made) - len(missed)} of {len(made)}" + (f"; not: {'; '.join(missed)}" if missed else ""))
     return lines
 
 

@@ -34,7 +34,7 @@ class Case:
 
     @property
     def takes_images(self) -> bool:
-        """The first argument is [batch, channels, height, width], so that there are two layouts to choose from."""
+        """The first argument is [batch, channels, height, width], so that there are two layouts to compare."""
         return bool(self.calls[0][0]) and self.calls[0][0][0].dim() == 4
 
 
@@ -72,13 +72,13 @@ PIXELS = 2048
 
 
 def checkerboard() -> Case:
-    """An MLP from a pixel's place, each coordinate from -1 to 1, to its colour, 0 or 1; trained for some seconds.
+    """An MLP from a pixel's position, each coordinate from -1 to 1, to its colour, 0 or 1; trained for some seconds.
 
     Its one call holds every pixel that there is, 262144 of them: there is no second input to average over.
     """
     pixel = torch.arange(SIDE * SIDE)
     row, column = pixel // SIDE, pixel % SIDE
-    places = torch.stack([row, column], 1) / (SIDE - 1) * 2 - 1
+    positions = torch.stack([row, column], 1) / (SIDE - 1) * 2 - 1
     colours = ((row * SQUARES // SIDE + column * SQUARES // SIDE) % 2).float().unsqueeze(1)
     with torch.random.fork_rng(devices=()), torch.enable_grad():
         torch.manual_seed(SEED)
@@ -88,13 +88,13 @@ def checkerboard() -> Case:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)
         for _ in range(STEPS):
             batch = torch.randint(0, SIDE * SIDE, (PIXELS,))
-            loss = squared_error(model(places[batch]), colours[batch])
+            loss = squared_error(model(positions[batch]), colours[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     title = f"MLP 2-256-256-256-1, checkerboard of {SQUARES}x{SQUARES} on {SIDE}x{SIDE} pixels"
-    return Case(title, model.eval(), [((places,), {})], colours)
+    return Case(title, model.eval(), [((positions,), {})], colours)
 
 
 def squared_error(values: Tensor, target: Tensor) -> Tensor:

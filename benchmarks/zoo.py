@@ -97,9 +97,9 @@ def run(
 
 
 def line(row: BaseRow) -> str:
-    """What the log says of a model when it ends."""
-    verdict = f"MISS {short(row.error)}" if row.error else f"ok   {row.in_words()}"
-    return f"{row.model:45} {row.seconds:6.1f} s  {verdict}"
+    """The line of the log for a finished model."""
+    outcome = f"MISS {short(row.error)}" if row.error else f"ok   {row.in_words()}"
+    return f"{row.model:45} {row.seconds:6.1f} s  {outcome}"
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class BaseRow:
         return cls(**_read(found))
 
     def in_words(self) -> str:
-        """What there is to say of a row without error."""
+        """A row without error, in words."""
         raise NotImplementedError
 
 
@@ -75,7 +75,7 @@ def _read(value: Any) -> Any:
 
 @dataclass
 class Row(BaseRow):
-    """What became of one model."""
+    """The result for one model."""
 
     module = "benchmarks.zoo_one"
 
@@ -130,7 +130,7 @@ def try_model(entry: Entry) -> Row:
         row.refused = dict(Counter(f"{done.name}: {refusal.reason}" for done in own for refusal in done.refusals))
         step = "half"
         _, row.half_sqnr_db = compiled(call, HALF, torch.bfloat16, tolerance=None)
-    except Exception as error:  # a model may fail in any way; its reason is the row
+    except Exception as error:  # a model may raise any error; the row records it
         row.error = f"{step}: {type(error).__name__}: {error}"
     row.seconds = round(time.perf_counter() - start, 1)
     return row
@@ -143,7 +143,7 @@ def eager_call(entry: Entry) -> Call:
     with torch.no_grad():
         expected = result_tensors(model(*args, **kwargs))
     if not any(t.is_floating_point() and t.numel() and t.min() != t.max() for t in expected):
-        raise Miss("every output is constant, so that comparing it tells nothing")
+        raise Miss("every output is constant, so that a comparison proves nothing")
     return Call(model, args, kwargs, expected)
 
 

@@ -44,7 +44,7 @@ BEFORE_HALF = (*DEFAULT, "use_stable_forms")
 
 
 def float_ops(program: Program) -> set[str]:
-    """The names of the ops that read or give floating point or complex tensors, those inside regions too."""
+    """The names of the ops that read or give floating point or complex tensors, those inside branches and loops too."""
     return {short_name(n.target) for n in program.all_calls if not is_region(n) and _has_floats([n, *n.all_input_nodes])}
 
 
@@ -72,7 +72,7 @@ def captured(entries: list[Entry]) -> Iterator[set[str]]:
         start = time.perf_counter()
         try:
             ops = ops_of(entry)
-        except Exception as error:  # a model may fail in any way; the others go on
+        except Exception as error:  # a model may raise any error; the others go on
             print(f"{entry.title}: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
             continue
         finally:

@@ -1,4 +1,4 @@
-"""Half precision on nets that learned something: digits of scikit-learn, and how many of them are told right.
+"""Half precision on nets that learned something: digits of scikit-learn, and how many of them are classified correctly.
 
 With random weights every class is as good as another; a trained net has classes that it is sure of and a few images that it
 is not. Half of the 1797 images train, the other 899 test: 0.2 points are 1.8 of them, so one more wrong answer than the
@@ -109,13 +109,13 @@ def eager_classes(name: str, dtype: torch.dtype) -> Tensor:
 def test_the_net_learned_to_read(name: str) -> None:
     _, _, _, classes = digits()
     right = (eager_classes(name, torch.float32) == classes).double().mean().item()
-    assert right >= 0.97, f"{name} tells {right:.2%} of the digits right: too few for the other tests to mean much"
+    assert right >= 0.97, f"{name} classifies {right:.2%} of the digits correctly: too few for the other tests to mean much"
 
 
 @pytest.mark.parametrize("level", ["O1", "O2"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", NETS)
-def test_the_digits_are_told_as_well_in_half_precision(name: str, dtype: str, level: str, tmp_path: Path) -> None:
+def test_the_digits_are_classified_as_well_in_half_precision(name: str, dtype: str, level: str, tmp_path: Path) -> None:
     _, _, images, classes = digits()
     fast = optimize(trained(name), [*DEFAULT, f"cast_half:dtype={dtype}:level={level}"], example_inputs=images)
     assert any(step.name == "cast_half" and step.rewrites for step in fast.report.steps)

@@ -90,7 +90,7 @@ def fails_with_numerics(*args: object, **kwargs: object) -> None:
     raise NumericsError("SQNR too low")
 
 
-def test_promises_are_judged_by_the_figures() -> None:
+def test_claims_are_decided_by_the_figures() -> None:
     def row(sqnr: float, casts: int | None = None, of_activations: int | None = None, finite: bool = True) -> Row:
         of_activations = casts if of_activations is None else of_activations
         return Row(Mode(casts=casts, casts_of_activations=of_activations, verified=True), sqnr_db=sqnr, finite=finite)

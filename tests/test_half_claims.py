@@ -1,4 +1,4 @@
-"""What half precision promises, on models of the zoo, in bfloat16: the figures and the verdicts are those of `benchmarks.half`.
+"""What half precision promises, on models of the zoo, in bfloat16: figures and claims are those of `benchmarks.half`.
 
 O1 and O2 are finite and verified; O1 is within 1 dB of eager autocast, O2 within 0.5 dB of model.bfloat16(), or better; both
 cast less often than the trace under autocast does.

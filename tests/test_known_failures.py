@@ -127,7 +127,7 @@ def test_pytorch_99524_two_batch_norms_behind_a_convolution() -> None:
 
 
 def test_pytorch_87777_ipex_250_transformers_19870_what_fx_cannot_trace_folds_all_the_same() -> None:
-    """And where a fold is refused, the place and the reason are told."""
+    """Where a fold is refused, location and reason are reported."""
 
     class Asks(nn.Module):
         def __init__(self):

@@ -1,1 +1,1 @@
-"""Passes that leave out what computes nothing new: constants, dropout, neutral ops, views, repeated and dead code."""
+"""Passes that remove ops which compute nothing new: constants, dropout, neutral ops, views, repeated and dead code."""

@@ -6,7 +6,7 @@
 Constants are the same operand where their bytes, dtype, shape and strides are equal. Those of passes are compared at any size,
 those of the user up to 1 MB: larger ones are equal only where they are tied, and tied ones are one constant already.
 
-An op that writes, draws random numbers or may raise is left alone, as is one whose operands or result somebody writes into.
+An op that writes, draws random numbers or may raise is left alone, as is one whose operands or result are written in place.
 Two outputs of the model stay two tensors.
 """
 

@@ -108,8 +108,8 @@ def list_passes() -> None:
     for name, entry in CATALOGUE.items():
         console.print(Text.assemble((f"\n{name}", "bold"), (f"  {entry.declares}", "cyan")))
         console.print(Padding(Text(entry.summary), (0, 0, 0, 2), expand=False))
-        for spelling in entry.option_syntax.values():
-            console.print(Text(f"  :{spelling}", style="cyan"), soft_wrap=True)
+        for syntax in entry.option_syntax.values():
+            console.print(Text(f"  :{syntax}", style="cyan"), soft_wrap=True)
         # Equations are as wide as the code they come from: on a narrow terminal they wrap, they are never cut.
         console.print(Text(textwrap.indent(entry.equation, " " * 6), style="dim"), soft_wrap=True)
     console.print(Text("\nGroups", style="bold"))
@@ -187,16 +187,16 @@ def _read(source: str, input: list[str] | None, console: Console) -> tuple[Any, 
     from passes.cli.sources import example_inputs, load_source
 
     inputs = example_inputs(input) if input else None
-    told: list[str] = []
+    notes: list[str] = []
     with progress_line() as progress:
         progress("loading the model")
-        model = load_source(source, told.append)
+        model = load_source(source, notes.append)
         if isinstance(model, str):
             path = model
             model, manifest = package.read_torchscript(path)
             if inputs is None and manifest is not None:
                 inputs = tuple(package.load(path)[2])
-    for line in told:
+    for line in notes:
         print_fact(console, "model", line)
     if inputs is None:
         raise InputError(

@@ -44,13 +44,13 @@ class SourceError(PassesError, ValueError):
     """The text names no model."""
 
 
-Tell = Callable[[str], None]
+Note = Callable[[str], None]
 
 
-def load_source(text: str, tell: Tell = lambda line: None) -> nn.Module | str:
+def load_source(text: str, note: Note = lambda line: None) -> nn.Module | str:
     """The model that `text` names, in eval mode; for a TorchScript file its path, which `optimize` reads itself.
 
-    `tell` is called with a line for what was done to the model beyond its author's code (random weights, eval mode).
+    `note` is called with a line for what was done to the model beyond its author's code (random weights, eval mode).
     Raises `SourceError` when there is no such model.
     """
     if text.endswith((".pt", ".pth", ".ts")) or Path(text).is_file():
@@ -61,10 +61,10 @@ def load_source(text: str, tell: Tell = lambda line: None) -> nn.Module | str:
     if not colon or not name or not kind:
         raise SourceError(f"{text!r} is not a model; expected {SOURCES}")
     if kind == "torchvision":
-        return _with_random_weights(_torchvision_builder(name), text, tell)
+        return _with_random_weights(_torchvision_builder(name), text, note)
     if kind == "timm":
-        return _with_random_weights(_timm_builder(name), text, tell)
-    return _from_callable(kind, name, tell)
+        return _with_random_weights(_timm_builder(name), text, note)
+    return _from_callable(kind, name, note)
 
 
 # -- zoos -------------------------------------------------------------------------------------------------------------
@@ -111,13 +111,13 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def _with_random_weights(build: Callable[[], nn.Module], text: str, tell: Tell) -> nn.Module:
+def _with_random_weights(build: Callable[[], nn.Module], text: str, note: Note) -> nn.Module:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(SEED)
         model = build().eval()
         count = randomize_batch_norms(model)
     statistics = f" and random statistics in its {count} batch norms" if count else ""
-    tell(f"{text} has random weights (seed {SEED}){statistics}")
+    note(f"{text} has random weights (seed {SEED}){statistics}")
     return model
 
 
@@ -142,7 +142,7 @@ def randomize_batch_norms(model: nn.Module) -> int:
 # -- the user's own code ----------------------------------------------------------------------------------------------
 
 
-def _from_callable(module_name: str, attribute: str, tell: Tell) -> nn.Module:
+def _from_callable(module_name: str, attribute: str, note: Note) -> nn.Module:
     text = f"{module_name}:{attribute}"
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
         raise SourceError(f"{text!r} is not a model; expected {SOURCES}")
@@ -153,7 +153,7 @@ def _from_callable(module_name: str, attribute: str, tell: Tell) -> nn.Module:
         raise SourceError(f"{text} gives a {type(target).__name__}; expected a torch.nn.Module")
     if target.training:
         target.eval()
-        tell(f"{text} was in training mode; .eval() was called")
+        note(f"{text} was in training mode; .eval() was called")
     return target
 
 

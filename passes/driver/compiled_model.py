@@ -1,4 +1,4 @@
-"""What `optimize` gives back, and what `load` reads: a model that is called like the user's own."""
+"""What `optimize` and `load` return: a model that is called like the user's own."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class OptimizedModel(nn.Module):
         Raises `ModelFileError` when the path cannot be written.
         """
         inputs, outputs = self._golden
-        if self.program.state:  # calls since then have moved it, and the file holds it as it is now
+        if self.program.state:  # later calls have changed it, and the file holds its present value
             outputs = call_flat(self.scripted, inputs)
         package.save(self.scripted, path, self.manifest, inputs, outputs)
 

@@ -1,4 +1,4 @@
-"""What a user gives to `optimize`, checked before any work is done: each error says what was given and what is expected."""
+"""Checks of the arguments of `optimize` before any work is done: each error says what was given and what is expected."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def calibration_items(calibration_data: Any, examples: Sequence[Call]) -> list[C
     """The arguments of each call, read once. A tensor, tuple, dict or text would be iterated too, and is no list of calls.
 
     A dict holds keyword arguments, unless it stands for one that the examples give by position: their first argument is a
-    dict then. Those of the examples go with each call, and what the call has itself goes first.
+    dict then. Those of the examples go with each call; its own take precedence.
     """
     if not isinstance(calibration_data, Iterable) or isinstance(calibration_data, (torch.Tensor, tuple, Mapping, str, bytes)):
         raise InputError(
@@ -139,7 +139,7 @@ def calibration_tensors(items: Sequence[Call], signature: Signature) -> list[lis
 
 
 def dump_directory(dump_dir: str | os.PathLike[str] | None) -> Path | None:
-    """The directory, made and known to be writable before any work is done."""
+    """The directory, created and checked to be writable before any work is done."""
     if dump_dir is None:
         return None
     directory = Path(dump_dir)

@@ -1,4 +1,4 @@
-"""The hooks of a compilation, but for the numbers: timing, ranges, near misses, the contract of the IR, progress, drawings."""
+"""The hooks of a compilation other than verification: timing, ranges, near misses, IR invariants, progress, drawings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from passes.errors import InputError
 
 
 def timed(run: Run) -> Run:
-    """Seconds, nodes before and after, and what the journal holds."""
+    """Record seconds, nodes before and after, and the rewrite log."""
 
     def timed_run(step: Step, program: Program) -> Program:
         step.report.nodes_before = len(program)
@@ -97,7 +97,7 @@ def explained(where: str | None) -> Hook:
 
 
 def wellformed(run: Run) -> Run:
-    """The result keeps the contract of the IR."""
+    """Check that the result keeps the invariants of the IR."""
 
     def checked_run(step: Step, program: Program) -> Program:
         after = run(step, program)
@@ -109,7 +109,7 @@ def wellformed(run: Run) -> Run:
 
 
 def announced(progress: Callable[[str], None] | None) -> Hook:
-    """Tell `progress` which pass runs."""
+    """Pass the name of each pass to `progress` before it runs."""
 
     def hook(run: Run) -> Run:
         def announced_run(step: Step, program: Program) -> Program:

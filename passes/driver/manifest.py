@@ -1,4 +1,4 @@
-"""The manifest of a saved file, what it says about itself: written by `OptimizedModel.save`, checked by `load`."""
+"""The manifest of a saved file, its metadata: written by `OptimizedModel.save`, checked by `load`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_manifest(path: str | os.PathLike[str], manifest: Any, inputs: Any, out
 
 
 def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> dict[str, Any]:
-    """What a file says about itself: versions, passes, signature, baked sizes, numbers."""
+    """The metadata of a file: versions, passes, signature, baked sizes, numbers."""
     signature = program.signature
     return {
         "format": FORMAT,
@@ -92,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write_tree(signature: Signature) -> str | None:
-    """The output structure as text; None where a file cannot tell it, and gives flat tensors."""
+    """The output structure as text; None where JSON cannot hold it: the file then returns flat tensors."""
     if not all(isinstance(leaf, int) or _is_plain(leaf.value) for leaf in signature.out_leaves):
         return None
     try:

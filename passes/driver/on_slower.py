@@ -1,7 +1,7 @@
-"""Whether a pass that is there for speed brings any: the model is compiled without it too, and both are timed in turn.
+"""Whether a pass that is meant for speed brings any: the model is compiled without it too, and both are timed in turn.
 
-The first pass that has an option `on_slower` and changed something forks the pipeline: a hook keeps the Program that it was
-given, and the rest of the pipeline runs on that one too.
+The first pass that has an option `on_slower` and changed something forks the pipeline: a hook keeps the Program before that
+pass, and the rest of the pipeline runs on that Program too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from passes.tune.speed_comparison import Candidate, Speed, asks_for_speed_compar
 
 @dataclass
 class Fork:
-    """Where the model without the pass of `step` starts: the Program that the pass was given, and its numbers then."""
+    """The start of the model without the pass of `step`: the Program before that pass, and its numbers."""
 
     step: Step
     program: Program
@@ -60,7 +60,7 @@ def faster(
 ) -> tuple[Speed, CompilationResult]:
     """The speed comparison, and the result to give: `result`, or the one without the pass at which the pipeline forked.
 
-    Only that pass is left out. Later ones that ask for a comparison too are in both, and are not judged.
+    Only that pass is left out. Later ones that ask for a comparison too are in both, and are not compared.
     """
     clock = time.perf_counter()
     pass_ = fork.step.pass_
@@ -82,18 +82,19 @@ def faster(
         speed = Speed(pass_.name, dtype, reference, "unknown", reason=f"{type(error).__name__}: {first_line(error)}")
     speed = replace(speed, seconds=time.perf_counter() - clock)
     if speed.decision != "reverted":
-        result.notes += _not_judged(rest, result.steps[at:])
+        result.notes += _not_compared(rest, result.steps[at:])
         return speed, result
-    other.notes += _not_judged(rest, other.steps)
+    other.notes += _not_compared(rest, other.steps)
     fork.step.report.reverted = str(speed)
     other.steps = [*result.steps[:at], *other.steps]
     return speed, other
 
 
-def _not_judged(passes: Sequence[Pass], steps: Sequence[Step]) -> list[str]:
-    """A line for each pass behind the one that was judged which asks for a comparison too."""
+def _not_compared(passes: Sequence[Pass], steps: Sequence[Step]) -> list[str]:
+    """A line for each later pass that asks for a comparison too."""
     asked = [p for p, step in zip(passes, steps, strict=True) if asks_for_speed_comparison(p) and step.report.rewrote]
-    return [f"{p}: its speed was not judged and its on_slower not read; only the first pass of these is judged" for p in asked]
+    why = "its speed was not compared and its on_slower not read; only the first pass with on_slower is compared"
+    return [f"{p}: {why}" for p in asked]
 
 
 def _speed_names(pass_: Pass, reference: Program) -> tuple[str, str]:

@@ -59,12 +59,12 @@ def optimize(
     explain_at: str | None = None,
     choices: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Compile a model for inference: capture it, apply `passes`, prove the numbers, emit TorchScript.
+    """Compile a model for inference: capture it, apply `passes`, verify the numbers, emit TorchScript.
 
     Args:
         model: an `nn.Module` in eval mode, a `ScriptModule`, an `fx.GraphModule`, an `ExportedProgram`, or the path of a
-            TorchScript `.pt` file. It is left exactly as it was. Nobody else may run it during the call, which may move
-            its state and puts it back; calls of `optimize` in several threads wait for each other.
+            TorchScript `.pt` file. It is left exactly as it was. Do not run it elsewhere during the call, which may change
+            its state and restores it; calls of `optimize` in several threads wait for each other.
         passes: names, groups and `Pass` objects, in order; options as in `"cast_half:dtype=float16"`. The default
             changes no precision.
         example_inputs: a tensor, a tuple of arguments, or a list of such tuples (all are verified; the first one is
@@ -75,7 +75,7 @@ def optimize(
         calibration_data: calls on which passes that lower precision observe how large values get: an iterable, read once,
             whose items are each a tensor, a tuple or list of arguments, or a dict of keyword arguments (a DataLoader gives
             such). `example_kwargs` go with each, where it does not have its own. A dict is one argument where
-            `example_inputs` has a dict in first place. None: they observe the example inputs.
+            `example_inputs` has a dict as the first argument. None: they observe the example inputs.
         tolerance: the smallest SQNR allowed, in dB; None takes it from a table by pass and dtype.
         verify: "each" pass, only the "ends", or "off".
         dump_dir: a directory for numbered drawings of the graph after each step.
@@ -162,7 +162,7 @@ def optimize(
 
 
 def _capture(source: Source, frontend: str, numerics: Numerics, report: Report) -> Program:
-    """The Program of the model, compared with it; how it came about goes into the report."""
+    """Capture the model and compare the Program with it; record the capture in the report."""
     clock = time.perf_counter()
     with one_at_a_time:  # capturing also sets warning filters, which are the whole process's
         captured = capture(source, frontend, numerics.check_capture if report.verified else lambda program: None)
@@ -180,18 +180,16 @@ def _capture(source: Source, frontend: str, numerics: Numerics, report: Report) 
 
 
 def _refuse_lowered(program: Program) -> None:
-    """A file that was lowered to oneDNN can be drawn and run, but its graph is past rewriting."""
+    """A file that was lowered to oneDNN can be drawn and run, but no pass can rewrite its graph."""
     lowered = [node for node in program.all_calls if op_name(node.target).startswith("mkldnn::")]
     if lowered:
-        raise CaptureError(
-            f"the model holds {op_name(lowered[0].target)}: it was optimised already; give the model it was made from"
-        )
+        raise CaptureError(f"the model holds {op_name(lowered[0].target)}: it was optimised already; pass the original model")
 
 
 def _not_used(
     pipeline: Sequence[Pass], captured: Program, tuning_records: Any, observe_on: Any, explain_at: str | None
 ) -> list[str]:
-    """A line for each argument of `optimize` that no pass of the pipeline has a use for."""
+    """A line for each argument of `optimize` that no pass of the pipeline uses."""
     notes = []
     if tuning_records is not None and not any("records" in p.options for p in pipeline):
         notes.append(f"tuning_records={os.fspath(tuning_records)!r} was not used: only lower_onednn measures kernel variants")

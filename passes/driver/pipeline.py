@@ -41,8 +41,8 @@ ORDER_RULES: tuple[tuple[str, str, str], ...] = (
     ("fold_affine", "fuse_conv_relu", "constants between convolution and activation must be gone before they fuse"),
     *((name, "insert_quant_stubs", "a stub between two ops would keep them apart") for name in (*FOLDS, "fuse_conv_relu")),
     ("fuse_attention", "cast_half", "casts around the softmax would keep it apart from the products"),
-    ("use_stable_forms", "cast_half", "casts between the parts of a fragile form would hide it"),
-    ("insert_quant_stubs", "cast_half", "quantisable regions are found on float32 values"),
+    ("use_stable_forms", "cast_half", "casts between the ops of an unstable expression would hide it"),
+    ("insert_quant_stubs", "cast_half", "quantisable subgraphs are found on float32 values"),
     *(
         (name, lowering, "lowering replaces the ops that the pass looks for")
         for lowering in ("lower_aten", "lower_onednn")

@@ -1,4 +1,4 @@
-"""A step of the pipeline, one pass on one graph, and the seam around it: hooks.
+"""A step of the pipeline, one pass on one graph, and the hooks around it.
 
     hook(run) -> run        with        run(step, program) -> program
 
@@ -19,7 +19,7 @@ Hook = Callable[[Run], Run]
 
 
 class Step:
-    """One pass about to run, its place in the pipeline, and the report it fills."""
+    """One pass to run, its position in the pipeline, and the report it fills."""
 
     def __init__(self, index: int, pass_: Pass):
         self.index = index

@@ -1,4 +1,4 @@
-"""The numbers of a run: after each step, and of the emitted module, compared with what the user's own model gives."""
+"""Numeric verification: Programs after each step, and the emitted module, are compared with the user's own model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from passes.errors import NumericsError
 
 
 class Numerics:
-    """Compares Programs, and at last the emitted module, with the user's own answers."""
+    """Compares Programs, and finally the emitted module, with the outputs of the user's model."""
 
     def __init__(self, examples: Sequence[Example], tolerance: float | None):
         self.examples = examples
@@ -58,7 +58,7 @@ class Numerics:
         return verified_run
 
     def declare(self, passes: Sequence[Pass]) -> None:
-        """From here on, what the passes declare may have happened to the numbers."""
+        """From here on, the numbers may differ as the passes declare."""
         self.declared = max((self.declared, *(p.declares for p in passes)), key=DECLARATIONS.index)
         self.stabilised = self.stabilised or any(p.declares == "stabilises" for p in passes)
 
@@ -83,13 +83,13 @@ class Numerics:
             raise NumericsError(f"{blame}: it declares 'exact', but {moved}")
 
     def _judge(self, program: Program, outputs: list[list[torch.Tensor]], what: str) -> Comparison:
-        """Compare with the model's answers; raises `NumericsError`."""
+        """Compare with the model's outputs; raises `NumericsError`."""
         worst = PERFECT
         for example, got in zip(self.examples, outputs, strict=True):
             worst = worst.worse(compare(example.outputs, got, stabilised=self.stabilised))
         if worst.problem:
             raise NumericsError(f"{what}: {worst.problem}")
-        # Outputs that cancel to almost nothing have no SQNR to speak of: float32's rounding of the largest product is no
+        # Outputs that cancel to almost nothing have no meaningful SQNR: float32's rounding of the largest product is no
         # failure. (Not that of a half dtype: an eighth of a percent of a large product would excuse any softmax.)
         rounding = torch.finfo(torch.float32).eps * self.largest
         if worst.sqnr_db < self._smallest(program) and (self.tolerance is not None or worst.max_abs_error > rounding):

@@ -1,4 +1,4 @@
-"""What one op makes of a value `y` and a constant `c`: `scale * y + shift`, the table of both folds of constants.
+"""One op on a value `y` and a constant `c` as `scale * y + shift`: the table of both folds of constants.
 
     written    scale     shift
     y * c      c

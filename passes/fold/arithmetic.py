@@ -1,4 +1,4 @@
-"""The arithmetic of folds: what becomes of a layer's weight and bias when its input or output is scaled and shifted.
+"""The arithmetic of folds: a layer's new weight and bias when its input or output is scaled and shifted.
 
 A *layer* is a convolution, a transposed convolution or a linear, `y = layer(x, w, b)`, and *per channel* means one number for
 each of its input or output channels. With s and t per channel,
@@ -70,7 +70,7 @@ def per_channel(c: Tensor | float, channels: int, w: Tensor) -> Tensor:
 
 
 def is_large_shift(t: Tensor, w: Tensor) -> bool:
-    """Added to what the layer reads, `t` is small; inside its sum, in w's dtype, it takes the place of digits."""
+    """A shift of `t`, folded into the sum that the layer computes in w's dtype, would cost too many digits."""
     lost = t.abs().max().item() * torch.finfo(w.dtype).eps if t.numel() and w.is_floating_point() else 0.0
     return lost > MOST_LOST.get(w.dtype, 0.0)
 

@@ -50,7 +50,7 @@ def the_constant_is_per_output_channel(layer, w, c):
 
 
 def folded(written):
-    """The layer with what `written` says of its result in its weight and bias."""
+    """The layer with the op `written` on its result folded into its weight and bias."""
 
     def replace(op, layer, step, x, w, b, c):
         return affine(op, layer, x, w, b, *AFFINE[written](step, per_channel(c, output_channels(layer, w), w)))

@@ -68,7 +68,7 @@ def the_input_is_not_widened(step, x):
 
 
 def folded(written):
-    """The layer with what `written` says of its input in its weight and bias."""
+    """The layer with the op `written` on its input folded into its weight and bias."""
 
     def replace(op, layer, step, x, w, b, c):
         return affine(op, layer, x, w, b, *AFFINE[written](step, per_channel(c, input_channels(layer, w), w)))

@@ -5,7 +5,7 @@
     conv(conv1x1(x, w1, b1), w2, b2)    ->  conv(x, w2 w1, sum(w2) b1 + b2)      the second unpadded, or b1 missing
 
 in float64, then back to the dtype of the weights; neither is grouped. Saves work: the merged weight has fewer elements than
-the two together, each of which is one multiplication per output place; a bottleneck (the two factors of a low-rank weight)
+the two together, each of which is one multiplication per output position; a bottleneck (the two factors of a low-rank weight)
 stays as it is.
 """
 
@@ -73,7 +73,7 @@ def merged_into_second(op, second, x, w1, b1, w2, b2):
 
 
 def bias(second, w2, b1, b2):
-    """What the second layer makes of the first one's bias, and its own; None where there is neither."""
+    """The second layer applied to the first one's bias, plus its own; None where there is neither."""
     parts = [*([] if b1 is None else [layer_sum(second, w2, b1.double())]), *([] if b2 is None else [b2.double()])]
     return sum(parts) if parts else None
 

@@ -1,1 +1,1 @@
-"""Passes that find, written in many ops, what one op of the dialect or of ATen computes: activations, attention, softmax."""
+"""Passes that replace several ops by one op of the dialect or of ATen: activations, residuals, attention, softmax."""

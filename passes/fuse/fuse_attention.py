@@ -8,10 +8,10 @@ as it is given.
 
 A row of the mask that is -inf throughout gives NaN by hand and 0 in the fused op: the mask must be known now, and have none.
 
-Against the form by hand, 12 heads of 64 on one thread, without and with a causal mask: float32 runs 1.0 and 1.4 times as fast
-at 128 tokens, 1.2 and 3.0 at 512, 3.0 and 5.9 at 1024. In bfloat16 the fused kernel of torch 2.13 is slower where the scores
-fit the caches: 0.4 and 0.8 at 128 tokens, 0.5 and 0.7 at 512, but 1.9 and 3.9 at 1024. So
-lower_onednn measures which of the two is faster, and may take the fused op apart again.
+Compared with attention by hand, 12 heads of 64 on one thread, without and with a causal mask: float32 runs 1.0 and 1.4 times
+as fast at 128 tokens, 1.2 and 3.0 at 512, 3.0 and 5.9 at 1024. In bfloat16 the fused kernel of torch 2.13 is slower where the
+scores fit the caches: 0.4 and 0.8 at 128 tokens, 0.5 and 0.7 at 512, but 1.9 and 3.9 at 1024. So lower_onednn measures which of
+the two is faster, and may take the fused op apart again.
 Source: Vaswani and others, "Attention Is All You Need", 2017, equation 1.
 """
 
@@ -77,7 +77,7 @@ def operands_are_alike(q, k, kt, v, weights):
 
 
 def mask_is_known_now(mask, hidden):
-    """The mask is a constant (one of the run might hide a whole row: NaN by hand, 0 in the fused op)."""
+    """The mask is a constant (a runtime mask might hide a whole row: NaN by hand, 0 in the fused op)."""
     return all(m is None or isinstance(m, Tensor) for m in (mask, hidden))
 
 
@@ -120,7 +120,7 @@ def fused(op, q, k, kt, v, mask, hidden, a, b, c, q_by, k_by, by):
     mask = mask if mask is not None and mask.any() else None
     keys = op.transpose(kt, -2, -1) if k is None else k
     scale = scale_of(a, b, c, q_by, k_by, by)
-    # The kernel scales what it has hidden too: -inf times a negative scale would be seen by all.
+    # The kernel scales hidden scores too: -inf times a negative scale is +inf, which hides nothing.
     causal = mask is not None and scale > 0 and hides_what_comes_later(mask, q.shape[-2], keys.shape[-2])
     if mask is not None and mask.dim() < 2:
         mask = mask.reshape(1, -1)

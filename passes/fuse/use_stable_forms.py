@@ -1,4 +1,4 @@
-"""Use the forms that neither overflow nor cancel.
+"""Use the stable forms, which neither overflow nor cancel.
 
     log(softmax(x, d))                              ->  log_softmax(x, d)
     exp(x) / sum(exp(x), d, keepdim=True)           ->  softmax(x, d)

@@ -94,7 +94,7 @@ def in_best_variant(records, op, kernel, site):
 
 
 def in_its_layout(lower, op, call):
-    """In a graph whose layouts show in the numbers, the packed result is put back into the layout that it had."""
+    """In a graph whose results depend on layouts, the packed result is put back into the layout that it had."""
     if call.memory_format is None:
         op.decline("the graph writes in place or draws at random, and the layout of the result cannot be put back")
         return DECOMPOSITIONS[call.target](op, call) if call.target in DECOMPOSITIONS else None

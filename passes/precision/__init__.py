@@ -1,1 +1,1 @@
-"""The pass `cast_half` and its parts: what half precision does to each op, the constraints that follow, where casts go."""
+"""The pass `cast_half` and its parts: an op table, precision constraints per op, casts placed by a minimum cut."""

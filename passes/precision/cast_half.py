@@ -5,19 +5,20 @@
     O2      half         where casts are fewer                float                              float
     O3      half         half                                 half                               float
 
-Levels are named after NVIDIA Apex's. `half_ops` says which op is what, `half_policy` what follows from that for each one. Where
-it leaves a choice, a minimum cut takes the one with the fewest casts, and among those the one that moves the fewest bytes.
-"Float" means the arithmetic: where everything around a norm or softmax is half, the half kernel, which computes in float
-inside, gives what casting there and back would.
+Levels are named after NVIDIA Apex's. The table `op_table` classifies ops; `constraints` and `hazards` derive a precision
+constraint for each op of the graph; `cast_placement` places casts by a minimum cut that satisfies all constraints with the
+fewest casts, and among those with the fewest bytes moved. "Float" means the arithmetic: where everything around a norm or
+softmax is half, its half kernel, which computes in float inside, equals casting to float and back.
 
 Constants (weights, biases) are cast once, ahead of time; a value is cast once per dtype; a cast that would undo another one
-reads its source instead. An op with a float64 operand, an op that writes in place, an explicit cast in the model, and what is
-half already stay as they are. So does an op with a number beyond the range of half (a mask of -1e9), or below its smallest
-normal number (an epsilon of 1e-12 in float16), and what reads it; a mask is clamped to the range where it is cast.
+reads its source instead. An op with a float64 operand, an op that writes in place, an explicit cast in the model, and an op in
+half already stay as they are. So do an op with a number beyond the range of half (a mask of -1e9), or below its smallest normal
+number (an epsilon of 1e-12 in float16), and the users of its result; a mask is clamped to the range where it is cast.
 
-Options: `keep_float` names modules and ops, `overrides` gives a module or op a level of its own, or "float"; a module decides
-before a kind of op, the longest path before others. What values were seen on example or calibration data (`journal.ranges`)
-keeps in float what would overflow or be lost. `on_slower` is read by `optimize`: what to do where half is slower here.
+Options: `keep_float` names modules and ops, `overrides` gives a module or op a level of its own, or "float"; a module takes
+precedence over a kind of op, the longest path over others. Ranges of values observed on example or calibration data
+(`log.ranges`) keep in float the ops that would overflow or underflow. `optimize` reads `on_slower`: what to do where the half
+model is slower on this machine.
 """
 
 import difflib
@@ -110,13 +111,13 @@ def cast_half(
 
 
 def check_names(program, names):
-    """Raise `OptionError` for a name in the options that stands for nothing in the graph."""
-    if not isinstance(program, Program):  # a body of it: the whole is looked at when its turn comes
+    """Raise `OptionError` for a name in the options that no module path and no op of the graph has."""
+    if not isinstance(program, Program):  # a body: the names are checked on the whole Program
         return
     known = {name for node in program.all_calls for name in (short_name(node.target), *locations_of(node))}
     for name in names:
-        if name not in known and name not in NAMED:  # an op that this model has none of may be kept all the same
+        if name not in known and name not in NAMED:  # an op of the table need not occur in this model
             near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            what = "no module path and no op of this graph (misspelt, or gone with an earlier pass)"
+            what = "no module path and no op of this graph (mistyped, or removed by an earlier pass)"
             raise OptionError(f"cast_half: {name!r} is {what}{hint}")

@@ -1,8 +1,8 @@
-"""Where casts stand: the cheapest choice that the stances of `half_policy` allow, by a minimum cut.
+"""Placement of casts: a minimum cut of the graph into half and float ops, under the precision constraint of each op.
 
     cost  =  number of casts, then bytes that they read and write
 
-A value is cast once for all its readers in the other dtype. Constants are cast ahead of time, and cost nothing.
+A value is cast once for all its users in the other dtype. Constants are cast ahead of time, and cost nothing.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from passes.precision.op_table import NO_FLOATS
 
 
 def placed(policy: Policy) -> set[Any]:
-    """The ops that are computed in half."""
+    """The ops that are computed in half: of all sets that the constraints allow, the one of the least cost."""
     if HALF not in policy.constraints.values():
         return set()
     split, block = Split(), policy.block
@@ -45,7 +45,7 @@ def placed(policy: Policy) -> set[Any]:
 
 
 def castable(policy: Policy) -> list[Any]:
-    """The float32 values that a reader may want in half."""
+    """The float32 values that a user may take in half."""
     values = (*policy.block.placeholders, *state_nodes(policy.block), *policy.constraints)
     return [v for v in values if policy.original[v] is torch.float32 and not policy.is_free(v)]
 
@@ -55,12 +55,12 @@ def users_of_numbers(value: Any) -> list[Any]:
 
 
 def takes_float(policy: Policy, user: Any) -> bool:
-    """The reader wants its operands in one dtype or the other."""
+    """The user needs its operands in the dtype that it is computed in."""
     return policy.constraints.get(user) is not AS_IT_COMES
 
 
 def casts_one_by_one(policy: Policy) -> Traffic:
-    """What it would be had each op cast its operands for itself: weights at run time, no cast shared, none moved."""
+    """The casts of per-op autocast: each op casts its own operands, weights at run time; no cast is shared or moved."""
     found = traffic(policy.block)
     in_half = {node for node, constraint in policy.constraints.items()
                if constraint is HALF or (constraint in (EITHER, WITH_OPERANDS) and node in policy.natural)}  # fmt: skip

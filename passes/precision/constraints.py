@@ -1,16 +1,16 @@
-"""What each op says to half precision before casts are placed.
+"""The precision constraint of each op: which dtypes the placement of casts may compute it in.
 
-    HALF           in half                                       matrix ops; at O3 whatever the table knows
-    FLOAT          in float, with a reason                       fragile ops, and what would break
-    EITHER         wherever casts are fewer                      ops that are as precise as their operands, behind half ones
-    WITH_READERS   in half only where all its readers are        what only moves float values; at O2 all that no half op gave
-    BETWEEN        the same, and its operands too                fragile ops whose half kernel computes in float inside
-    WITH_OPERANDS  what its operands are                         searches: nothing is rounded for them
-    AS_IT_COMES    takes what it gets                            explicit casts, comparisons, ops without float operands
+    HALF           half                                        matrix ops; at O3 every op of the table
+    in_float(why)  float, for a reason                         fragile ops, and ops that half precision would break
+    EITHER         half or float                               ops as precise as their operands, with operands half by nature
+    WITH_USERS     half only if all its users are              ops that move float values; at O2 all without a half operand
+    BETWEEN        half only if all users and operands are     fragile ops whose half kernel computes in float inside
+    WITH_OPERANDS  half if and only if its operands are        searches, for which nothing is rounded; constructors
+    AS_IT_COMES    none; its operands are not cast             explicit casts, comparisons, ops without float operands
 
-A value is half *by nature* when a half op made it, and it went through nothing since that is fragile or met a float (O1), or
-through something that had a half operand (O2). What is float by nature is rounded for matrix ops alone at O1. In WITH_READERS
-and BETWEEN an op in half gives what it would give in float, rounded: for its readers nothing changes but the number of casts.
+A value is half *by nature* if a half op computed it, or an op that is not fragile did from operands that are half by nature:
+from such operands alone at O1, from at least one at O2. At O1 only matrix ops round a value that is float by nature. Under
+WITH_USERS and BETWEEN an op in half returns its float result, rounded: for its users only the number of casts differs.
 """
 
 from collections.abc import Mapping
@@ -49,11 +49,11 @@ from passes.precision.op_table import (
 )
 
 FOLLOWS_FLOAT = "an operand is float, and at O1 the op follows its operands"
-IS_FRAGILE = "norms, softmax, exponentials and long sums lose too much in half precision"
+IS_FRAGILE = "norms, softmax, exponentials and long sums lose too many digits in half precision"
 IS_A_CAST = "it casts to the dtype of another value"
-IS_A_PHASE = "a sine, a cosine or a rounding is taken of it, where half precision has no digits behind the point"
-IS_GUARDED = "a bound or a difference behind it needs more digits than half precision has"
-DECIDED = "it compares floats, or floats with a number that half precision would round"
+IS_A_PHASE = "a sine, cosine or rounding is computed from it, for which half precision has too few digits after the point"
+IS_GUARDED = "a later bound or difference needs more digits than half precision has"
+DECIDED = "it compares float values, or values with a number that half precision would round"
 LACKS_A_KERNEL = "torch has no kernel for it in half precision on the CPU"
 KEEPS_FLOAT = "the model switches autocast off around it"
 IS_KEPT = "the options keep it in float"
@@ -61,10 +61,10 @@ IS_WRITTEN = "its operands or result are written in place"
 HAS_FLOAT64 = "an operand or the result is float64"
 HAS_OTHERS = "an operand or the result is complex, or of another half dtype"
 IS_UNKNOWN = "unknown: the dtype of a value that comes out of a list or dict"
-MADE_IN_FLOAT = "it makes floats of what is none"
-IS_CONTROL_FLOW = "branches and loops hand over floats"
+MADE_IN_FLOAT = "its result is float, and none of its operands is"
+IS_CONTROL_FLOW = "operands and results of branches and loops stay float"
 IS_SKIPPED = "this site is skipped"
-READS_INTEGERS = "integers take part in it, which half precision may not hold"
+READS_INTEGERS = "it computes with integers that half precision may not represent"
 IS_RANDOM = "in another dtype it draws other random numbers"
 IS_READ_WHOLE = "its results are used as one list"
 
@@ -78,7 +78,7 @@ EXPECTED = frozenset(
     (FOLLOWS_FLOAT, IS_FRAGILE, IS_A_CAST, READS_WIDE, READS_TINY, IS_A_PHASE, IS_GUARDED, DECIDED, KEEPS_FLOAT, MADE_IN_FLOAT,
      IS_CONTROL_FLOW, IS_SKIPPED)
 )  # fmt: skip
-"""Reasons that go without saying: the report does not list them."""
+"""Reasons that hold for whole kinds of ops by design: `explain` lists them, the printed report does not."""
 
 POINTWISE = MOVES | FOLLOWS | INSIDE
 KNOWN = POINTWISE | FRAGILE
@@ -86,13 +86,13 @@ KNOWN = POINTWISE | FRAGILE
 
 @dataclass(frozen=True)
 class PrecisionConstraint:
-    """`side` is one of those above."""
+    """`side`: a row of the table above. `reason`: why an op stays in float."""
 
     side: str
     reason: str = ""
 
 
-HALF, EITHER, WITH_USERS, BETWEEN = map(PrecisionConstraint, ("half", "either", "with readers", "between"))
+HALF, EITHER, WITH_USERS, BETWEEN = map(PrecisionConstraint, ("half", "either", "with users", "between"))
 WITH_OPERANDS, AS_IT_COMES = map(PrecisionConstraint, ("with operands", "as it comes"))
 
 
@@ -102,9 +102,10 @@ def in_float(reason: str) -> PrecisionConstraint:
 
 @dataclass
 class Policy:
-    """The stance of every op of a Block.
+    """The precision constraints of a Block at a level, with the overrides of the options.
 
-    `natural`: values that are half by nature. `adds_a_float`: fused ops that O1 wants apart (`half_residuals`).
+    `constraints`: one for each op. `natural`: values that are half by nature. `rounded`: whether half precision rounds a
+    constant. `adds_a_float`: fused ops whose residual O1 adds in float (`residuals`).
     """
 
     block: Block
@@ -132,11 +133,11 @@ class Policy:
                 self.natural.add(node)
 
     def floats(self, node: Any) -> list[Any]:
-        """The operands that are float32 when the model runs, without those that are there in either dtype."""
+        """The operands that are float32 at run time, without those that are free in either dtype."""
         return [n for n in node.all_input_nodes if self.original[n] is torch.float32 and not self.is_free(n)]
 
     def is_free(self, value: Any) -> bool:
-        """There in either dtype without a cast at run time: constants, and new tensors that hold one number."""
+        """Available in either dtype without a cast at run time: constants, and new tensors that hold one number."""
         return self.block.constant(value) is not None or (
             is_filled(value) and value not in self.numbers.wide and value not in self.mutated
         )
@@ -145,7 +146,7 @@ class Policy:
         return constraint is HALF or (constraint in (EITHER, WITH_OPERANDS) and self._follows_half(node))
 
     def _adds_a_float(self, node: Any) -> bool:
-        """At O1, a product with a residual that is float by nature; their sum is, too."""
+        """At O1, a matrix op with a fused residual that is float by nature; their sum is float by nature, too."""
         fused = node.target in (conv_act, linear_act) and self.level_of(node) == "O1"
         residual = argument(node, "residual") if fused else None
         return residual is not None and self.is_float_by_nature(residual)
@@ -158,13 +159,13 @@ class Policy:
         return bool(floats) and all(floats) and not any(map(self._is_rounded, node.all_input_nodes))
 
     def is_float_by_nature(self, value: Any) -> bool:
-        """Half precision would take digits from a float32 value that no half op took before."""
+        """Half precision would round a float32 value that no half op has rounded yet."""
         if self.is_free(value):
             return self._is_rounded(value)
         return self.original[value] is torch.float32 and value not in self.natural
 
     def _is_rounded(self, value: Any) -> bool:
-        """A constant that half precision does not hold as it is."""
+        """A constant that half precision cannot represent exactly."""
         constant = self.block.constant(value)
         if constant is None or constant.dtype is not torch.float32 or constant.dim() == 0:
             return False
@@ -184,7 +185,7 @@ class Policy:
         return AS_IT_COMES if why == "" else in_float(why)
 
     def _why_not(self, node: Any) -> str | None:
-        """Why an op is computed in float whatever the table says of it; "" where there is nothing to compute in half."""
+        """Why an op stays in float whatever its entry in the table; "" where there is nothing to compute in half."""
         if is_region(node):
             return IS_CONTROL_FLOW
         read = [self.original[n] for n in node.all_input_nodes]
@@ -196,7 +197,7 @@ class Policy:
         if short_name(node.target) in NO_FLOATS:
             return ""
         if short_name(node.target) in CASTS and has_given_dtype(node):
-            # A cast that became none would hand out the memory of another value.
+            # A cast that becomes a no-op would return an alias of another value.
             return IS_A_CAST if dtype_of(node) is self.half and is_handed_out(derived(node)) else ""
         if torch.float64 in read or torch.float64 in given:
             return HAS_FLOAT64
@@ -226,7 +227,7 @@ class Policy:
         return IS_A_PHASE if node in self.phases else IS_GUARDED if node in self.guarded else None
 
     def _reads_large_integers(self, node: Any) -> bool:
-        """Integers that take part in the arithmetic, unless they are constants that half precision holds."""
+        """The op computes with integers, other than constants that half precision represents."""
         if short_name(node.target) not in FOLLOWS:
             return False
         indices = set(nodes_in([bound_arguments(node).get(name) for name in ("index", "indices")]))
@@ -261,7 +262,7 @@ class Policy:
         if why := WHY_FLOAT.get(name):
             return in_float(why)
         if name not in KNOWN:
-            return in_float(f"{name} is in no table of cast_half")
+            return in_float(f"cast_half has no entry for {name}")
         if level == "O3":
             return HALF
         if name in FRAGILE or (name in INSIDE and not (floats and all_half)):
@@ -279,14 +280,14 @@ def site_of(node: Any) -> str:
 
 def has_given_dtype(node: Any) -> bool:
     """The op casts its operands to a dtype that the model states (a softmax in float32)."""
-    told, name = bound_arguments(node).get("dtype"), short_name(node.target)
-    return isinstance(told, torch.dtype) and name in NAMED and (told.is_floating_point or name in CASTS) and not is_filled(node)
+    to, name = bound_arguments(node).get("dtype"), short_name(node.target)
+    return isinstance(to, torch.dtype) and name in NAMED and (to.is_floating_point or name in CASTS) and not is_filled(node)
 
 
 def is_periodic(node: Any) -> bool:
-    """What its operand has behind the point is all that counts, or is cut off."""
-    told = bound_arguments(node).get("dtype") if short_name(node.target) in CASTS else None
-    return short_name(node.target) in PERIODIC or (isinstance(told, torch.dtype) and not told.is_floating_point)
+    """Its result depends on the fraction of its operand alone, or drops that fraction."""
+    to = bound_arguments(node).get("dtype") if short_name(node.target) in CASTS else None
+    return short_name(node.target) in PERIODIC or (isinstance(to, torch.dtype) and not to.is_floating_point)
 
 
 def is_pointwise(node: Any) -> bool:
@@ -294,7 +295,7 @@ def is_pointwise(node: Any) -> bool:
 
 
 def passes_a_phase_on(block: Block) -> Any:
-    """Ops between a position and the sine of it: pointwise and shape ops, and a product that no other product feeds."""
+    """Ops between a position and its sine: pointwise and shape ops, and a matrix op whose operands come from no matrix op."""
     after_product: set[Any] = set()
     for node in block.calls:
         if any(n in after_product or short_name(n.target) in MATRIX for n in nodes_in(node.args)):

@@ -1,8 +1,8 @@
-"""What the numbers of a model say to half precision: those written in it, those of its constants, those seen on data.
+"""Which ops stay in float for their numbers: literals in the model, values of constants, ranges observed on data.
 
-    beyond the range        in float; what is added as a mask is clamped where it is cast
-    below the smallest      in float, with what it keeps from zero: x / (norm + 1e-12)
-    seen not to fit         in float, with what reads it, but for masks that attention reads
+    beyond the range of half         float; a mask is clamped where it is cast
+    below its smallest number        float, with the value that the number keeps from zero: x / (norm + 1e-12)
+    observed not to fit              float, with its users, except attention that reads it as a mask
 """
 
 import math
@@ -19,21 +19,21 @@ from ir_tools.verify.ranges import Range, range_of
 from passes.precision.op_table import CASTS, FLOAT_PARAMETERS, FOLLOWS, INSIDE, MATRIX, MOVES
 from passes.precision.representable import is_lost, is_near_the_end
 
-IS_WIDE = "a number in it lies beyond the range of half precision; its result is clamped where it is cast"
-READS_WIDE = "an operand may lie beyond the range of half precision"
-IS_TINY = "a number in it, smaller than half precision knows, keeps values from zero or from one"
-READS_TINY = "an operand is kept from zero or one by a number smaller than half precision knows"
-OVERFLOWS = "on the example data its result comes near the end of the range of half precision, or beyond"
+IS_WIDE = "a number in it exceeds the range of half precision; its result is clamped where it is cast"
+READS_WIDE = "an operand may exceed the range of half precision"
+IS_TINY = "a number in it that half precision loses keeps values from zero or from one"
+READS_TINY = "an operand is kept from zero or one by a number that half precision loses"
+OVERFLOWS = "on the example data its result exceeds the range of half precision, or nearly does"
 LOSES = "on the example data its result is so small that half precision loses it"
 READS_UNFIT = "on the example data an operand does not fit into half precision"
 SOURCE_UNFIT = "on the example data a part of its result does not fit into half precision"
-CANCELS = "on the example data it is a small difference of larger numbers, which half precision does not tell apart"
-CONSTANT_LOST = "a constant of it is so small that half precision loses it"
-VALUE_CLAMPED = "a mask made of it may lie beyond the range of half precision; it is clamped to it where it is cast"
-CLAMPED = "a constant of it has numbers beyond the range of half precision; they are clamped to it"
+CANCELS = "on the example data it is a small difference of larger numbers that half precision cannot distinguish"
+CONSTANT_LOST = "a constant operand is so small that half precision loses it"
+VALUE_CLAMPED = "a mask computed from it may exceed the range of half precision; it is clamped where it is cast"
+CLAMPED = "a constant operand exceeds the range of half precision; it is clamped to that range"
 
 MASKS = {"scaled_dot_product_attention": "attn_mask"}
-"""Operands that a softmax reads: clamped to the range of half precision, they mask as they did."""
+"""Operands that are added before a softmax: clamped to the range of half precision, they still mask."""
 
 DIVIDES = {"div": "other", **dict.fromkeys("reciprocal rsqrt log log2 log10 pow".split(), "self")}
 """Ops and the operand in which a zero makes an infinity."""
@@ -45,7 +45,7 @@ MOVES_OR_FOLLOWS, MOVES_OR_ADDS = MOVES | FOLLOWS, MOVES | ADDS
 
 SUMS = frozenset("add sub rsub".split())
 BOUNDS = frozenset("clamp clamp_min clamp_max clip hardtanh".split())
-"""Ops whose numbers may keep a value from 1 or -1, where a logarithm or quotient has no end: log(1 - p.clamp(max=1 - 1e-7))."""
+"""Ops whose numbers may keep a value from 1 or -1, where a log or quotient is infinite: log(1 - p.clamp(max=1 - 1e-7))."""
 
 SCALES = frozenset("mul div".split())
 """Ops whose number keeps nothing from zero."""
@@ -53,11 +53,11 @@ SCALES = frozenset("mul div".split())
 
 @dataclass
 class Numbers:
-    """Which ops of a Block numbers keep in float. To be asked in order of execution (`why_written`, `why_read`).
+    """Why ops of a Block stay in float for their numbers. Call `why_written` and `why_read` in order of execution.
 
-    `wide` and `tiny`: values beyond half's range, or kept from zero by less than it knows, because of a number written in the
-    model. `unfit`: those that were seen not to fit on example data, and why. `guards`: bounds and differences in front of which
-    every digit counts.
+    `wide` and `tiny`: values that a literal of the model takes beyond half's range, or that a literal below its smallest
+    number keeps from zero. `unfit`: values observed not to fit on example data, and why. `guards`: bounds and differences
+    whose operands need every digit.
     """
 
     block: Block
@@ -75,19 +75,19 @@ class Numbers:
             self.wide |= self.masks  # -65504 - 20 is -inf already, while in bfloat16 the lowest number swallows what is added
         differences = {node for node in self.divisors if self._cancels(node)}
         self.cancelling = {value for node in differences for value in (node, *node.all_input_nodes)}
-        for node in self.block.calls:  # and as they are moved to what divides by them
+        for node in self.block.calls:  # and the ops that move them to a division
             if short_name(node.target) in MOVES and not differences.isdisjoint(node.all_input_nodes):
                 differences.add(node)
         self.cancelling |= differences
         values = (*self.block.placeholders, *self.block.calls)
         self.unfit = {value: why for value in values if (why := self._why_unfit(value)) is not None}
-        for node in reversed(self.block.calls):  # what merely moves a value that does not fit was given one
+        for node in reversed(self.block.calls):  # the operand of an op that moves a value that does not fit
             if node in self.unfit and short_name(node.target) in MOVES:
                 self.unfit |= {n: SOURCE_UNFIT for n in node.all_input_nodes if n not in self.unfit}
         self.guards = self.cancelling | {node for node in self.block.calls if self._keeps_from_one(node)}
 
     def why_written(self, node: Any) -> str | None:
-        """Why a number written in an op keeps it in float; also where the op reads no floats."""
+        """Why a literal of an op keeps it in float; also for ops without float operands."""
         numbers = [abs(number) for number in self.numbers_of(node) if 0 < abs(number) < math.inf]
         name = short_name(node.target)
         if dtype_of(node) is torch.float32 and any(number >= self.limits.max for number in numbers):
@@ -100,7 +100,7 @@ class Numbers:
         return None
 
     def why_read(self, node: Any, floats: list[Any]) -> str | None:
-        """Why the numbers that an op reads, `floats` and constants, or gives, keep it in float."""
+        """Why the values of its operands (`floats`, and constants) or of its result keep an op in float."""
         name = short_name(node.target)
         if name in MOVES_OR_FOLLOWS and not self.wide.isdisjoint(floats):
             self.wide.add(node)
@@ -123,7 +123,7 @@ class Numbers:
         return [*numbers_in(node), *(float(c) for c in constants if c is not None and c.numel() == 1)]
 
     def _why_constants(self, node: Any) -> str | None:
-        """Why the constants of an op need float. Those that are added are masks, and clamped; small biases may be lost."""
+        """Why the constants of an op need float. Added constants may be masks, and are clamped; small biases may be lost."""
         name, given = short_name(node.target), bound_arguments(node)
         biases = (given.get("bias"), given.get("b"))
         stay = [given.get(argument) for argument in FLOAT_PARAMETERS.get(name, ())]
@@ -142,7 +142,7 @@ class Numbers:
         return None
 
     def _cancels(self, node: Any) -> bool:
-        """A sum that is divided by, or taken the logarithm of, and was seen to be within the rounding of what it is made of."""
+        """A sum that a division or logarithm reads, observed to be as small as the rounding errors of its terms."""
         seen = self.log.ranges.get(node.name)
         if seen is None or short_name(node.target) not in SUMS:
             return False
@@ -151,12 +151,12 @@ class Numbers:
         return seen.smallest < self.limits.eps * max([*terms, *literals], default=0.0)
 
     def _keeps_from_one(self, node: Any) -> bool:
-        """A bound that half precision would round to a whole number, which it was to keep values from."""
+        """A bound that keeps values from a whole number, and that half precision would round to that number."""
         numbers = [n for n in numbers_in(node) if 0 < abs(n) < math.inf] if short_name(node.target) in BOUNDS else []
         return any(not float(n).is_integer() and as_half(n, self.half).is_integer() for n in numbers)
 
     def _why_unfit(self, value: Any) -> str | None:
-        """Why the values that were seen on example data need float, None when they do not."""
+        """Why the values observed on example data need float, None when they do not."""
         seen = self.log.ranges.get(value.name) if dtype_of(value) is torch.float32 else None
         if seen is None:
             return None
@@ -168,7 +168,7 @@ class Numbers:
 
 
 def mask_inputs(block: Block) -> set[Any]:
-    """Inputs, and what the model casts, that reach a softmax over sums and moves alone.
+    """Inputs, and results of the model's own casts, that reach a softmax through sums and moves alone.
 
     A mask may hold -1e9, whatever the examples held.
     """
@@ -184,7 +184,7 @@ def mask_inputs(block: Block) -> set[Any]:
 
 
 def divisors(block: Block) -> set[Any]:
-    """Values in which a zero makes an infinity: what is divided by, or taken the logarithm of; as it was moved there, too."""
+    """Values in which a zero makes an infinity: operands of divisions and logarithms, and the values moved to them."""
     found: set[Any] = set()
     for node in reversed(block.calls):
         name = short_name(node.target)

@@ -1,13 +1,13 @@
-"""What half precision does to each op, as data: the table that `cast_half` reads, by the op's name.
+"""What half precision does to each op, as data: the table of `cast_half`, by the op's name.
 
     MATRIX        products: fast in half, and their kernels sum in float
-    MOVES         hands numbers on, or picks some: op(round(x)) equals round(op(x)) exactly
+    MOVES         move or select values: op(round(x)) equals round(op(x)) exactly
     FOLLOWS       pointwise ops: as precise as their operands
     DECIDES       comparisons, searches and steps: a rounded operand may decide otherwise, so none is rounded for them
     INSIDE        fragile ops whose half kernel computes in float and rounds its result: norms, softmax, exp, sums
-    FRAGILE       fragile ops whose half kernel rounds on the way
-    CONSTRUCTORS  make numbers from none: made in half they equal what is made in float and rounded
-    PERIODIC      sines and roundings: what their operand has behind the point is all that counts
+    FRAGILE       fragile ops whose half kernel rounds intermediate results
+    CONSTRUCTORS  tensors of given numbers: made in half they equal those made in float and rounded
+    PERIODIC      sines and roundings: the fraction of their operand decides
     STAYS_FLOAT   half is wrong or useless, by reason
     CASTS         the model's own changes of dtype
     NO_FLOATS     read the shape of a tensor alone
@@ -64,7 +64,7 @@ FOLLOWS = frozenset(
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa""".split()
 )
 # `max`, `min`, `sort`, `topk` and the like give values too, which move exactly; which of two equal ones is found does not.
-# `sign` and its kin step at 0, where float16 rounds numbers below 3e-8; those behind `item` ask a number of Python.
+# `sign` and its kin step at 0, where float16 rounds numbers below 3e-8; those from `item` on return a number to Python.
 DECIDES = frozenset(
     """gt ge lt le eq ne greater greater_equal less less_equal not_equal isclose allclose equal isin
     isnan isinf isfinite isposinf isneginf isreal signbit sign sgn heaviside hardshrink threshold
@@ -132,7 +132,7 @@ STAYS_FLOAT: dict[str, frozenset[str]] = {
         linalg_det det linalg_slogdet slogdet logdet linalg_matrix_exp matrix_exp linalg_matrix_power matrix_power
         linalg_matrix_norm quantile nanquantile""".split()
     ),
-    "it makes or reads positions, and half precision has too few digits for those of pixels and tokens": frozenset(
+    "it computes or reads positions, and half precision has too few digits for those of pixels and tokens": frozenset(
         """arange linspace logspace grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator
         roi_align nms deform_conv2d""".split()
     ),
@@ -140,13 +140,13 @@ STAYS_FLOAT: dict[str, frozenset[str]] = {
         """rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial poisson
         native_dropout""".split()
     ),
-    "it reads memory as it lies, which a cast may change": frozenset("as_strided".split()),
-    "it is a loss, several steps each of which would round; for training": frozenset(
+    "it reads memory by strides, which a cast may change": frozenset("as_strided".split()),
+    "it is a training loss of several steps, each of which would round": frozenset(
         """cosine_embedding_loss ctc_loss hinge_embedding_loss margin_ranking_loss multi_margin_loss multilabel_margin_loss
         poisson_nll_loss soft_margin_loss triplet_margin_loss""".split()
     ),
     "it computes in float64": frozenset("float_power".split()),
-    "what it gives besides has other sizes in half precision": frozenset("embedding_bag".split()),
+    "its other results have other sizes in half precision": frozenset("embedding_bag".split()),
 }
 CASTS = frozenset("to type_as _to_copy".split())
 NO_FLOATS = frozenset(

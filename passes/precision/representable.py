@@ -1,7 +1,7 @@
-"""Which values, as seen on example data, do not fit into a half dtype.
+"""Which values, as observed on example data, do not fit into a half dtype.
 
     near the end    largest magnitude * HEADROOM > largest number of the dtype
-    lost            rounding costs LOSS_DB more than it would if exponents had no end; or a divisor becomes zero
+    lost            rounding costs LOSS_DB more than it would with unbounded exponents; or a divisor becomes zero
 
 The second compares sums of squared rounding errors (error ~ the last bit, at most the value itself) over the histogram of
 exponents that `ir_tools.verify.ranges` observes.
@@ -14,7 +14,7 @@ import torch
 from ir_tools.verify.ranges import Range
 
 HEADROOM = 4.0
-"""A value seen at x may be HEADROOM * x on other data."""
+"""A value observed at x may be HEADROOM * x on other data."""
 
 LOSS_DB = 6.0
 
@@ -35,7 +35,7 @@ def is_lost(seen: Range, half: torch.dtype, *, is_divisor: bool) -> bool:
 
 
 def loss_of_range_db(seen: Range, half: torch.dtype) -> float:
-    """How many dB more rounding costs than it would if exponents had no end."""
+    """How many dB more rounding costs than it would with unbounded exponents."""
     limits = torch.finfo(half)
     digits = 1 - round(math.log2(limits.eps))
     last = round(math.log2(limits.smallest_normal * limits.eps))  # the exponent of the smallest subnormal number

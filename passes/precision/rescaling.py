@@ -1,9 +1,9 @@
-"""Products whose operand or result does not fit into half precision, scaled by a power of two so that they do.
+"""Scale matrix ops whose operand or result does not fit into half precision, by a power of two with which they fit.
 
     product(x, w, b)  ->  2^-k product(2^k x, w, 2^k b)
 
-Exact: powers of two move exponents alone, and the products in between were seen to have room for it. The scaling is done in
-float, where x and the result fit; what is in half is the product. A relu or leaky_relu fused to it scales along.
+Exact: powers of two change exponents alone, and the observed ranges leave room for it. The scaling is done in float, where x
+and the result fit; only the product is in half. A fused relu or leaky_relu scales with it.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ LARGEST_SHIFT = 24
 
 
 def rescale(draft: Draft, policy: Policy, log: RewriteLog) -> bool:
-    """Scale the products that are float for their ranges alone, where that helps; whether there were any."""
+    """Scale the products that only their ranges keep in float, where that helps; return whether there were any."""
     edited = False
     for node, constraint in policy.constraints.items():
         operands = operands_of(node) if constraint.reason in OUT_OF_RANGE else None
@@ -65,7 +65,7 @@ def with_swapped(args: Any, swapped: dict[Any, Any]) -> Any:
 
 
 def operands_of(node: Any) -> tuple[Any, Any] | None:
-    """The operand and the bias of a float32 product that would be scaled; None where that is not all there is to scaling it."""
+    """The operand and the bias of a float32 product to scale; None where scaling these two is not enough."""
     name, given = short_name(node.target), bound_arguments(node)
     if name not in LINEAR_IN or facts.dtype(node) is not torch.float32:
         return None
@@ -77,7 +77,7 @@ def operands_of(node: Any) -> tuple[Any, Any] | None:
 
 
 def shift_for(x: Range | None, result: Range | None, half: torch.dtype) -> int:
-    """The k of least magnitude with which 2^k x and 2^k result fit into `half`; 0 if they fit as they are, or never do."""
+    """The k of least magnitude with which 2^k x and 2^k result fit into `half`; 0 if they fit unscaled, or with no k."""
     if x is None or result is None:
         return 0
     shifts = sorted(range(-LARGEST_SHIFT, LARGEST_SHIFT + 1), key=abs)

@@ -1,8 +1,8 @@
-"""At O1, a float residual is added in float: where it was fused with a product, which is half, it is taken out again.
+"""At O1, a float residual is added in float: where it was fused into a matrix op, which is half, it is taken out again.
 
     linear_act(x, w, b, r, act)  ->  act(linear(x, w, b) + r)          r float by nature
 
-The stream of a transformer adds up many small terms; rounding it at every layer costs several dB, and autocast does not.
+The residual stream of a transformer sums many small terms; rounding it at every layer costs several dB; autocast does not.
 """
 
 from ir_tools.ir import Draft
@@ -15,7 +15,7 @@ from passes.precision.constraints import Policy, site_of
 
 
 def take_residuals_out(draft: Draft, policy: Policy, log: RewriteLog) -> bool:
-    """Whether there were any among the ops for which the level is O1."""
+    """Take out such residuals where the level is O1; return whether there were any."""
     for node in [n for n in policy.block.calls if n in policy.adds_a_float]:
         fused = Call(node)
         with draft.before(node):

@@ -1,1 +1,1 @@
-"""Passes on the way to int8: today the stubs at the borders of what can be quantised."""
+"""Passes that prepare int8: for now the stubs at the borders of quantisable subgraphs."""

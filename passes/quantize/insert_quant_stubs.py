@@ -1,9 +1,9 @@
-"""Put a stub on every value that enters or leaves a quantisable region.
+"""Put a stub on every value that enters or leaves a quantisable subgraph.
 
     x -> [conv, relu, add, ...] -> y     becomes     x -> quant_stub -> [conv, relu, add, ...] -> quant_stub -> y
 
-A region is a connected set of quantisable ops on float32 values. A stub is the identity; its site, `<region>.in<i>` or
-`<region>.out<i>`, is where calibration will keep the statistics of that value. Lowering removes stubs.
+A subgraph is a connected set of quantisable ops on float32 values. A stub is the identity; under its site, `region0.in0` or
+`region0.out0` for subgraph 0, calibration will keep the statistics of that value. Lowering removes stubs.
 """
 
 import torch
@@ -21,7 +21,7 @@ QUANTISABLE = frozenset(
     sigmoid max_pool2d avg_pool2d adaptive_avg_pool2d mean flatten reshape transpose permute""".split()
 )
 STARTS_A_SUBGRAPH = frozenset("conv1d conv2d conv3d conv_act linear linear_act matmul".split())
-"""A region without any of these gains nothing from int8 and gets no stub."""
+"""A subgraph without any of these gains nothing from int8 and gets no stub."""
 
 
 @graph_pass(declares="exact")
@@ -35,7 +35,7 @@ def insert_quant_stubs(program: Block, log: RewriteLog) -> Block:
                 users = [user for user in subgraph.users(value) if short_name(user.target) != "quant_stub"]
                 if dtype(value) is not torch.float32 or is_stub(value) or not users:
                     continue
-                # Two regions may read one value: the first reader tells their stubs apart.
+                # Two subgraphs may read one value: the name of the first user makes their site ids differ.
                 site = f"insert_quant_stubs@{value.name}.{kind}" + (f".{users[0].name}" if kind == "in" else "")
                 if not log.allows(site):
                     continue

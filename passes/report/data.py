@@ -18,8 +18,8 @@ from passes.tune.tuning_record import TuningRecords
 class StepReport:
     """One pass. `sqnr_db` and `max_abs_error` compare the Program after it with the user's eager model.
 
-    `ranges`: what the magnitudes of values were observed on, for a pass that asks for them. `casts`: what its casts move.
-    `reverted`: why the result of `optimize` is without this pass, "" where it is with it.
+    `ranges`: the calls on which magnitudes of values were observed, for a pass that needs them. `casts`: count and bytes of its
+    casts. `reverted`: why `optimize` returned the model without this pass, "" where it did not.
     """
 
     name: str
@@ -40,7 +40,7 @@ class StepReport:
 
     @property
     def changed(self) -> bool:
-        """The result of `optimize` is another one because of this pass."""
+        """The pass changed the result of `optimize`."""
         return not self.reverted and self.rewrote
 
     @property

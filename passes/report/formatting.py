@@ -1,4 +1,4 @@
-"""Numbers and options as a report writes them: decibels, errors, seconds, bytes."""
+"""Numbers and options as a report prints them: decibels, errors, seconds, bytes, casts."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ def seconds(value: float) -> str:
 
 
 def casts_line(casts: Casts) -> str:
-    """`casts: 4 that move 1.2 MB in one pass through the graph; op by op it would be 107 and 93 MB; 0 before`.
+    """`4 dtype casts, 1.2 MB per run (per-op autocast: 107 casts, 93 MB); 0 before`.
 
-    Not "per call": the body of a loop counts once, and both sides of a branch do.
+    A run counts every op of the graph once: the body of a loop counts once, whatever its trip count, and so do both sides of
+    a branch. "Per-op autocast": each op casts its own operands. "Before": the model's own casts.
     """
     after, one_by_one, before = casts.after, casts.one_by_one, casts.before
-    moves = "moves" if after.count == 1 else "move"
-    return (
-        f"casts: {after.count} that {moves} {byte_size(after.bytes)} in one pass through the graph; "
-        f"op by op it would be {one_by_one.count} and {byte_size(one_by_one.bytes)}; {before.count} before"
-    )
+    autocast = f"per-op autocast: {one_by_one.count} {_casts(one_by_one.count)}, {byte_size(one_by_one.bytes)}"
+    return f"{after.count} dtype {_casts(after.count)}, {byte_size(after.bytes)} per run ({autocast}); {before.count} before"
+
+
+def _casts(count: int) -> str:
+    return "cast" if count == 1 else "casts"
 
 
 def byte_size(count: int) -> str:

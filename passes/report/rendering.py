@@ -68,7 +68,7 @@ def header(report: ReportData) -> Table:
 
 
 def table(report: ReportData) -> Table:
-    """One row per pass. Refusals that go without saying are not counted."""
+    """One row per pass. Expected refusals are not counted."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("pass", overflow="fold")
     for heading in ("rewrites", "refused", "nodes", "max error", "SQNR dB", "seconds"):
@@ -110,7 +110,7 @@ def outcome(report: ReportData) -> Iterable[Text]:
         yield Text(str(report.speed), style="bold yellow" if report.speed.slower or not known else "bold green")
     if report.seconds:
         emitted = f", of which emission {seconds(report.emit_seconds)} s" if report.emit_seconds else ""
-        timed = f", the speed comparison {seconds(report.speed.seconds)} s" if emitted and report.speed is not None else ""
+        timed = f" and the speed comparison {seconds(report.speed.seconds)} s" if emitted and report.speed is not None else ""
         yield Text(f"took {seconds(report.seconds)} s{emitted}{timed}")
     if report.ops_left:
         most = sorted(report.ops_left.items(), key=lambda item: (-item[1], item[0]))
@@ -119,7 +119,7 @@ def outcome(report: ReportData) -> Iterable[Text]:
 
 
 def casts(report: ReportData) -> Iterable[Text]:
-    """What ranges were observed on, and what casts move: a line each for every pass that has them."""
+    """What ranges were observed on, and the count and bytes of casts: a line each for every pass that has them."""
     for step in report.steps:
         if step.ranges:
             yield Text(f"{step.name}: ranges observed on {step.ranges}")
@@ -129,7 +129,7 @@ def casts(report: ReportData) -> Iterable[Text]:
 
 
 def refused(report: ReportData, limit: int = REASONS_SHOWN, expected: bool = False) -> Iterable[Text | Padding]:
-    """Refusals grouped by pass and reason, the most frequent first; with `expected` those too that go without saying."""
+    """Refusals grouped by pass and reason, the most frequent first; the expected ones only with `expected`."""
     groups: dict[tuple[str, str], list[Refusal]] = {}
     for step in report.steps:
         for refusal in step.refusals:
@@ -145,7 +145,7 @@ def refused(report: ReportData, limit: int = REASONS_SHOWN, expected: bool = Fal
         yield Padding(Text(locations([r.module for r in refusals])), (0, 0, 0, 4), expand=False)
     if len(ordered) > limit:
         more = sum(len(refusals) for _, refusals in ordered[limit:])
-        yield Padding(Text(f"… {len(ordered) - limit} more reasons, {more} places"), (0, 0, 0, 2), expand=False)
+        yield Padding(Text(f"… {len(ordered) - limit} more reasons, {more} sites"), (0, 0, 0, 2), expand=False)
 
 
 def rewritten(report: ReportData) -> Iterable[Text | Padding]:
@@ -164,7 +164,7 @@ def rewritten(report: ReportData) -> Iterable[Text | Padding]:
 
 
 def missed(report: ReportData) -> Iterable[Text | Padding]:
-    """How near each rule came at the place asked for (`explain_at`); ops that one sentence holds for come together."""
+    """How near each rule came at the location asked for (`explain_at`); ops with one and the same sentence are grouped."""
     groups: dict[tuple[str, str, str], list[NearMiss]] = {}
     for step in report.steps:
         for miss in step.near_misses:
@@ -177,7 +177,7 @@ def missed(report: ReportData) -> Iterable[Text | Padding]:
 
 
 def idle(report: ReportData) -> Iterable[Text | Padding]:
-    """Passes that found no place to act at all, not even one to refuse. Shown by the CLI's `explain`."""
+    """Passes that matched nothing, not even a site to refuse. Shown by the CLI's `explain`."""
     names = [step.name for step in report.steps if not step.rewrote and not step.refusals]
     if names:
         yield Text("\nfound nothing to do", style="bold")

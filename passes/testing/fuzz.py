@@ -103,7 +103,7 @@ class Segment:
 
     @property
     def running(self) -> Path:
-        """The trial under way, as a test: what is left when the process dies."""
+        """The running trial, as a test: the file that is left when the process dies."""
         return self.directory / f"{self.number}.running.py"
 
 

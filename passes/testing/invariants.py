@@ -42,7 +42,7 @@ NOISE_ALLOWED_HALF = 10.0
 
 
 class InvariantBroken(PassesError, AssertionError):
-    """A pass broke one of the invariants; the message names both. `kind` is the same wherever it is broken in the same way."""
+    """A pass broke one of the invariants; the message names both. `kind` is equal for equal causes."""
 
     def __init__(self, message: str, kind: str = ""):
         super().__init__(message)
@@ -53,7 +53,7 @@ class InvariantBroken(PassesError, AssertionError):
 
 
 def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = ()) -> tuple[Program, RewriteLog]:
-    """Run a pass and check the invariants that need no reference; return the new Program and the journal.
+    """Run a pass and check the invariants that need no reference; return the new Program and the rewrite log.
 
     `inputs` are flat tensors of one call: the new Program is run on copies of them. Raises `InvariantBroken`.
 
@@ -62,8 +62,8 @@ def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str
     >>> from ir_tools.frontends.source import prepare
     >>> x = torch.randn(2, 3)
     >>> program = capture(prepare(torch.nn.Dropout().eval(), [((x,), {})]), "trace").program
-    >>> after, journal = rewritten(passes.CATALOGUE["remove_dropout"], program, x)
-    >>> len(after.calls), len(journal.rewrites)
+    >>> after, log = rewritten(passes.CATALOGUE["remove_dropout"], program, x)
+    >>> len(after.calls), len(log.rewrites)
     (0, 1)
     """
     skip = frozenset(skip)
@@ -131,10 +131,10 @@ def _fact_is_true(expected: Any, value: Any) -> bool:
     return bool(expected == value)
 
 
-def _fits(sizes: Sequence[Any], of_the_run: Sequence[int]) -> bool:
+def _fits(sizes: Sequence[Any], at_run_time: Sequence[int]) -> bool:
     """Symbols stand for any size."""
-    return len(sizes) == len(of_the_run) and all(
-        isinstance(size, torch.SymInt) or size == given for size, given in zip(sizes, of_the_run)
+    return len(sizes) == len(at_run_time) and all(
+        isinstance(size, torch.SymInt) or size == given for size, given in zip(sizes, at_run_time)
     )
 
 
@@ -162,7 +162,7 @@ def check_docstring(pass_: Pass) -> None:
 
 
 def check_skipping(pass_: Pass, program: Program, log: RewriteLog, *, most: int = 1) -> None:
-    """The first `most` sites of the journal, skipped one by one, are left alone; all skipped, nothing happens.
+    """The first `most` sites of the rewrite log, skipped one by one, are left alone; all skipped, nothing happens.
 
     Raises `InvariantBroken`. A site that needs another one is left alone when that one is.
     """
@@ -281,7 +281,7 @@ def check_bitwise(pass_: Pass, expected: Sequence[Tensor], got: Sequence[Tensor]
 
 
 def check_invariants(pass_: Pass, program: Program, oracle: Oracle, declared: str = "exact") -> tuple[Program, RewriteLog]:
-    """Run a pass on a Program and check all invariants; return the new Program and the journal.
+    """Run a pass on a Program and check all invariants; return the new Program and the rewrite log.
 
     `declared`: the boldest declaration of the passes that ran before, which the numbers may show. Raises `InvariantBroken`.
 
@@ -290,8 +290,8 @@ def check_invariants(pass_: Pass, program: Program, oracle: Oracle, declared: st
     >>> from ir_tools.frontends.source import prepare
     >>> source = prepare(torch.nn.Dropout().eval(), [((torch.randn(2, 3),), {})])
     >>> program = capture(source, "trace").program
-    >>> _, journal = check_invariants(passes.CATALOGUE["remove_dropout"], program, Oracle(program, source.examples[0]))
-    >>> [rewrite.rule for rewrite in journal.rewrites]
+    >>> _, log = check_invariants(passes.CATALOGUE["remove_dropout"], program, Oracle(program, source.examples[0]))
+    >>> [rewrite.rule for rewrite in log.rewrites]
     ['dropout(x) -> x']
     """
     check_docstring(pass_)

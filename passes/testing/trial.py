@@ -135,7 +135,7 @@ def compiled(model: nn.Module, inputs: tuple[Tensor, ...], passes: list[Pass], f
         except (NumericsError, CaptureError) as error:
             if not isinstance(error, NumericsError) and not isinstance(error.__cause__, NumericsError):
                 raise
-            # `optimize` knows nothing of models that amplify rounding; the oracle does.
+            # `optimize` does not allow for models that amplify rounding; the oracle does.
             fast = optimize(model, passes, example_inputs=inputs, frontend=frontend, engine=engine, verify="off")
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "model.pt"

@@ -1,1 +1,1 @@
-"""What is decided by the clock of this machine: timing, the tuning record of kernel variants, the speed comparison."""
+"""Decisions that depend on the speed of this machine: timing, tuning records of kernel variants, the speed comparison."""

@@ -92,7 +92,7 @@ def interleaved_seconds(
 
 
 class Timer(Protocol):
-    """Seconds of each call, by name: `interleaved_seconds`, or a function that takes its place."""
+    """Seconds of each call, by name: `interleaved_seconds`, or a replacement of it."""
 
     def __call__(
         self,

@@ -63,7 +63,7 @@ class TuningRecord:
     @property
     def reason(self) -> str:
         figures = ", ".join(f"{milliseconds(seconds)} ms {name}" for name, seconds in self.seconds.items())
-        return f"{self.variant} is faster here: {figures}"
+        return f"the variant {self.variant} is faster here: {figures}"
 
 
 @dataclass
@@ -114,7 +114,7 @@ class TuningRecords:
     def __str__(self) -> str:
         """A line for the report."""
         counts = f"{len(self.measured)} workloads measured, {len(self.replayed)} replayed"
-        others = f"{len(self.not_default)} in another variant than the default, being faster here"
+        others = f"{len(self.not_default)} with a faster variant than the default"
         return "; ".join([counts, others, *self._over_budget()])
 
     def notes(self) -> list[str]:

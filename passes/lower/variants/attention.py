@@ -23,7 +23,7 @@ ATTENTION = aten.scaled_dot_product_attention.default
 
 
 def is_ours(call: Call) -> bool:
-    """The fused op stands for attention written by hand. One that the model itself calls is the user's choice."""
+    """The fused op stands for attention written by hand. One that the model itself calls stays as it is."""
     return call.target is ATTENTION and call.made_by("fuse_attention")
 
 

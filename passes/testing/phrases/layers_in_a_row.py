@@ -63,7 +63,7 @@ def layer_activation(w: Writer) -> None:
 
 
 def linear_residual(w: Writer) -> None:
-    """linear(x) + x -> activation, a residual block of one linear, with nothing in its way."""
+    """linear(x) + x -> activation, a residual block of one linear, with no other op in between."""
     x = w.value(2, 3, 4)
     y = linear(w, x, w.shape(x)[-1])
     s = w.let(w.pick(f"{y} + {x}", f"{x} + {y}"))

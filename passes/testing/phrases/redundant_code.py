@@ -38,7 +38,7 @@ def same_twice_swapped(w: Writer) -> None:
 
 
 def computed_constant(w: Writer) -> None:
-    """A value computed from buffers alone, added to one of the run."""
+    """A value computed from buffers alone, added to a runtime value."""
     x = w.value(2, 3, 4)
     n = w.shape(x)[-1]
     a = w.buffer(f"torch.randn({n})")

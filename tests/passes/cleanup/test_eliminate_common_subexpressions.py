@@ -35,7 +35,7 @@ def program_of(function: Callable, *inputs: Tensor, frontend: str = "trace", **b
 
 
 def twice(function: Callable) -> Callable:
-    """The sine of `function`, computed in two places."""
+    """The sine of `function`, computed twice."""
     return lambda m, *inputs: function(m, *inputs).sin() + function(m, *inputs).sin() * 2
 
 

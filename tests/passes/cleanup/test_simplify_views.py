@@ -1,4 +1,4 @@
-"""Joining permutations and reshapes: it rewrites, it refuses, and every value stays in its place."""
+"""Joining permutations and reshapes: it rewrites, it refuses, and every value keeps its index."""
 
 from __future__ import annotations
 

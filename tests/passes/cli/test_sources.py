@@ -59,17 +59,17 @@ def zoo(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["build", "Small", "Zoo.model", "in_training"])
 def test_a_callable_in_the_working_directory_gives_a_model_in_eval_mode(zoo, name):
-    told: list[str] = []
-    model = load_source(f"own_zoo:{name}", tell=told.append)
+    notes: list[str] = []
+    model = load_source(f"own_zoo:{name}", note=notes.append)
     assert type(model).__name__ == "Small" and not model.training
-    assert told == [f"own_zoo:{name} was in training mode; .eval() was called"]
+    assert notes == [f"own_zoo:{name} was in training mode; .eval() was called"]
 
 
 def test_a_module_in_eval_mode_is_taken_as_it_is(zoo):
-    told: list[str] = []
-    model = load_source("own_zoo:instance", tell=told.append)
+    notes: list[str] = []
+    model = load_source("own_zoo:instance", note=notes.append)
     assert model is sys.modules["own_zoo"].instance
-    assert not told
+    assert not notes
 
 
 def test_built_models_are_the_same_on_every_run_and_the_random_state_is_left_alone(zoo):
@@ -129,9 +129,9 @@ def test_a_missing_file_is_said(tmp_path):
 
 @needs_zoo
 def test_torchvision_models_have_random_weights_and_statistics():
-    told: list[str] = []
-    model = load_source("torchvision:resnet18", tell=told.append)
-    assert told == ["torchvision:resnet18 has random weights (seed 0) and random statistics in its 20 batch norms"]
+    notes: list[str] = []
+    model = load_source("torchvision:resnet18", note=notes.append)
+    assert notes == ["torchvision:resnet18 has random weights (seed 0) and random statistics in its 20 batch norms"]
     assert not model.training
     assert not torch.allclose(model.bn1.running_mean, torch.zeros(64))
     again = load_source("torchvision:resnet18")
@@ -141,10 +141,10 @@ def test_torchvision_models_have_random_weights_and_statistics():
 
 @needs_zoo
 def test_timm_models():
-    told: list[str] = []
-    model = load_source("timm:resnet10t", tell=told.append)
+    notes: list[str] = []
+    model = load_source("timm:resnet10t", note=notes.append)
     assert isinstance(model, nn.Module) and not model.training
-    assert "timm:resnet10t has random weights" in told[0]
+    assert "timm:resnet10t has random weights" in notes[0]
 
 
 @needs_zoo

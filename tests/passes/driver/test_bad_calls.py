@@ -27,16 +27,16 @@ class TwoInputs(nn.Module):
 
 
 @pytest.fixture(scope="module", params=["aten", "onednn_ops"])
-def ways_to_call(request, tmp_path_factory) -> dict[str, Any]:
+def callables(request, tmp_path_factory) -> dict[str, Any]:
     """The optimised model, its scripted module, and the saved file as torch and as we load it."""
     case = seeded(lambda: Case(TwoInputs(), (image(2, 3, 6, 6), image(2, 1, 6, 6))))
     fast = optimize(case.model, example_inputs=case.args, engine=request.param)
     path = tmp_path_factory.mktemp("files") / "two.pt"
     fast.save(path)
-    ways = {"fast": fast, "scripted": fast.scripted, "file": torch.jit.load(path), "loaded": load(path)}
-    for way in ways.values():
-        torch.testing.assert_close(way(*case.args), case())
-    return ways
+    callables = {"fast": fast, "scripted": fast.scripted, "file": torch.jit.load(path), "loaded": load(path)}
+    for function in callables.values():
+        torch.testing.assert_close(function(*case.args), case())
+    return callables
 
 
 IMAGE, MASK = torch.zeros(2, 3, 6, 6), torch.zeros(2, 1, 6, 6)
@@ -56,12 +56,12 @@ WRONG_CALLS = {
 
 
 @pytest.mark.parametrize("name", WRONG_CALLS)
-@pytest.mark.parametrize("way", ["fast", "scripted", "file", "loaded"])
-def test_wrong_sizes_and_dtypes_raise_at_every_later_call(ways_to_call, way, name):
+@pytest.mark.parametrize("kind", ["fast", "scripted", "file", "loaded"])
+def test_wrong_sizes_and_dtypes_raise_at_every_later_call(callables, kind, name):
     inputs, (input_name, expected, given) = WRONG_CALLS[name]
     with pytest.raises((SignatureError, torch.jit.Error, RuntimeError)) as error:
-        ways_to_call[way](*inputs)
-    assert isinstance(error.value, SignatureError) == (way == "fast")
+        callables[kind](*inputs)
+    assert isinstance(error.value, SignatureError) == (kind == "fast")
     # TorchScript puts the message at the end of its own traceback.
     assert re.search(says(f"input {input_name} must have", expected, given), str(error.value))
 
@@ -70,18 +70,18 @@ def test_wrong_sizes_and_dtypes_raise_at_every_later_call(ways_to_call, way, nam
     "inputs", [(), (IMAGE,), (IMAGE, MASK, MASK), (IMAGE, 3), (IMAGE, None), ([IMAGE], MASK)],
     ids=["none", "one", "three", "a number", "None", "a list"],
 )  # fmt: skip
-@pytest.mark.parametrize("way", ["fast", "scripted", "file", "loaded"])
-def test_a_wrong_number_or_kind_of_inputs_raises_at_every_later_call(ways_to_call, way, inputs):
+@pytest.mark.parametrize("kind", ["fast", "scripted", "file", "loaded"])
+def test_a_wrong_number_or_kind_of_inputs_raises_at_every_later_call(callables, kind, inputs):
     named = "mask" if len(inputs) == 2 and inputs[0] is IMAGE else "image" if len(inputs) != 3 else "argument"
     with pytest.raises((SignatureError, torch.jit.Error, RuntimeError, TypeError), match=named) as error:
-        ways_to_call[way](*inputs)
-    assert isinstance(error.value, SignatureError) == (way == "fast")
+        callables[kind](*inputs)
+    assert isinstance(error.value, SignatureError) == (kind == "fast")
 
 
-@pytest.mark.parametrize("way", ["fast", "scripted", "file", "loaded"])
-def test_a_right_call_still_works_after_wrong_ones(ways_to_call, way):
-    assert ways_to_call[way](IMAGE, MASK).shape == (2, 144)
-    assert ways_to_call[way](image=IMAGE, mask=MASK).shape == (2, 144)
+@pytest.mark.parametrize("kind", ["fast", "scripted", "file", "loaded"])
+def test_a_right_call_still_works_after_wrong_ones(callables, kind):
+    assert callables[kind](IMAGE, MASK).shape == (2, 144)
+    assert callables[kind](image=IMAGE, mask=MASK).shape == (2, 144)
 
 
 @pytest.mark.parametrize("frontend", ["export", "trace", "script", "fx"])
@@ -89,6 +89,6 @@ def test_sizes_are_checked_whatever_the_front_end(frontend):
     case = small()
     case.model = model()
     fast = optimize(case.model, example_inputs=case.args, frontend=frontend)
-    for way in (fast, fast.scripted):
+    for function in (fast, fast.scripted):
         with pytest.raises((SignatureError, torch.jit.Error), match=says("input 'x' must have shape [2, 4]", "[4, 4]")):
-            way(row(4, 4))
+            function(row(4, 4))

@@ -203,7 +203,7 @@ def test_hooks_wrap_a_step_the_first_one_outermost() -> None:
     assert wrap(run_pass, [])(Step(1, passes[0]), program) is not program
 
 
-def test_progress_is_told_in_order() -> None:
+def test_progress_is_reported_in_order() -> None:
     lines: list[str] = []
     optimize(net(), ["remove_dropout", "cast_half:level=O1"], example_inputs=X, engine="aten", progress=lines.append)
     steps = [line for line in lines if line.split(":")[0] in CATALOGUE]
@@ -301,7 +301,7 @@ def test_an_exact_pass_that_moves_numbers_by_one_bit_is_caught() -> None:
 
 
 def test_every_example_is_compared() -> None:
-    """The wrong rule agrees with relu on inputs that are not negative: only the second example tells."""
+    """The wrong rule agrees with relu on inputs that are not negative: only the second example shows it."""
     wrong = wrong_rule(lambda op, x: op.abs(x))
     good, bad = torch.rand(2, 3, 6, 6), torch.randn(2, 3, 6, 6)
 

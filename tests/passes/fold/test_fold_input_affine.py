@@ -115,7 +115,7 @@ def test_what_would_not_be_finite_is_refused() -> None:
     assert refusals(fold_input_affine, model, torch.rand(2, 3)) == ["the folded weight or bias would not be finite"]
 
 
-def test_a_second_reader_of_the_scaled_input_is_refused() -> None:
+def test_a_second_user_of_the_scaled_input_is_refused() -> None:
     both = Around(lambda layer, x, c: (lambda y: layer(y) + y)(x * 2), nn.Linear(4, 4))
     (reason,) = refusals(fold_input_affine, both, torch.rand(2, 4))
     assert "has another user (add" in reason

@@ -391,7 +391,7 @@ class WeightAtRunTime(SecondUser):
         return self.bn(F.conv2d(x, w))
 
 
-def test_a_second_reader_is_refused() -> None:
+def test_a_second_user_is_refused() -> None:
     x = torch.randn(2, 3, 6, 6)
     assert refusal(with_random_statistics(SecondUser()), x) == "the result of conv2d conv has another user (relu relu)"
     output = refusal(with_random_statistics(ConvIsAnOutput()), x)

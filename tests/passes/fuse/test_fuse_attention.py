@@ -221,13 +221,10 @@ ALIKE = (
     "requirement not met: Query, key and value have one floating dtype, 3 to 5 axes, "
     "and the same leading sizes (nothing broadcasts)."
 )
-KNOWN = "requirement not met: The mask is a constant (one of the run might hide a whole row: NaN by hand, 0 in the fused op)."
-FINITE = (
-    "requirement not met: Hidden scores become -inf "
-    "(a finite number takes the place of a score, where a mask is added to it)."
-)
-DTYPE = "requirement not met: The mask has the dtype of the query."
-ROWS = "requirement not met: No row of the mask is -inf throughout, and none holds NaN or +inf."
+KNOWN = "not so: The mask is a constant (a runtime mask might hide a whole row: NaN by hand, 0 in the fused op)."
+FINITE = "not so: Hidden scores become -inf (a finite number takes the place of a score, where a mask is added to it)."
+DTYPE = "not so: The mask has the dtype of the query."
+ROWS = "not so: No row of the mask is -inf throughout, and none holds NaN or +inf."
 
 SQUARE = operands(*HEADS, queries=6, keys=6, width=6)
 FLOATS = tuple(t.float() for t in operands(*HEADS))
@@ -245,7 +242,7 @@ REFUSED: dict[str, tuple[Callable, tuple[Tensor, ...], dict[str, Tensor], str]] 
         lambda m, q, k, v: attend(q @ k.mT + m.c, v), (SQUARE[0][:, :, :1], *SQUARE[1:]), {"c": torch.randn(5, 6).double()},
         ALIKE,
     ),
-    "mask of the run": (
+    "runtime mask": (
         lambda m, q, k, v, mask: attend(q @ k.mT + mask, v), (*SQUARE, torch.randn(6, 6, dtype=torch.float64)), {}, KNOWN
     ),
     "hidden by the run": (

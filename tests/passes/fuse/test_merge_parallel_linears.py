@@ -20,7 +20,7 @@ EXACT = 1e-10
 
 
 class Heads(nn.Module):
-    """Three linears of one input, of several widths; `biases` tells which of them has one."""
+    """Three linears of one input, of several widths; `biases` says which of them has one."""
 
     def __init__(self, combine: Callable | None = None, biases: tuple[bool, ...] = (True, True, True), between=lambda x: x):
         super().__init__()
@@ -133,7 +133,7 @@ def refusals(model: nn.Module, *inputs: Tensor) -> list[str]:
 
 def test_one_that_an_activation_or_a_sum_would_fuse_into_stays() -> None:
     model = Heads(lambda q, k, v: F.gelu(q).sum() + F.relu(k).sum() + (v + v.sin()).sum())
-    assert refusals(model) == [fuses("gelu"), fuses("relu"), OTHERS]  # v has two readers: nothing would fuse
+    assert refusals(model) == [fuses("gelu"), fuses("relu"), OTHERS]  # v has two users: nothing would fuse
     model = Heads(lambda q, k, v: F.gelu(q).sum() + (k + X[..., :5].float()).sum() + F.relu(v).sum())
     assert refusals(model) == [fuses("gelu"), fuses("add"), fuses("relu")]
 
@@ -176,8 +176,8 @@ class InputWritten(Heads):
 
 
 def test_what_is_written_is_refused() -> None:
-    tells = "the graph writes in place or draws at random, so that it matters how a part of a larger tensor lies in memory"
-    assert refusals(ResultWritten()) == [WRITTEN, WRITTEN, tells]
+    observable = "the graph writes in place or draws at random, so that it matters how a part of a larger tensor lies in memory"
+    assert refusals(ResultWritten()) == [WRITTEN, WRITTEN, observable]
     assert refusals(InputWritten()) == [WRITTEN] * 2
 
 

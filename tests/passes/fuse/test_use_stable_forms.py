@@ -1,4 +1,4 @@
-"""Using forms that neither overflow nor cancel: it rewrites, it refuses, the numbers agree, and stay finite."""
+"""Using stable forms, which neither overflow nor cancel: it rewrites, it refuses, the numbers agree, and stay finite."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def recurrent(count: int) -> Call:
 
 POOL1, POOL2, POOL3 = ([3], [2], [1]), ([3, 3], [2, 2], [1, 1]), ([3, 3, 3], [2, 2, 2], [1, 1, 1])
 
-# Ops that are called alike, then those that are called in a way of their own.
+# Ops that are called alike, then those that are called differently.
 ALIKE: list[tuple[str, list[Call]]] = [
     (
         """relu relu6 neg negative abs absolute positive hardtanh leaky_relu hardswish hardsigmoid silu sigmoid tanh gelu elu

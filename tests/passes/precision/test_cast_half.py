@@ -77,7 +77,7 @@ SHAPES: dict[str, Callable] = {
 def test_ops_of_many_shapes(case: str, level: str) -> None:
     model = Model(SHAPES[case], c=nn.Conv2d(3, 4, 3))
     if case == "indices only":
-        # Positions of the largest values may change places; facts, dtypes and leanness are still held to account.
+        # Positions of the largest values may change; facts, dtypes and leanness are still held to account.
         program = captured(model.eval(), IMAGE)
         after, _ = rewritten(cast_half.with_options(level=level), program, IMAGE)
         assert_casts_are_lean(after)

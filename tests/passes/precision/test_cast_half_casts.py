@@ -39,8 +39,8 @@ def _weight_read_in_float_too(m: Model, x: Tensor) -> Tensor:
 
 
 CASTS: dict[str, tuple[Callable, int]] = {
-    "three readers of one input": (_three_users, 2),
-    "half and float readers": (_half_and_float_users, 2),
+    "three users of one input": (_three_users, 2),
+    "half and float users": (_half_and_float_users, 2),
     "there and back": (_there_and_back, 2),
     "a weight shared by two ops": (_shared_weight, 2),
     "a weight read in float too": (_weight_read_in_float_too, 2),

@@ -1,4 +1,4 @@
-"""One model per guard of `cast_half`: what it keeps in float, at the nearest place where it still does not."""
+"""One model per guard of `cast_half`: what it keeps in float, and the nearest model that it does not."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ TINY = {
 
 
 @pytest.mark.parametrize("case", TINY)
-def test_how_far_an_epsilon_keeps_its_readers_in_float(case: str) -> None:
+def test_how_far_an_epsilon_keeps_its_users_in_float(case: str) -> None:
     function, expected = TINY[case]
     model = Model(lambda m, x, y: function(m, m.l(x) + 1e-12, y), l=nn.Linear(4, 4))
     found, _ = cast(model, X, torch.randn(3, 4))
@@ -270,7 +270,7 @@ def test_no_float_is_rounded_for_a_softmax_or_a_search(name: str) -> None:
     assert facts.dtype(argument(node, "self")) is torch.bfloat16
 
 
-def test_what_moves_floats_is_half_only_where_all_its_readers_are() -> None:
+def test_what_moves_floats_is_half_only_where_all_its_users_are() -> None:
     """One cast behind the cat would be fewer than three before the linears, and the exponential would read rounded floats."""
 
     def function(m: Model, x: Tensor) -> tuple[Tensor, ...]:

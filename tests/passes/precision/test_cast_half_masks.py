@@ -43,7 +43,7 @@ MASKS: dict[str, Callable[[float], Callable]] = {
         lambda m, x, keep: F.scaled_dot_product_attention(
             m.l(x)[None], x[None], x[None], attn_mask=((1.0 - keep) * low)[:, :3]
         )[:, ::2]
-    ),  # where everything is masked, the kernel's float sums tell -65504 + 1 from -65504
+    ),  # where everything is masked, the kernel's float sums distinguish -65504 + 1 from -65504
     "clamped": lambda low: _attention(lambda s, keep: (s * keep).clamp(min=low, max=-low)),
 }
 
@@ -178,7 +178,7 @@ def test_a_mask_among_the_inputs_is_clamped_where_attention_reads_it(low: float)
         q = m.l(x)[None]
         return F.scaled_dot_product_attention(q, q, q, attn_mask=mask.reshape(1, 3, 3).contiguous())[:, ::2]
 
-    # Where everything is masked, the kernel's float sums tell -65504 + 1 from -65504: finite, and no number to compare.
+    # Where everything is masked, the kernel's float sums distinguish -65504 + 1 from -65504: finite, and no number to compare.
     mask = torch.tensor([[0.0, low, low], [low, low, low], [0.0, 0.0, 0.0]])
     model = Model(attend, l=nn.Linear(4, 4)).eval()
     program = captured(model, X, mask)

@@ -58,7 +58,7 @@ def test_sites_are_the_same_from_run_to_run() -> None:
 # -- small numbers -----------------------------------------------------------------------------------------------------
 
 
-def test_every_site_can_be_skipped_and_is_told_once() -> None:
+def test_every_site_can_be_skipped_and_is_reported_once() -> None:
     def parts(m: Model, x: Tensor) -> Tensor:
         a, b = m.l(x).split(2, -1)
         return m.l(torch.cat([b.sort(-1)[0], a.max(-1, keepdim=True)[0].expand(3, 2)], -1))

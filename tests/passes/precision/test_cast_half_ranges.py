@@ -65,7 +65,7 @@ def test_values_that_do_not_fit_stay_float(case: str, level: str) -> None:
 
 @pytest.mark.parametrize("case", ["a product", "an exponential", "small values"])
 def test_without_data_the_same_values_are_lost(case: str) -> None:
-    """What the ranges are for: the cast that was not told is not finite, or far off."""
+    """What the ranges are for: a cast without them is not finite, or far off."""
     program = captured(Model(OUT_OF_RANGE[case][0], l=nn.Linear(4, 4, bias=False)).eval(), X)
     got = outputs_of(cast_half.with_options(dtype="float16")(program), X)
     assert not got[0].isfinite().all() or relative_error(outputs_of(program, X), got) > 2e-2

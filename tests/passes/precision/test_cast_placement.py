@@ -1,4 +1,4 @@
-"""Casts stand where they are fewest: the minimum cut against every choice there is, on random small graphs."""
+"""Casts are placed where they are fewest: the minimum cut against every allowed set of half ops, on random small graphs."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Drawn(nn.Module):
 X, Y = torch.randn(4, 4), torch.randn(4, 4)
 
 
-def all_choices(policy: Policy) -> Iterator[set]:
-    """Every set of ops in half that the stances allow, by trying all of them."""
+def all_placements(policy: Policy) -> Iterator[set]:
+    """Every set of ops in half that the precision constraints allow, by trying all of them."""
     free = [n for n, constraint in policy.constraints.items() if constraint in (EITHER, WITH_USERS, BETWEEN, WITH_OPERANDS)]
     fixed = {n for n, constraint in policy.constraints.items() if constraint is HALF}
     for sides in itertools.product((True, False), repeat=len(free)):
@@ -86,7 +86,7 @@ def allowed(policy: Policy, node: object, half: set) -> bool:
 
 
 def casts(policy: Policy, half: set) -> int:
-    """One per value that somebody reads in the other dtype."""
+    """One per value that an op reads in the other dtype."""
     values = [n for n, dtype in policy.original.items() if dtype is torch.float32 and n.op in ("placeholder", "call_function")]
     return sum(
         any((r in half) != (v in half) for r in v.users if policy.constraints.get(r) is not AS_IT_COMES) for v in values
@@ -95,10 +95,10 @@ def casts(policy: Policy, half: set) -> int:
 
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 @given(steps=STEPS)
-def test_no_choice_needs_fewer_casts(level: str, steps: list[tuple[str, int, int]]) -> None:
+def test_no_placement_needs_fewer_casts(level: str, steps: list[tuple[str, int, int]]) -> None:
     program = captured(Drawn(steps).eval(), X, Y)
     policy = Policy(program, torch.bfloat16, level, {}, RewriteLog())
-    fewest = min(casts(policy, half) for half in all_choices(policy)) if HALF in policy.constraints.values() else 0
+    fewest = min(casts(policy, half) for half in all_placements(policy)) if HALF in policy.constraints.values() else 0
     log = RewriteLog()
     after = cast_half.with_options(level=level)(program, log=log)
     note(f"{program}\n{after}")
@@ -111,7 +111,7 @@ def test_the_search_by_hand_sees_a_dearer_choice() -> None:
     """linear -> relu -> relu -> linear: all four in half is cheapest, the relus in float cost two casts more."""
     model = Drawn([("matrix", 0, 0), ("moves", 2, 2), ("moves", 3, 3), ("matrix", 4, 4)])
     policy = Policy(captured(model.eval(), X, Y), torch.bfloat16, "O2", {}, RewriteLog())
-    counts = sorted(casts(policy, half) for half in all_choices(policy))
+    counts = sorted(casts(policy, half) for half in all_placements(policy))
     assert counts == [2, 4, 4, 4]
 
 

@@ -1,4 +1,4 @@
-"""Stubs around quantisable regions: where they stand, and that they are the identity."""
+"""Stubs around quantisable subgraphs: where they are inserted, and that they are the identity."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_an_op_that_is_not_quantisable_parts_two_regions() -> None:
     assert list(stubs(after)) == ["region0.in0", "region0.out0", "region1.in0", "region1.out0"]
 
 
-def test_readers_inside_and_outside_a_region_read_apart() -> None:
-    """The float reader of an input keeps the input."""
+def test_users_inside_and_outside_a_subgraph_read_apart() -> None:
+    """The float user of an input keeps the input."""
     after, _ = check_stubs(Model(lambda m, x: m.a(x).relu() + x.exp().sum(), a=nn.Conv2d(3, 4, 3)), X)
     assert stubs(after)["region0.in0"] == ("inputs_0_", ["conv2d"])
 
 
-def test_a_value_that_leaves_and_stays_keeps_its_inner_readers() -> None:
+def test_a_value_that_leaves_and_stays_keeps_its_inner_users() -> None:
     after, _ = check_stubs(
         Model(lambda m, x: (lambda y: m.b(y) + y.exp().sum())(m.a(x)), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)), X
     )
@@ -111,7 +111,7 @@ def _result_written(m: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("function", [_input_written, _result_written])
 def test_values_written_in_place_get_no_stub(function: Callable) -> None:
-    """A stub copies: put before the write, it would show its readers the old value."""
+    """A stub copies: put before the write, it would show its users the old value."""
     program = captured(Model(function, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)).eval(), X)
     after, _ = rewritten(insert_quant_stubs, program, X)
     assert after is program

@@ -95,7 +95,7 @@ def test_header_says_front_end_and_why_inputs_and_engine():
     assert row(text, "engine") == ["engine", "onednn_ops"]
 
 
-def test_verdict_and_notes():
+def test_outcome_and_notes():
     text = str(full())
     assert "verified: SQNR 41.2 dB, max error 1.2e-02 against the eager model" in text
     assert "not verified" not in text and "nothing changed" not in text
@@ -145,10 +145,10 @@ def test_refusals_are_capped():
     report = Report(steps=[StepReport("a", refusals=[r for i in range(30) for r in refusals(1, f"reason {i}.")])])
     text = str(report)
     assert "reason 11 ×1" in text and "reason 12 " not in text
-    assert "… 18 more reasons, 18 places" in text
+    assert "… 18 more reasons, 18 sites" in text
 
 
-def test_places_names_each_module_once():
+def test_locations_names_each_module_once():
     assert locations(["a", "a", "b"]) == "a, b"
     assert locations(["a", "b", "c", "d", "d", "e"]) == "a, b, c, … 2 more"
 
@@ -198,7 +198,7 @@ def test_rewrites_are_grouped_by_pass_and_rule():
     assert "layer1.0.bn1, layer1.1.bn1, layer1.2.bn1, … 50 more" in text
 
 
-# -- refusals that go without saying ------------------------------------------------------------------------------------
+# -- expected refusals --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,8 @@ def test_expected_refusals_are_data_and_not_printed(capsys):
     def step(*refusals: Refusal) -> Report:
         return Report(steps=[StepReport("cast_half", refusals=list(refusals))], dry_run=True)
 
-    quiet, told = Silent("a@1", "a", "embed", "integers stay integers", True), Silent("a@2", "a", "head", "too large", False)
-    report = step(quiet, told)
+    quiet, loud = Silent("a@1", "a", "embed", "integers stay integers", True), Silent("a@2", "a", "head", "too large", False)
+    report = step(quiet, loud)
     assert "too large ×1" in str(report) and "integers" not in str(report)
     assert row(str(report), "cast_half ")[2] == "1" and row(str(step(quiet)), "cast_half ")[2] == "0"
     assert "refused\n" not in str(step(quiet))
@@ -237,10 +237,10 @@ def test_casts_are_a_line_that_says_what_they_move():
     report.steps[2].casts = MOVED
     report.steps[2].ranges = "64 calls of calibration_data"
     text = unwrapped(report)
-    line = "cast_half: casts: 4 that move 1.2 MB in one pass through the graph; op by op it would be 107 and 93 MB; 0 before"
+    line = "cast_half: 4 dtype casts, 1.2 MB per run (per-op autocast: 107 casts, 93 MB); 0 before"
     assert line in text and "reverted" not in text
     assert "cast_half: ranges observed on 64 calls of calibration_data" in text
-    assert "casts:" not in str(full()) and "ranges" not in str(full())
+    assert "dtype cast" not in str(full()) and "ranges" not in str(full())
     report.dry_run = True
     assert line in unwrapped(report)
     assert max(map(len, str(report).splitlines())) <= 80
@@ -251,16 +251,16 @@ def test_casts_are_a_line_that_says_what_they_move():
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (9_949, "9.9 kB"), (9_950, "10 kB"), (999_499, "999 kB"),
      (999_500, "1.0 MB"), (5 * 10**9, "5.0 GB")],
 )  # fmt: skip
-def test_bytes_are_told_in_decimal_units(count, text):
+def test_bytes_are_printed_in_decimal_units(count, text):
     report = Report(steps=[StepReport("cast", casts=Casts(after=Traffic(1, count)))])
-    assert f"1 that moves {text} in one pass" in unwrapped(report)
+    assert f"1 dtype cast, {text} per run" in unwrapped(report)
 
 
 def test_no_casts_are_no_line():
     report = Report(steps=[StepReport("cast", casts=Casts())])
-    assert "casts:" not in str(report) and report.to_dict()["steps"][0]["casts"]["after"] == {"count": 0, "bytes": 0}
+    assert "dtype cast" not in str(report) and report.to_dict()["steps"][0]["casts"]["after"] == {"count": 0, "bytes": 0}
     for moved in (Casts(before=Traffic(1, 8)), Casts(one_by_one=Traffic(1, 8)), Casts(after=Traffic(1, 8))):
-        assert "casts:" in str(Report(steps=[StepReport("cast", casts=moved)]))
+        assert "dtype cast" in str(Report(steps=[StepReport("cast", casts=moved)]))
 
 
 def test_casts_add_up():
@@ -279,7 +279,7 @@ def test_what_a_pass_says_of_its_casts_is_in_the_report():
 
     report = optimize(torch.nn.ReLU().eval(), [counts_casts, "remove_dropout"], example_inputs=torch.ones(2)).report
     assert [step.casts for step in report.steps[:2]] == [MOVED, None]
-    assert "counts_casts: casts: 4 that move 1.2 MB in one pass through the graph" in unwrapped(report)
+    assert "counts_casts: 4 dtype casts, 1.2 MB per run" in unwrapped(report)
     first, second = json.loads(json.dumps(report.to_dict()))["steps"][:2]
     assert first["casts"]["one_by_one"] == {"count": 107, "bytes": 93_400_000} and second["casts"] is None
 

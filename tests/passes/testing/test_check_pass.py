@@ -1,4 +1,4 @@
-"""`check_pass` catches every way of breaking an invariant, reports it with a test to paste, and refuses what never fired."""
+"""`check_pass` catches every broken invariant, reports it with a test to paste, and refuses what never fired."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_numbers_that_move_are_caught_and_the_pasted_test_fails_too() -> None:
     wrong = made(nothing)
     with pytest.raises(CheckFailed, match="my_pass declares 'exact', but outputs moved") as caught:
         check_pass(wrong, models=ACTIVATED, examples=200)
-    told = str(caught.value)
-    test = told.partition("Paste this into a test:\n\n")[2]
+    message = str(caught.value)
+    test = message.partition("Paste this into a test:\n\n")[2]
     assert "class Model(nn.Module)" in test and test.count("v") < 60, "it was not made small"
     assert "# from your_module import my_pass" in test
     names: dict[str, Any] = {"my_pass": wrong, "__name__": "pasted"}

@@ -86,7 +86,7 @@ def test_what_fails_is_made_small_and_written_down(tmp_path: Path, monkeypatch: 
     test()
 
 
-def test_errors_of_torch_in_capturing_are_told_from_our_own() -> None:
+def test_errors_of_torch_in_capturing_are_distinguished_from_our_own() -> None:
     model = next(iter(drawn(1)))
     trial = Trial(model, (), "fx")
     assert trial.run().models == 1
@@ -98,7 +98,7 @@ def test_errors_of_torch_in_capturing_are_told_from_our_own() -> None:
     assert issubclass(CaptureRefused, Exception) and not issubclass(CaptureRefused, CaptureError)
 
 
-def test_a_process_that_dies_is_told_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_is_reported_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it was at when it died is kept as a test; another process runs what it left."""
     seen: list[Segment] = []
 

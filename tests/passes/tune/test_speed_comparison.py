@@ -163,7 +163,7 @@ def test_revert_reports_the_tuning_records_of_the_model_that_is_returned(use_tim
 
 
 @pytest.mark.parametrize("verify", ["each", "ends"])
-def test_only_the_pass_that_was_judged_is_left_out(use_timer: UseTimer, verify) -> None:
+def test_only_the_pass_that_was_compared_is_left_out(use_timer: UseTimer, verify) -> None:
     """Passes before it and after it stay, a second one that asks too, and a line says that nobody judged that one."""
     use_timer(SpeedComparisons(SLOWER))
     second = "cast_half:dtype=float16:on_slower=keep"
@@ -173,8 +173,8 @@ def test_only_the_pass_that_was_judged_is_left_out(use_timer: UseTimer, verify) 
     assert names == ["fuse_conv_relu", "cast_half", "cast_half", "remove_dead_code", "lower_aten"]
     assert [bool(step.reverted) for step in fast.report.steps] == [False, True, False, False, False]
     assert dtypes(fast) == {torch.float16} and fast.manifest["passes"].count("cast_half") == 1
-    (note,) = [note for note in fast.report.notes if "judged" in note]
-    assert note.startswith(f"{second}: its speed was not judged")
+    (note,) = [note for note in fast.report.notes if "not compared" in note]
+    assert note.startswith(f"{second}: its speed was not compared")
     assert fast.report.speed.names == ("bfloat16", "the model without cast_half"), "which computes in float16"
 
 
@@ -182,9 +182,9 @@ def test_a_second_pass_that_asks_stays_with_the_first_too(use_timer: UseTimer) -
     use_timer(SpeedComparisons(FASTER))
     passes = ["cast_half:level=O1:keep_float=linear", "cast_half:dtype=float16"]
     fast = optimize(net(), passes, example_inputs=X, engine="aten")
-    assert dtypes(fast) == {torch.bfloat16, torch.float16} and len([n for n in fast.report.notes if "judged" in n]) == 1
+    assert dtypes(fast) == {torch.bfloat16, torch.float16} and len([n for n in fast.report.notes if "not compared" in n]) == 1
     alone = optimize(net(), [passes[0], "cast_half:level=O1:keep_float=linear"], example_inputs=X, engine="aten")
-    assert not any("judged" in note for note in alone.report.notes), "the second one changed nothing"
+    assert not any("not compared" in note for note in alone.report.notes), "the second one changed nothing"
 
 
 class OneHalfLayer(nn.Module):
@@ -377,7 +377,7 @@ def test_the_comparison_is_plain_data(use_timer: UseTimer) -> None:
 
 
 class FullAfterFour(nn.Module):
-    """A cache with four places: a fifth call fails. It writes into its input, too, and draws at random."""
+    """A cache with four slots: a fifth call fails. It writes into its input, too, and draws at random."""
 
     def __init__(self) -> None:
         super().__init__()
