@@ -36,12 +36,19 @@ INSTEAD: dict[str, str] = {
 """By pattern of a whole word: what to write."""
 
 OLD_NAMES = {
-    "ir_tools/rewrite/shapes.py": r"journal\b.*|\bjournal",  # what users of an earlier release may still write
+    "ir_tools/rewrite/shapes.py": r"\bjournal\b",
     "ir_tools/rewrite/__init__.py": r"Journal",
     "passes/testing/__init__.py": r"LawBroken|hold_to_laws",
-    "ir_tools/emit/runtime_checks.py": r"place: str|format\(place",  # emitted text, which stays as it was
-    "passes/tune/tuning_record.py": r'"choices"|"form"|choices\.json',  # keys of the file, which stay as they were
+    "passes/driver/optimize.py": r"\bchoices: |\"choices\", choices",
+    "passes/report/data.py": r"def choices|report\.choices|\"choices\"",
+    "passes/cli/commands.py": r"\bchoices: |\"--choices\", choices",
+    "passes/lower/lower_onednn.py": r"\"choices\"",
+    "passes/driver/manifest.py": r"\"choices\"",
+    "passes/tune/tuning_record.py": r"\"choices\"|\"form\"|once called choices, and variants forms",
+    "benchmarks/emitted_text.py": r"\"choices\"",
+    "ir_tools/emit/runtime_checks.py": r"place: str|format\(place",
 }
+"""What users of an earlier release may still write; keys of files and text of emitted modules, which stay as they were."""
 
 
 def found(text: str, pattern: str) -> list[str]:

@@ -82,7 +82,7 @@ def mask_is_known_now(mask, hidden):
 
 
 def hidden_scores_are_minus_infinity(hidden, fill):
-    """Hidden scores become -inf (a finite number takes the place of a score, where a mask is added to it)."""
+    """Hidden scores become -inf (a finite number replaces a score, where a mask is added to it)."""
     return hidden is None or number(fill) == -math.inf
 
 

@@ -1,4 +1,4 @@
-"""What phrases write a model with: choices drawn by hypothesis, statements, modules, and values to use.
+"""What phrases write a model with: what hypothesis draws, statements, modules, and values to use.
 
 Every statement is run as soon as it is drawn, so that shapes and dtypes are known and every model is valid.
 """
@@ -41,7 +41,7 @@ class Draft:
 
 
 class Writer:
-    """What phrases write with: choices, statements and modules. Every statement is run on example values.
+    """What phrases write with: what is drawn, statements and modules. Every statement is run on example values.
 
     `draw` is hypothesis'; `dtype` the default dtype of the model, that of every input.
     """
@@ -54,7 +54,7 @@ class Writer:
         self._globals: dict[str, Any] = {"self": self.module}
         exec(HEADER, self._globals)
 
-    # Choices.
+    # What is drawn.
 
     def pick(self, *options: Any) -> Any:
         """One of `options`; hypothesis shrinks towards the first."""

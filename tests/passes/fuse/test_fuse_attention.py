@@ -221,10 +221,12 @@ ALIKE = (
     "requirement not met: Query, key and value have one floating dtype, 3 to 5 axes, "
     "and the same leading sizes (nothing broadcasts)."
 )
-KNOWN = "not so: The mask is a constant (a runtime mask might hide a whole row: NaN by hand, 0 in the fused op)."
-FINITE = "not so: Hidden scores become -inf (a finite number takes the place of a score, where a mask is added to it)."
-DTYPE = "not so: The mask has the dtype of the query."
-ROWS = "not so: No row of the mask is -inf throughout, and none holds NaN or +inf."
+KNOWN = (
+    "requirement not met: The mask is a constant (a runtime mask might hide a whole row: NaN by hand, 0 in the fused op)."
+)
+FINITE = "requirement not met: Hidden scores become -inf (a finite number replaces a score, where a mask is added to it)."
+DTYPE = "requirement not met: The mask has the dtype of the query."
+ROWS = "requirement not met: No row of the mask is -inf throughout, and none holds NaN or +inf."
 
 SQUARE = operands(*HEADS, queries=6, keys=6, width=6)
 FLOATS = tuple(t.float() for t in operands(*HEADS))
