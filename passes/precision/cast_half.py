@@ -6,8 +6,8 @@
     O3      half         half                                 half                               float
 
 Levels are named after NVIDIA Apex's. The table `op_table` classifies ops; `constraints` and `hazards` derive a precision
-constraint for each op of the graph; `cast_placement` decides where casts go by a minimum cut that satisfies all constraints
-with the fewest casts, and among those with the fewest bytes moved. "Float" means the arithmetic: where everything around a norm or
+constraint for each op of the graph; `cast_placement` decides by a minimum cut where casts go: all constraints hold, with the
+fewest casts, and among those with the fewest bytes moved. "Float" means the arithmetic: where everything around a norm or
 softmax is half, its half kernel, which computes in float inside, equals casting to float and back.
 
 Constants (weights, biases) are cast once, ahead of time; a value is cast once per dtype; a cast that would undo another one
