@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo_models import SAMPLE, Entry, randomize_zeros, read_list
 from ir_tools.torchvision_ops import import_torchvision
-from passes.cli.sources import SEED
+from passes.cli.example_inputs import SEED
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""

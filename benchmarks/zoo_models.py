@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ir_tools.torchvision_ops import import_torchvision
-from passes.cli.sources import SEED, example_input, randomize_batch_norms
+from passes.cli.example_inputs import SEED, example_input
+from passes.cli.sources import randomize_batch_norms
 
 LIST = Path(__file__).with_name("zoo.txt")
 SAMPLE = (

@@ -41,7 +41,7 @@ def optimize(
 ) -> None:
     """Optimise a model, report what was done, and write the result."""
     from passes import optimize as run
-    from passes.cli.sources import calibration_calls
+    from passes.cli.example_inputs import calibration_calls
     from passes.driver.inputs import under_either_name
 
     records = under_either_name("--tuning-records", tuning_records, "--choices", choices)
@@ -84,7 +84,7 @@ def explain(
 ) -> None:
     """Say which passes would fire on a model, which would not, and why; emit nothing."""
     from passes import optimize as run
-    from passes.cli.sources import calibration_calls
+    from passes.cli.example_inputs import calibration_calls
 
     calls = calibration_calls(calibration) if calibration is not None else None
     console = Console()
@@ -184,7 +184,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def _read(source: str, input: list[str] | None, console: Console) -> tuple[Any, tuple[Any, ...]]:
     """The model and its example inputs: from --input, or for a file that `optimize` wrote the golden ones in it."""
     from ir_tools.emit import package
-    from passes.cli.sources import example_inputs, load_source
+    from passes.cli.example_inputs import example_inputs
+    from passes.cli.sources import load_source
 
     inputs = example_inputs(input) if input else None
     notes: list[str] = []

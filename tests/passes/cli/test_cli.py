@@ -117,7 +117,8 @@ def test_optimize_reports_and_writes_everything(workplace):
 def test_the_saved_file_gives_the_models_numbers(workplace):
     succeeds(*OPTIMIZE, "--out", "net.pt", "--no-bench")
     from passes import load
-    from passes.cli.sources import example_inputs, load_source
+    from passes.cli.example_inputs import example_inputs
+    from passes.cli.sources import load_source
 
     (x,) = example_inputs(["1x3x16x16"])
     model = load_source("cli_zoo:Net")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from passes.cli.sources import SourceError, example_input, example_inputs, load_source, randomize_batch_norms
+from passes.cli.example_inputs import example_input, example_inputs
+from passes.cli.sources import SourceError, load_source, randomize_batch_norms
 from passes.errors import InputError
 
 # Not importorskip: importing timm needs torchvision's operators declared first, which is load_source's business.
