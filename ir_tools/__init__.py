@@ -1,1 +1,1 @@
-"""What a graph compiler stands on, whatever its passes: the IR, its front ends, rewriting, verifying, emitting, drawing."""
+"""What a graph compiler needs beside its passes: the IR, its front ends, rewriting, verifying, emitting, drawing."""

@@ -10,7 +10,7 @@ class CaptureError(PassesError, RuntimeError):
 
 
 class DynamicShapesError(PassesError, ValueError):
-    """`dynamic_shapes` does not fit the inputs, or is written in a way that torch.export would not take either."""
+    """`dynamic_shapes` does not fit the inputs, or has a structure that torch.export rejects too."""
 
 
 class SignatureError(PassesError, TypeError):

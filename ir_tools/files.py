@@ -1,4 +1,4 @@
-"""Writing files so that they appear complete or not at all: made beside their place first, moved there when they are done."""
+"""Writing files so that they appear complete or not at all: written beside the final path, moved there when complete."""
 
 from __future__ import annotations
 

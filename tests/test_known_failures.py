@@ -72,8 +72,8 @@ def test_pytorch_124808_ao_2795_one_weight_in_several_chains() -> None:
 def test_pytorch_118990_a_linear_whose_channels_are_not_normalised(shape: tuple[int, ...], norm: nn.Module) -> None:
     report = folded(nn.Sequential(nn.Linear(8, 8), norm), torch.randn(shape))
     assert rewrites(report) == 0
-    assert ("0", "not so: The layer's channels are the axis that the batch norm normalises (convolutions batched, linears of "
-            "two axes).") in refusals(report)  # fmt: skip
+    assert ("0", "requirement not met: The layer's channels are the axis that the batch norm normalises "
+            "(convolutions batched, linears of two axes).") in refusals(report)  # fmt: skip
     assert rewrites(folded(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), torch.randn(4, 8))) == 1
 
 
@@ -84,7 +84,7 @@ def test_pytorch_72049_batch_norm_without_affine() -> None:
 def test_pytorch_71259_batch_norm_without_statistics() -> None:
     report = folded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), X)
     assert rewrites(report) == 0
-    assert ("0", "not so: The batch norm uses its stored statistics, not those of the batch.") in refusals(report)
+    assert ("0", "requirement not met: The batch norm uses its stored statistics, not those of the batch.") in refusals(report)
 
 
 def test_pytorch_122070_functional_batch_norm() -> None:
@@ -147,7 +147,7 @@ def test_pytorch_87777_ipex_250_transformers_19870_what_fx_cannot_trace_folds_al
     report = folded(model, X)
     assert report.frontend == "export" and rewrites(report) == 1
     reasons = {reason for module, reason in refusals(report) if module == "second"}
-    assert reasons == {"the result of conv2d second has another reader (mean mean)"}
+    assert reasons == {"the result of conv2d second has another user (mean mean)"}
 
 
 def test_pytorch_127513_folds_are_counted_on_real_models() -> None:
@@ -217,7 +217,7 @@ def test_pytorch_111322_channels_that_do_not_fit_are_an_error() -> None:
 def test_batch_norm_before_a_padded_convolution_stays(layer: nn.Module) -> None:
     report = folded(nn.Sequential(nn.BatchNorm2d(3), layer), X)
     assert rewrites(report) == 0 and report.ops_left["batch_norm"] == 1
-    assert any(reason.startswith("not so: The layer pads nothing") for _, reason in refusals(report))
+    assert any(reason.startswith("requirement not met: The layer pads nothing") for _, reason in refusals(report))
 
 
 def test_batch_norm_before_a_convolution_without_padding_folds() -> None:

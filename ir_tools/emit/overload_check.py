@@ -10,7 +10,7 @@ from torch.jit import ScriptModule
 from ir_tools.emit.emitted_text import Statement
 from ir_tools.errors import EmitError
 from ir_tools.ir.effects import has_effect, written_nodes
-from ir_tools.ir.host import READERS
+from ir_tools.ir.host import TENSOR_READS
 from ir_tools.ir.origin import location
 from ir_tools.torch_compat.operators import schema_or
 
@@ -46,5 +46,5 @@ def _resolved_schemas(graph: Any) -> Iterator[str]:
         if node.kind().startswith("prim::"):
             continue
         schema = node.schema()
-        if node.kind() not in READERS and "Tensor" in schema:
+        if node.kind() not in TENSOR_READS and "Tensor" in schema:
             yield schema

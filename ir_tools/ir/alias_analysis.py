@@ -1,6 +1,6 @@
-"""Alias analysis: which values of a graph may share storage, who writes into it, and who is handed it.
+"""Alias analysis: which values of a graph may share storage, what is written into it, and what leaves the graph.
 
-What a single node may alias and write is said by `effects`; here that is followed through a graph and its regions.
+`effects` says what a single node may alias and write; here that is followed through a graph and its regions.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Memory:
         return frozenset(n for n in graph.nodes if self.classes[n] in roots)
 
     def written_constants(self, graph: fx.Graph) -> frozenset[str]:
-        """Names of the constants that are written into, by whatever name or way they are reached."""
+        """Names of the constants that are written into, by their own name or through an alias."""
         names: set[str] = set()
         for node in graph.nodes:
             names |= constants_seen(node, "written_constants") | constants_seen(node, "escaping_constants")
@@ -97,7 +97,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def outside_of(node: fx.Node, memory: Memory) -> Outside:
-    """Who else writes into what the bodies of the region `node` are given, and give; `memory` is that of the graph around."""
+    """What the graph around writes into the inputs and results of the bodies of the region `node`; `memory` is that graph's."""
     first = 1 if node.target is region_loop else 0  # a loop's result number 0 says whether it goes on
     reached: list[tuple[str, Any, fx.Node]] = []
     reached += [("input", i, n) for i, given in enumerate(inputs_of(node)) for n in nodes_in(given)]
@@ -111,7 +111,7 @@ def outside_of(node: fx.Node, memory: Memory) -> Outside:
 
 
 def effects_of(graph: fx.Graph, carried: int = 0) -> Effects:
-    """What a body does to its inputs and to constants. A loop hands its last `carried` results to its next round."""
+    """What a body does to its inputs and to constants. A loop passes its last `carried` results to its next round."""
     memory = Memory(graph, Outside(carried=carried))
     placeholders = graph.find_nodes(op="placeholder")
     calls = [n for n in graph.nodes if n.op == "call_function"]
@@ -136,7 +136,7 @@ def holds_memory(value: fx.Node) -> bool:
 
 
 def dies_at(node: fx.Node, user: fx.Node) -> bool:
-    """`reader` reads `node` once and last, and no other value that is read from here on shares its memory."""
+    """`user` reads `node` once and last, and no other value that is read from here on shares its memory."""
     if sum(n is node for n in nodes_in([*user.args, *user.kwargs.values()])) != 1:
         return False
     last = user
@@ -179,7 +179,7 @@ def derived(node: fx.Node) -> set[fx.Node]:
 
 
 def is_handed_out(values: Iterable[fx.Node]) -> bool:
-    """Who runs the graph gets one of `values`: as an output, or in a list of his own."""
+    """The caller of the graph can see one of `values`: as an output, or in a container that it passed in."""
     return any(
         any(user.op == "output" for user in value.users)
         or (value.op == "placeholder" and is_container_type(value_type(value)))
@@ -195,7 +195,7 @@ def is_own(values: Iterable[fx.Node]) -> bool:
 def can_stand_for(new: fx.Node, old: fx.Node) -> bool:
     """Where `new` is read in place of `old`, no two outputs share memory that did not, and no output that of an input.
 
-    That nobody writes into either is another question.
+    Whether either is written into is not checked here.
     """
     if not aliased_nodes(new) and new.op == "call_function" and not new.users:
         return True

@@ -2,7 +2,7 @@
 
 Targets are pre-dispatch ATen `OpOverload`s, `operator.getitem` on an op's tuple or list of results, ops on numbers and
 containers (`host`), regions (`regions`), and the ops that this module registers.
-Arguments are stored in one spelling: everything that is not keyword-only goes by position, with every
+Arguments are stored in canonical form: everything that is not keyword-only goes by position, with every
 default filled in, so that reading an argument by its schema name is a table look-up.
 
 Fused ops, registered here with a reference implementation in plain ATen, so that every Program runs anywhere:
@@ -181,7 +181,7 @@ DTYPE_NUMBERS: dict[int, torch.dtype] = dict(
 
 
 def _canonical(argument: Any, value: Any) -> Any:
-    """One literal in one spelling: dtypes as `torch.dtype`, not TorchScript's numbers; `1` for `int[2]` as `[1, 1]`."""
+    """One literal in canonical form: dtypes as `torch.dtype`, not TorchScript's numbers; `1` for `int[2]` as `[1, 1]`."""
     if isinstance(value, bool) or value is None:
         return value
     kind = argument_kind(argument)

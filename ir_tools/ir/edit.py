@@ -1,9 +1,7 @@
 """Editing: a `Draft` of a Program, or of a region's body, to which nodes and constants are added.
 
-Readers are redirected to them.
-
-A draft only adds and redirects, it never overwrites an argument of an existing op or the tensor behind a name. What lost its
-last reader is swept when the draft is finished.
+A draft only adds, and redirects users to what it added. It never overwrites an argument of an existing op or the tensor behind
+a name. What lost its last user is removed when the draft is finished.
 """
 
 from __future__ import annotations
@@ -143,7 +141,7 @@ class Draft(Generic[B]):
         return node
 
     def call(self, target: Any, /, *args: Any, **kwargs: Any) -> fx.Node:
-        """A `call_function` node with spelled-out arguments, a fact, and the current origin.
+        """A `call_function` node with canonical arguments, a fact, and the current origin.
 
         Raises `TypeError` for arguments that the schema does not take, `FactError` for shapes that the op rejects.
         """
@@ -200,7 +198,7 @@ class Draft(Generic[B]):
         return results
 
     def require(self, condition: Any, message: str) -> None:
-        """Raise `message` at run time unless `condition`, a bool of the run, holds."""
+        """Raise `message` at run time unless `condition`, a runtime bool, holds."""
         sides = []
         for name in ("holds_", "fails_"):
             body = Draft.inside(self, f"require{len(self.graph.nodes)}_{name}")
@@ -211,7 +209,7 @@ class Draft(Generic[B]):
         self.region(region_if, [condition, *sides, []], [], [])
 
     def change_bodies(self, change: Callable[[Block], Block]) -> None:
-        """Let `change` make another Block of each region's body, or give back the one it is given."""
+        """Let `change` make another Block of each region's body, or return the one it is given."""
         memory = alias_analysis.Memory(self.graph, self.program.outside)
         for node in self.program.calls:
             if not is_region(node):
@@ -233,7 +231,7 @@ class Draft(Generic[B]):
         return body_of(after, outside.carried)
 
     def insert_after(self, value: fx.Node, users: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
-        """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `readers`."""
+        """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `users`."""
         after = value if value.op == "call_function" else self.head
         with self.graph.inserting_after(after), self.origin(origin(value).made_by(made_by)):
             new = self.call(target, value, *args)
@@ -247,17 +245,17 @@ class Draft(Generic[B]):
     # -- redirecting --------------------------------------------------------------------------------------------------
 
     def redirect(self, old: fx.Node, new: fx.Node) -> None:
-        """Let every reader of `old`, other than `new` itself, read `new`."""
+        """Let every user of `old`, other than `new` itself, read `new`."""
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new, propagate_meta=False)
         self._edited = True
 
     def redirect_in(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
-        """Let one reader read `new` in place of `old`."""
+        """Let one user read `new` in place of `old`."""
         user.replace_input_with(old, new)
         self._edited = True
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Put `new`, the same op on other operands, in the place of `old`: its readers and its name (site ids hang on it)."""
+        """Put `new`, the same op on other operands, in place of `old`, with its users and its name (site ids contain it)."""
         self.redirect(old, new)
         self.remove(old)
         new.name = old.name
@@ -268,18 +266,18 @@ class Draft(Generic[B]):
         self._edited = True
 
     def drop(self, nodes: Sequence[fx.Node]) -> None:
-        """Remove those of `nodes`, readers before what they read, that nobody needs: they are no readers any more.
+        """Remove those of `nodes` without users or effect, so that they are users no more; users come before their operands.
 
-        That alone is no edit: what the draft gives was dead, or just made.
+        That alone is not an edit: these nodes were dead, or just made.
         """
         for node in nodes:
             if not node.users and not has_effect(node):
                 self.graph.erase_node(node)
 
     def sweep(self) -> list[tuple[str, str]]:
-        """Remove nodes without readers or effect, and constants that nothing reads.
+        """Remove nodes without users or effect, and constants that nothing reads.
 
-        Returns (name, place) of the ops that went.
+        Returns (name, location) of the removed ops.
         """
         removed: list[tuple[str, str]] = []
         for node in reversed(list(self.graph.nodes)):
@@ -342,7 +340,7 @@ class Draft(Generic[B]):
 
 
 def _part_type(container: str) -> str:
-    """The type of an element of a list; that of a tuple's part is set by who reads it."""
+    """The type of an element of a list; that of a tuple's part is set by the caller."""
     return container[len("List[") : -1] if container.startswith("List[") else TENSOR
 
 

@@ -1,4 +1,4 @@
-"""Facts: what is known of a value, as fake tensors, and the questions that are asked of them.
+"""Facts: what is known of a value, as fake tensors, and queries about them.
 
 Facts are three-valued: a question about a value without a fact is answered None, "unknown", and a rule that needs the
 answer refuses.
@@ -43,7 +43,7 @@ def is_unknown(value: fx.Node) -> bool:
 def shape(value: Any) -> tuple[Any, ...] | None:
     """The sizes of a tensor: ints, and sympy expressions for those that are symbols.
 
-    Expressions are compared by their form: equal ones have equal values whatever the symbols stand for.
+    Expressions are compared structurally: equal ones have equal values whatever the symbols stand for.
     """
     known = fact(value)
     return tuple(map(size, known.shape)) if isinstance(known, torch.Tensor) else None

@@ -6,7 +6,7 @@
     fail(message)                     raise            aten::Bool.Tensor(x)       bool(x)
 
 torch registers most of them as operators, which gives each one a schema (types, what it writes, what it may alias) and a
-spelling in TorchScript; but an operator called from Python gets a copy of a list, and knows no symbolic sizes. `meaning`
+syntax in TorchScript; but an operator called from Python gets a copy of a list, and knows no symbolic sizes. `meaning`
 is therefore a Python function for each. A value that is no tensor carries its TorchScript type (`value_type`).
 """
 
@@ -94,7 +94,7 @@ def meaning(target: Any) -> Callable[..., Any] | None:
     if any(TENSOR in str(r.type) for r in schema.returns):
         return None
     if any(TENSOR in str(a.type) for a in schema.arguments):
-        return READERS.get(schema.name)
+        return TENSOR_READS.get(schema.name)
     return MEANINGS.get(schema.name, target)
 
 
@@ -151,7 +151,7 @@ def _as_bool(value: Any) -> Any:
 
 
 def _unless_symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which gives nothing (raises) for symbolic conditions: torch takes them for no numbers and compares none."""
+    """`function`, raising `TypeError` for symbolic conditions: torch does not treat them as numbers, nor compare them."""
 
     def plain(*values: Any) -> Any:
         if any(isinstance(value, torch.SymBool) for value in values):
@@ -239,8 +239,8 @@ MEANINGS: dict[str, Callable[..., Any]] = {
     "prim::min": lambda *values: _extreme(min, torch.sym_min, values),
 }
 
-# What is read out of tensors: their facts, and numbers in them.
-READERS: dict[str, Callable[..., Any]] = {
+# By the names of the operators that read a tensor: its facts, or a number in it.
+TENSOR_READS: dict[str, Callable[..., Any]] = {
     "aten::size": lambda tensor, dim=None: list(tensor.shape) if dim is None else tensor.shape[dim],
     "aten::dim": lambda tensor: tensor.dim(),
     "aten::numel": lambda tensor: tensor.numel(),

@@ -1,4 +1,4 @@
-"""Joins: what is true of a value that comes out of either branch, of any round of a loop, or of any place in a list."""
+"""Joins: what is true of a value that comes out of either branch, of any round of a loop, or of any element of a list."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Block:
 
     @property
     def mutated_values(self) -> frozenset[fx.Node]:
-        """Every value that somebody may write into or change: passes leave these alone."""
+        """Every value that may be written into or changed: passes leave these alone."""
         return mutated_values(self.graph, self.outside)
 
     @property
@@ -107,8 +107,8 @@ class Block:
 
     @property
     def layout_is_observable(self) -> bool:
-        """How a value lies in memory shows in the numbers: something is written in place, which views of it see, or something
-        is drawn at random, in the order of memory."""
+        """Memory layouts affect the numbers: something is written in place, which views of it see, or random numbers are drawn,
+        which fill memory in its order."""
         return bool(self.mutated_values) or any(is_random(node) for node in self.calls)
 
     def constant(self, value: Any) -> torch.Tensor | None:
@@ -127,7 +127,7 @@ class Block:
         return run_graph(self.graph, inputs, self._loader())
 
     def trace_values(self, *inputs: Any) -> Iterator[tuple[fx.Node, Any]]:
-        """Run the graph and yield (node, value) for each live node; values are dropped after their last reader.
+        """Run the graph and yield (node, value) for each live node; values are dropped after their last user.
 
         Raises `TypeError` when the number of inputs is another.
         """
@@ -225,7 +225,7 @@ def run_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> list[Any]:
 
 
 def trace_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> Iterator[tuple[fx.Node, Any]]:
-    """Run `graph` and yield (node, value) for each live node; values are dropped after their last reader."""
+    """Run `graph` and yield (node, value) for each live node; values are dropped after their last user."""
     placeholders = len(graph.find_nodes(op="placeholder"))
     if len(inputs) != placeholders:
         raise TypeError(f"the graph takes {placeholders} inputs, got {len(inputs)}")
@@ -326,5 +326,5 @@ def public_name(constant: str) -> str:
 
 
 def body_of(block: Block, carried: int = 0) -> Body:
-    """A finished block as the body of a region; `carried` is the number of values that a loop hands from round to round."""
+    """A finished block as the body of a region; `carried` is the number of values that a loop passes from round to round."""
     return Body(block.graph, effects_of(block.graph, carried), block.name)

@@ -46,10 +46,10 @@ class Effects:
 
 @dataclass(frozen=True)
 class Outside:
-    """What others do to the inputs and results of a body: ("input", 2) is its third placeholder.
+    """What the graph around does to the inputs and results of a body: ("input", 2) is its third placeholder.
 
     `written`, `changed`: tensors that the graph around writes into, containers that it changes. `carried`: how many values a
-    loop hands on, so that what one round gives is written into by the next.
+    loop passes to its next round, which may write into them.
     """
 
     written: frozenset[tuple[str, int]] = frozenset()
@@ -58,7 +58,7 @@ class Outside:
 
 
 NOBODY = Outside()
-"""A whole Program: nobody else has its values."""
+"""Of a whole Program: there is no graph around it."""
 
 
 @dataclass(frozen=True, eq=False)

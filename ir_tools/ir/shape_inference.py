@@ -74,7 +74,7 @@ def _reshape_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
 
 
 LAYOUTS_ON_CPU = {"aten::batch_norm": _batch_norm_layout, "aten::reshape": _reshape_layout, "aten::view": _reshape_layout}
-"""What lies in memory otherwise than torch 2.13's fake kernels say. Layouts decide which kernel the next op takes."""
+"""Ops whose results have other layouts than torch 2.13's fake kernels say. Layouts decide which kernel the next op takes."""
 
 
 # torch 2.13's fake kernels of these give the wrong sizes or dtypes, or unroll over the length of a sequence.
@@ -144,9 +144,9 @@ def _rank_is_known(values: torch.Tensor, axes: Any = None) -> bool:
 
 @contextmanager
 def _for_symbols() -> Iterator[None]:
-    """Ops that decide on sizes in C++ let their twins in Python do so.
+    """Ops whose C++ kernels decide on sizes use their Python kernels.
 
-    No guard tells which library will convolve, nor (`backed_size_oblivious`) whether a size is 1 where that only saves work.
+    No guard is added about the library that convolves, nor (`backed_size_oblivious`) about a size of 1 that only saves work.
     """
     oblivious = backed_size_oblivious()
     no_library = torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False)
@@ -171,7 +171,7 @@ def _describe(value: Any) -> str:
 
 
 ASKS_FOR_NONE = frozenset({"aten::__is__", "aten::__isnot__"})
-"""Of what may be None, a fact says what it is where it is a tensor: these ops ask whether it is."""
+"""Ops that ask whether a value is None. The fact of a value that may be None describes it for the case that it is a tensor."""
 
 
 PUTS = frozenset({"aten::append", "aten::insert", "aten::_set_item"})
@@ -195,7 +195,7 @@ def _fact_of_elements(mode: FakeTensorMode, name: str, args: tuple) -> Any:
 
 
 def _fact_of_joined_elements(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """`cat` and `stack` of a list of unknown length: what is true of one element is told from two by what grows."""
+    """`cat` and `stack` of a list of unknown length: the result of one element joined with that of two."""
     known = args[0].read()
     if not isinstance(known, torch.Tensor):
         return known
@@ -232,7 +232,7 @@ def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) ->
 
 
 def copy_keeps_layout(mode: FakeTensorMode, value: fx.Node) -> bool:
-    """A copy of the value lies in memory as the value does: not so for expanded ones, and those with gaps."""
+    """A copy of the value has the layout of the value; expanded values, and those with gaps, do not keep theirs."""
     copied = compute_fact(mode, torch.ops.aten.clone.default, (value,), {})
     return isinstance(copied, torch.Tensor) and same_layout(fact(value), copied)
 
@@ -243,5 +243,5 @@ def axis_order(node: fx.Node) -> list[int] | None:
     known = rank(operand)
     if known is None or any(nodes_in(arguments)):
         return None
-    telling = torch.empty(()).expand(list(range(known)))  # a size of its own for each axis
-    return list(node.target(telling, *arguments).shape)  # type: ignore[operator]
+    probe = torch.empty(()).expand(list(range(known)))  # a different size for each axis
+    return list(node.target(probe, *arguments).shape)  # type: ignore[operator]

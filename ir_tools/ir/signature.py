@@ -353,7 +353,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _is_made_of_attributes(value: Any) -> bool:
-    """Nothing but its class and `vars(value)` makes up the object, as far as Python's own way to copy it knows."""
+    """The object consists of its class and `vars(value)` alone, according to its `__reduce_ex__`."""
     try:
         make, given, state, *more = value.__reduce_ex__(2)
         plain = make is copyreg.__newobj__ and given == (type(value),)  # type: ignore[attr-defined]

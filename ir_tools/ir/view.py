@@ -12,7 +12,7 @@ from ir_tools.ir.program import Block
 
 
 def dataflow(program: Block) -> nx.DiGraph:
-    """A `DiGraph` whose nodes are the Block's fx nodes (constants left out) and whose edges run from value to reader."""
+    """A `DiGraph` whose nodes are the Block's fx nodes (constants left out) and whose edges run from value to user."""
     graph: nx.DiGraph = nx.DiGraph()
     for node in program.nodes:
         if node.op == "get_attr":
@@ -31,13 +31,13 @@ class Subgraph:
     exits: list[fx.Node]
 
     def users(self, value: fx.Node) -> list[fx.Node]:
-        """Who reads a stub on `value`: readers inside for an entry, readers outside for an exit."""
+        """The users of a stub on `value`: those inside for an entry, those outside for an exit."""
         inside = value not in self.nodes
         return [user for user in value.users if (user in self.nodes) is inside]
 
 
 def subgraphs(program: Block, belongs: Callable[[fx.Node], bool]) -> list[Subgraph]:
-    """The connected regions of the ops for which `belongs` holds, in order of execution."""
+    """The connected subgraphs of the ops for which `belongs` holds, in order of execution."""
     graph = dataflow(program)
     order = {node: i for i, node in enumerate(program.nodes)}
     members = graph.subgraph([n for n in graph if n.op == "call_function" and belongs(n)])

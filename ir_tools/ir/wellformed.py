@@ -65,7 +65,7 @@ def _graph_problems(program: Program, graph: fx.Graph, names: set[str]) -> list[
 
 
 def _region_problems(node: fx.Node) -> list[str]:
-    """Bodies take what the region gives them, and give what it hands on."""
+    """Bodies take as many inputs as the region passes, and return as many results as it has."""
     given = len(inputs_of(node))
     wanted = len(facts.fact(node)) + (node.target is region_loop)
     problems = []
@@ -92,5 +92,5 @@ def _node_problems(program: Program, node: fx.Node) -> list[str]:
         return [f"{node.name} calls {node.target!r}, which is not an OpOverload"]
     positional, keyword_only = argument_names(node.target)
     if len(node.args) != len(positional) or set(node.kwargs) != set(keyword_only):
-        return [f"{node.name}: the arguments of {op_name(node.target)} are not spelled out in full"]
+        return [f"{node.name}: the arguments of {op_name(node.target)} are not in canonical form"]
     return []

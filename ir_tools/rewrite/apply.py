@@ -1,14 +1,14 @@
-"""Applying rules: matching in order of execution, the conditions that hold for every rule, and the journal.
+"""Applying rules: matching in order of execution, the conditions that hold for every rule, and the rewrite log.
 
 Conditions that no rule states for itself:
-- an op inside the match has no reader outside it (its value would be computed twice, or lost);
-- nobody writes into a value of the match (moving an op past a write changes what it reads);
-- plain arguments are known now, unless the rule says that it does without;
-- what the rule wants to know now (a `Tensor` in its match) is a constant;
+- an op inside the match has no user outside it (its value would be computed twice, or lost);
+- no value of the match is written in place (moving an op past a write changes what it reads);
+- plain arguments are known now, unless the rule accepts runtime numbers (`takes_run_numbers`);
+- what the rule needs to know now (a `Tensor` in its match) is a constant;
 - the new value has the shape and dtype of the old one, and, where the pass is exact, its memory layout: later sums add in
-  the order of memory. Where layouts show in the numbers (`Block.layout_tells`), every pass keeps them;
-- the right side takes the shapes and dtypes that it is given;
-- a value that was memory of its own is not given back as an input, a constant or another output.
+  the order of memory. Where layouts affect the numbers (`Block.layout_is_observable`), every pass keeps them;
+- the ops of the right side accept the shapes and dtypes of their operands;
+- an output with memory of its own does not come to share that of an input, a constant or another output.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ CONTAINERS = frozenset({"container"})
 """Arguments that hold several tensors: the parts of an op's results."""
 
 MOST_MATCHES = 16
-"""In which one rule is tried at one place: a sum of sums of sums has many orders."""
+"""Matches of one rule that are tried at one node: a sum of sums of sums has many orders of its operands."""
 
 MOST_REWRITES = 100
-"""At one place; a rule that fits more often than that fits its own result."""
+"""Rewrites at one node; a rule that fits more often than that fits its own result."""
 
 
 class EndlessRuleError(PassesError, RuntimeError):
@@ -47,7 +47,7 @@ class EndlessRuleError(PassesError, RuntimeError):
 
 
 def apply_rules(program: B, rules: Sequence[Rule], log: RewriteLog, made_by: str, *, exact: bool = False) -> B:
-    """Apply `rules`, earlier ones first at each node, until none fits. The very `program` when none did.
+    """Apply `rules`, earlier ones first at each node, until none fits. Returns `program` itself when none did.
 
     `exact`: refuse also what changes the memory layout of a value.
     """
@@ -61,7 +61,7 @@ def apply_rules(program: B, rules: Sequence[Rule], log: RewriteLog, made_by: str
     mutated = draft.program.mutated_values
     work = _Work(draft, by_target, mutated, log, made_by, exact or draft.program.layout_is_observable)
     refused_before = len(log.refusals)
-    # A rewrite may take a reader away from a value that was passed by: what was refused for it may fit now.
+    # A rewrite may remove a user of an earlier value: a rule that was refused because of that user may fit now.
     while True:
         del log.refusals[refused_before:]
         rewritten = len(log.rewrites)
@@ -145,7 +145,7 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
     for node in match.inner:
         for user in node.users:
             if user not in inside:
-                return f"the result of {short_name(node.target)} {location(node)} has another reader ({_name(user)})"
+                return f"the result of {short_name(node.target)} {location(node)} has another user ({_name(user)})"
     for node in match.operands:
         if node in inside:
             return f"the result of {short_name(node.target)} {location(node)} is read twice by the pattern"
@@ -165,12 +165,12 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
         if answer is None:
             return f"unknown: {reason(requirement)}"
         if not answer:
-            return f"not so: {reason(requirement)}"
+            return f"requirement not met: {reason(requirement)}"
     return None
 
 
 def _changes(old: fx.Node, new: fx.Node, keeps_layout: bool) -> str | None:
-    """What the new value does not keep of the old one's facts."""
+    """The first fact of the old value that the new one does not keep, None when it keeps all."""
     if facts.is_unknown(old) or facts.is_unknown(new):
         return "unknown: the shape and dtype of the result"
     if facts.shape(old) != facts.shape(new):

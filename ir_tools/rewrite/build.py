@@ -17,14 +17,14 @@ from ir_tools.torch_compat.operators import OpOverload, OpOverloadPacket, schema
 
 
 class Ops:
-    """Adds ops to a draft. Plain tensors among the arguments become constants named after their place in the model."""
+    """Adds ops to a draft. Plain tensors among the arguments become constants named after the module that reads them."""
 
     def __init__(self, draft: Draft, made_by: str, at: fx.Node):
         self._draft = draft
         self._made_by = made_by
         self._origin = origin(at)
         self.declined = ""
-        self.made: list[fx.Node] = []  # in order, so that what is declined in the end leaves nothing behind
+        self.made: list[fx.Node] = []  # in order, so that a declined replacement leaves nothing behind
 
     def __getattr__(self, name: str) -> Callable[..., Value]:
         packet = getattr(torch.ops.torch_passes, name, None) or getattr(aten, name, None)
@@ -41,7 +41,7 @@ class Ops:
         return self._call(target, self._origin, {}, args, kwargs)
 
     def like(self, call: Call, /, *args: Any, **kwargs: Any) -> Value:
-        """The op of `call` again, at its place in the model, with the leading (or named) arguments replaced."""
+        """The op of `call` again, with its origin in the model, and with the leading (or named) arguments replaced."""
         given = bound_arguments(call._node)
         names = [a.name for a in schema_of(call.target).arguments]
         changed = dict(zip(names, args, strict=False)) | kwargs

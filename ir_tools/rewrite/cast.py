@@ -16,7 +16,7 @@ from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.rewrite_log import Traffic
 
 FILLED = frozenset("zeros ones full eye empty scalar_tensor".split())
-"""Ops that fill a tensor with one number: told another dtype, they give the cast of what they gave, if it holds the number."""
+"""Ops that fill a tensor with one number. With another `dtype` they give their cast result, if that dtype holds the number."""
 
 
 class Caster:
@@ -70,7 +70,7 @@ class Caster:
         return new
 
     def skip_idle(self) -> None:
-        """Let who reads a cast of the model that has become none, its operand being of that dtype now, read the operand."""
+        """Remove the model's own casts whose operand has their dtype by now: their users read the operand."""
         if not self._made:
             return
         mutated = self.draft.program.mutated_values
@@ -104,7 +104,7 @@ class Caster:
                 new = self.draft.again(node, node.args, {**node.kwargs, "dtype": dtype})
             self._made.add(new)
             return new
-        # Right behind the value, so that every later reader may use it.
+        # Right behind the value, so that every later user may read it.
         limits, before = torch.finfo(dtype), facts.dtype(node)
         if node in self.wide and before is not None and limits.max < torch.finfo(before).max:
             self.clamped_values.append(node)
@@ -115,7 +115,7 @@ class Caster:
 
 
 def _widens(node: fx.Node) -> bool:
-    """A cast, made by the model, that loses nothing: what it reads may be read in its place."""
+    """A cast, made by the model, that loses nothing: its operand may be read in its place."""
     if node.target is not aten.to.dtype:
         return False
     source, to = facts.dtype(bound_arguments(node)["self"]), facts.dtype(node)
@@ -151,13 +151,13 @@ def whole(part: fx.Node) -> fx.Node | None:
 
 
 def users(value: fx.Node) -> list[fx.Node]:
-    """Who reads a value; for one that is several tensors, who reads its parts."""
+    """The users of a value; for one that is several tensors, the users of its parts."""
     found = [r for user in value.users for r in (users(user) if whole(user) is value else [user])]
     return list(dict.fromkeys(found))
 
 
 def is_read_whole(node: fx.Node) -> bool:
-    """Several tensors that somebody reads as one list."""
+    """Several tensors that some user reads as one list."""
     return bool(parts(node)) and any(whole(user) is not node for user in node.users)
 
 

@@ -1,4 +1,4 @@
-"""When two ops give the same: equal keys, and no one who could tell one result from the other."""
+"""Common subexpressions: keys that are equal for ops with equal results, and what keeps two such ops apart."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LARGEST_CONSTANT = 1 << 20
 """Bytes up to which constants of the user's own are compared. Those that passes made are compared at any size."""
 
 SAMPLED = 4096
-"""Bytes of a constant that tell it from others at first sight; those that look alike are compared in full."""
+"""About how many bytes of a constant are summed as a first comparison; where the sums agree, all bytes are compared."""
 
 EXCHANGEABLE = frozenset({aten.add.Tensor, aten.mul.Tensor})
-"""Of two real operands, in either order, the same bits (of `add` where alpha is 1): the sum and the product of IEEE 754."""
+"""Ops that give the same bits for two real operands in either order (`add` where alpha is 1): sums and products of IEEE 754."""
 
 
 class Keys:
@@ -50,7 +50,7 @@ class Keys:
         return node.target, tuple(given.items())
 
     def _literal(self, value: Any) -> Hashable:
-        """Apart by type as well: 1, 1.0 and True are three; so are 0.0 and -0.0."""
+        """The key of a literal, which includes its type: 1, 1.0 and True have different keys; so have 0.0 and -0.0."""
         if isinstance(value, fx.Node):
             return self._constant(value)
         if isinstance(value, (list, tuple)):
@@ -58,7 +58,7 @@ class Keys:
         return type(value), (repr(value) if isinstance(value, (float, complex)) else value)
 
     def _constant(self, node: fx.Node) -> fx.Node:
-        """The first constant with the same bytes in the same layout; any other value as it is."""
+        """The first constant with the same bytes in the same layout; any other value unchanged."""
         if node not in self._representative:
             self._representative[node] = self._first_alike(node)
         return self._representative[node]
@@ -91,7 +91,7 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def why_apart(first: fx.Node, node: fx.Node, mutated: frozenset[fx.Node]) -> str | None:
-    """Why `node` may not give way to `first`, an op with the same key; None when nobody can tell them apart."""
+    """Why `node` must not be replaced by `first`, an op with the same key; None when it may be."""
     if any(value in mutated for value in (first, node, *nodes_in([*node.args, *node.kwargs.values()]))):
         return "its operands or result are written in place"
     one, other = facts.fact(first), facts.fact(node)

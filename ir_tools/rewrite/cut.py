@@ -1,11 +1,11 @@
 """The cheapest split of ops in two sides, by a minimum cut.
 
-    a value on one side that is read on the other is handed over, once for all its readers there
+    a value on one side that is read on the other is handed over, once for all its users there
 
-                 cost of value v   =   charge(v)   if some reader of v is on the other side
+                 cost of value v   =   charge(v)   if some user of v is on the other side
 
-Which side an op is on may be fixed, or follow from the side of others. "Some reader" needs one extra vertex per value and
-direction: v -> a, a -> each reader costs charge(v) once, however many readers are cut off. The minimum over all splits is that
+Which side an op is on may be fixed, or follow from the side of others. "Some user" needs one extra vertex per value and
+direction: v -> a, a -> each user costs charge(v) once, however many users are cut off. The minimum over all splits is that
 of a cut (Picard and Queyranne, "Selected applications of minimum cuts in networks", 1982); networkx finds it.
 """
 
@@ -38,7 +38,7 @@ class Split:
         self._fixed: dict[Hashable, str] = {}
 
     def fix(self, node: Hashable, *, first: bool) -> None:
-        """`node` is on the first side, or on the second. To be said before the node is named in anything else."""
+        """`node` is on the first side, or on the second. Call this before the node appears in any other call."""
         self._fixed[node] = FIRST if first else SECOND
 
     def follow(self, node: Hashable, others: Iterable[Hashable]) -> None:
@@ -52,7 +52,7 @@ class Split:
         self._edge(other, node, None)
 
     def charge(self, value: Hashable, users: Iterable[Hashable], cost: int) -> None:
-        """`value` costs `cost` when at least one reader is on the other side."""
+        """`value` costs `cost` when at least one user is on the other side."""
         users = list(dict.fromkeys(users))
         out, back = ("from the first side", value), ("from the second side", value)
         if len(users) == 1:

@@ -1,7 +1,7 @@
 """Matching the left side of a rule against the graph.
 
-A left side may fit in several ways (either order of a sum, alternatives), so matching is a search: it yields one `Match`
-after the other, in the order in which the rule spells them. A match is never changed; what fits further makes another.
+A left side may match more than once (either order of a sum, alternatives), so matching is a search: it yields one `Match`
+after the other, in the order in which the rule writes the alternatives. A `Match` is immutable; extending it makes another.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _nodes(value: Any) -> list[fx.Node]:
 
 
 def matches_at(rule: Rule, node: fx.Node, program: Block) -> Iterator[Match]:
-    """The ways in which `rule` fits with `node` as its root."""
+    """The matches of `rule` with `node` as its root."""
     for match in structural_matches_at(rule, node, program):
         if not rule.when or all(call_with(condition, match.view(rule, program)) for condition in rule.when):
             yield match
@@ -98,7 +98,7 @@ def _op_fits(pattern: OpPattern, value: Any, program: Block, match: Match) -> It
     if len(pattern.args) > len(positional):
         return
     named = {**match.named, pattern.name: value} if pattern.name is not None else match.named
-    # One value may stand at two places of the left side: it comes behind its readers at both.
+    # One value may match two parts of the left side: it comes behind its users at both.
     nodes = (*(n for n in match.nodes if n is not value), value)
     match = replace(match, nodes=nodes, named=named)
     by_name = [(part, given.get(name)) for name, part in pattern.kwargs.items()]

@@ -1,9 +1,9 @@
-"""The nearest miss: how far a rule got at a node, and what it met instead of what it looks for.
+"""The nearest miss: how far a rule matched at a node, and the first op or argument that differs from its pattern.
 
-    matched conv2d, but its reader is mul, not batch_norm
+    matched conv2d, but its user is mul, not batch_norm
     matched batch_norm, but its operand input is relu, not layer
 
-A question for people, asked of one node and one rule: nothing here is used while rules are applied.
+This is for diagnosis, of one node and one rule: nothing here is used while rules are applied.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Miss:
 def nearest_miss(rule: Rule, node: fx.Node, program: Block) -> str | None:
     """Why `rule` did not take `node` into a rewrite, as a sentence; None when no op of its left side is like `node`.
 
-    The node may be any op of the left side. Of several ways to fail, that which got farthest is told.
+    The node may be any op of the left side. Where it fails at several points, the sentence is about the farthest.
 
     >>> import torch
     >>> from ir_tools.frontends.source import prepare
@@ -83,7 +83,7 @@ def nearest_miss(rule: Rule, node: fx.Node, program: Block) -> str | None:
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.BatchNorm2d(2)).eval()
     >>> program = capture(prepare(model, [((torch.ones(1, 1, 4, 4),), {})]), "trace").program
     >>> nearest_miss(CATALOGUE["fuse_conv_bn"].rules[0], program.calls[0], program)
-    'matched conv2d, but its reader is relu, not batch_norm'
+    'matched conv2d, but its user is relu, not batch_norm'
     """
     misses = [miss for location in _locations(rule.pattern, node) for miss in _upwards(rule, location, node, program)]
     return max(misses, key=lambda miss: miss.matched).sentence if misses else None
@@ -112,7 +112,7 @@ def _locations(pattern: Any, node: fx.Node, around: _Location = ()) -> Iterator[
 
 
 def _upwards(rule: Rule, location: _Location, node: fx.Node, program: Block) -> Iterator[Miss]:
-    """Follow the readers of `node` to where the root should be, then compare from there downwards."""
+    """Follow the users of `node` to where the root should be, then compare from there downwards."""
     here, *around = location
     if not around:
         yield _at_root(rule, here, node, program)
@@ -121,9 +121,10 @@ def _upwards(rule: Rule, location: _Location, node: fx.Node, program: Block) -> 
     users = list(node.users)
     fitting = [user for user in users if user.target in wanted.targets]
     if not fitting:
-        met = " and ".join(dict.fromkeys(_name(user) for user in users)) or "nobody"
+        met = list(dict.fromkeys(_name(user) for user in users)) or ["nothing"]
         deep = len(rule.pattern.inner()) - len(around)
-        yield Miss(deep, f"matched {_name(node)}, but its reader is {met}, not {wanted}")
+        found = f"its user is {met[0]}" if len(met) == 1 else f"its users are {' and '.join(met)}"
+        yield Miss(deep, f"matched {_name(node)}, but {found}, not {wanted}")
     for user in fitting:
         yield from _upwards(rule, tuple(around), user, program)
 
@@ -135,7 +136,7 @@ def _at_root(rule: Rule, root: OpPattern, node: fx.Node, program: Block) -> Miss
     for match in structural_matches_at(rule, node, program):
         view = match.view(rule, program)
         unmet = next(condition for condition in rule.when if not call_with(condition, view))
-        return Miss(len(match.nodes), f"matched, but not so: {reason(unmet)}")
+        return Miss(len(match.nodes), f"matched, but requirement not met: {reason(unmet)}")
     return _downwards(root, node, program, 1)
 
 

@@ -39,12 +39,12 @@ def why_alone(node: fx.Node, block: Block, mutated: frozenset[fx.Node], layout_i
         return "its result is the model's output, which must not be a part of a larger tensor"
     user = _fusing_user(node)
     if user is not None:
-        return f"its reader {short_name(user.target)} would fuse into it, which is worth more"
+        return f"its user {short_name(user.target)} would fuse into it, which is worth more"
     return None
 
 
 def _fusing_user(node: fx.Node) -> fx.Node | None:
-    """The activation, or the sum of two values alike, that alone reads `node`."""
+    """The only user of `node`, if that is an activation or a sum of two values of one shape."""
     user, *others = node.users
     if others or user.op != "call_function":
         return None
@@ -53,14 +53,14 @@ def _fusing_user(node: fx.Node) -> fx.Node | None:
 
 
 def kind_of(node: fx.Node, block: Block) -> tuple:
-    """Equal for linears whose weights can stand in one: dtype, device, and whether they are packed."""
+    """Equal for linears whose weights can be joined: dtype, device, and whether they are packed."""
     weight = bound_arguments(node)["weight"]
     constant = block.constants[str(weight.target)]
     return constant.dtype, constant.device, constant.layout, str(weight.target) in block.packings
 
 
 def merge(draft: Draft, linears: list[fx.Node], made_by: str) -> None:
-    """One linear in the place of the first of `linears`, split into what each of them gave."""
+    """One linear in place of the first of `linears`, split into what each of them gave."""
     first, constants = linears[0], draft.program.constants
     given = [bound_arguments(node) for node in linears]
     weights = [constants[str(g["weight"].target)] for g in given]

@@ -1,7 +1,7 @@
 """What a pass did and what it declined, site by site.
 
-A *site* is one place where a rule could act. Its id, `<rule>@<node>`, is made of names that the front end gave, so it is the
-same from run to run; a pass run with some ids in `skip` leaves those places alone.
+A *site* is a node at which a rule could act. Its id, `<rule>@<node>`, is made of names that the front end gave, so it is the
+same from run to run; a pass run with some ids in `skip` leaves those sites alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One place where a rule matched but was not applied, and the reason in a sentence.
+    """One site where a rule matched but was not applied, and the reason in a sentence.
 
-    `expected`: it goes without saying, and only who asks is told (`explain`, `to_dict`).
+    `expected`: the reason is obvious. The printed report omits such refusals; `explain` and `to_dict` list them.
     """
 
     site: str
@@ -36,7 +36,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Traffic:
-    """So many casts, and the bytes that they read and write in one run."""
+    """A number of casts, and the bytes that they read and write in one run."""
 
     count: int = 0
     bytes: int = 0
@@ -47,8 +47,8 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Casts:
-    """Casts between floating dtypes: in the graph that a pass was given, in the graph that it gave, and what it would have
-    been had each op cast its own operands, as autocast does."""
+    """Casts between floating dtypes: in the graph before a pass, in the graph after it, and as per-op autocast places them
+    (`one_by_one`: each op casts its own operands)."""
 
     before: Traffic = Traffic()
     one_by_one: Traffic = Traffic()
@@ -62,9 +62,10 @@ class Casts:
 class RewriteLog:
     """Collects rewrites and refusals of one run of one pass.
 
-    What the pass is told beside its options: `skip`, the site ids to leave alone; `ranges`, the magnitudes that values had on
+    Inputs of the pass beside its options: `skip`, the site ids to leave alone; `ranges`, the magnitudes that values had on
     example or calibration data, by the name of the node (none where nothing was observed).
-    What it tells: `tuning_records`, what it measured; `casts`, what its casts move; None of a pass that has neither.
+    Outputs of the pass beside its Program: `tuning_records`, what it measured; `casts`, how many casts there are and how many
+    bytes they move. Each is None for a pass that does not measure or cast.
     """
 
     skip: frozenset[str] = frozenset()

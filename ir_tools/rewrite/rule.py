@@ -4,14 +4,14 @@
     requires                named one-sentence functions; their docstring is the reason printed on refusal
     replace(op, x, w, ...)  the right side, built with the same `op.<name>(...)`
     when                    like `requires`, but part of the left side: where it does not hold the rule does not fit, and no
-                            refusal is told (every product is no product with one)
+                            refusal is reported (most products do not have the factor one)
 
 Parameters of `match` are the unknowns; their annotation says what they may be:
 
     Value           a tensor known only at run time (or a constant: it does not matter)
-    Tensor          a constant, known now, handed to `requires` and `replace` as a `torch.Tensor`; where the graph has a
-                    value of the run, the rule is refused and says so
-    Known           a constant too, but where the graph has a value of the run the rule does not fit at all
+    Tensor          a constant, known now, passed to `requires` and `replace` as a `torch.Tensor`; where the graph has a
+                    runtime value, the rule is refused, and the reason says so
+    Known           a constant too, but where the graph has a runtime value the rule does not fit at all
     list[Value]     a list of values of any length, the operands of a variadic op
     int, float, bool, str, list, torch.dtype        a plain argument of that type (an int is a float too)
     A | B           either; `| None` makes an operand optional
@@ -24,10 +24,10 @@ The left side may also say
     op.conv, op.activation, ...     one of a family of ops (`FAMILIES`)
     op.getitem(a, i)    part `i` of an op that gives several
 
-`takes_run_numbers`: the rule is right where plain arguments of the ops are numbers of the run (a size, an `item()`). Any other
-rule is refused there.
+`takes_run_numbers`: the rule is also right where plain arguments of its ops are runtime numbers (a size, an `item()`). Any
+other rule is refused there.
 
-Sums and products fit in either order (`COMMUTATIVE`). `requires`, `when` and `replace` ask for what they need by parameter
+Sums and products fit in either order (`COMMUTATIVE`). `requires`, `when` and `replace` get what they need by parameter
 name: unknowns, named ops (`name="conv"`), and `op`. A requirement answers True, False, or None for "unknown", which refuses
 too.
 `replace` may give None after `op.decline("why")`.
@@ -95,12 +95,12 @@ class Value:
 
     @property
     def example_shape(self) -> tuple[int, ...] | None:
-        """The sizes with those of the example where they are dynamic: a hint, no fact."""
+        """The sizes, those of the example where they are dynamic: a hint, not a fact."""
         return facts.example_shape(self._node)
 
     @property
     def example_strides(self) -> tuple[int, ...] | None:
-        """The strides, likewise."""
+        """The strides, those of the example where they are dynamic."""
         return facts.example_strides(self._node)
 
     @property
@@ -117,7 +117,7 @@ class Value:
 
     @property
     def memory_format(self) -> torch.memory_format | None:
-        """The one that the value is contiguous in; None for other layouts, and where it is not known."""
+        """The memory format in which the value is contiguous; None for other layouts, and where it is unknown."""
         return facts.memory_format(self._node)
 
     @property
@@ -126,12 +126,12 @@ class Value:
         return self._node.op == "get_attr"
 
     def lies_like(self, other: Value) -> bool | None:
-        """The two lie in memory alike: the same strides, or both contiguous."""
+        """The two have the same memory layout: the same strides, or both contiguous."""
         one, two = facts.fact(self._node), facts.fact(other._node)
         return facts.same_layout(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else None
 
     def dies_at(self, user: Value) -> bool:
-        """`reader` is the last to read this value, whose memory is the graph's own and shared with no other value.
+        """`user` is the last user of this value, whose memory is the graph's own and shared with no other value.
 
         Its elements may still share memory among themselves (an expanded value): make it contiguous before writing.
         """
@@ -293,7 +293,7 @@ class _PatternOps:
 
 
 def targets_called(name: str) -> frozenset[OpOverload]:
-    """The overloads that a name in a rule stands for. Raises `AttributeError` for a name that is no op."""
+    """The overloads that a name in a rule stands for. Raises `AttributeError` for a name that is not an op."""
     if name in FAMILIES:
         return FAMILIES[name]
     if name == "getitem":

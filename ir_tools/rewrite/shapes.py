@@ -31,7 +31,7 @@ B = TypeVar("B", bound=Block)
 Declares = Literal["exact", "reassociates", "stabilises", "lower_precision", "quantizes"]
 """What a pass may do to numbers, mildest first.
 
-"stabilises": rounding, as "reassociates", and what was NaN or Inf in a form that overflows may become finite.
+"stabilises": rounding, as "reassociates", and what overflowed to NaN or Inf may become finite.
 """
 
 DECLARATIONS: tuple[str, ...] = typing.get_args(Declares)
@@ -39,7 +39,7 @@ DECLARATIONS: tuple[str, ...] = typing.get_args(Declares)
 
 @dataclass(frozen=True)
 class Pass:
-    """A function `Block -> Block`. Unchanged means the very object comes back.
+    """A function `Block -> Block`. It returns the very object that it was given when it changes nothing.
 
     `name` equals its file and its test; `declares` says what it may do to numbers; `given` are options set by the user;
     `rules` are those of a pass made of rules; `renamed` maps the old names of options, which users may still give, to the new.
@@ -56,7 +56,7 @@ class Pass:
     def __call__(
         self, program: B, *, skip: Iterable[str] = (), log: RewriteLog | None = None, journal: RewriteLog | None = None
     ) -> B:
-        """Run the pass; sites whose id is in `skip` are left alone; what was done is written into `log`."""
+        """Run the pass; sites whose id is in `skip` are left alone; rewrites and refusals are written into `log`."""
         if journal is not None:
             warn_renamed("journal= of a pass", "log=")
             log = journal
@@ -135,18 +135,18 @@ class Pass:
 
 
 def _read_option(what: str, value: Any, hint: Any) -> Any:
-    """An option's value as its annotation wants it; one of several values, or of a mapping, may be given as text.
+    """An option's value in the type of its annotation; a list of values, or a mapping, may be given as text.
 
     `Literal`: one of these; a `torch.dtype` for its name. `tuple[str, ...]`: a list, or "a+b". `Mapping[str, Literal]`: a dict,
     or "a=O1+b=float".
     """
-    kind, choices = typing.get_origin(hint), typing.get_args(hint)
-    if kind is Literal and isinstance(value, torch.dtype) and dtype_name(value) in choices:
+    kind, alternatives = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal and isinstance(value, torch.dtype) and dtype_name(value) in alternatives:
         return dtype_name(value)
     if kind in (tuple, Mapping) and isinstance(value, str) and "," in value:
         raise OptionError(f"{what}: names are joined by '+', not by ',': got {value!r}")
-    if kind is Literal and value not in choices:
-        raise OptionError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if kind is Literal and value not in alternatives:
+        raise OptionError(f"{what} must be one of {', '.join(map(repr, alternatives))}, got {value!r}")
     if kind is tuple:
         parts = value.split("+") if isinstance(value, str) else value
         if not isinstance(parts, Iterable) or not all(isinstance(part, str) and part for part in parts):
@@ -156,19 +156,19 @@ def _read_option(what: str, value: Any, hint: Any) -> Any:
         parts = dict(part.partition("=")[::2] for part in value.split("+")) if isinstance(value, str) else value
         if not isinstance(parts, Mapping) or not all(isinstance(part, str) and part for part in parts):
             raise OptionError(f"{what} must be a dict from names, or text like 'name=value+name=value', got {value!r}")
-        return {part: _read_option(f"{what}[{part!r}]", given, choices[1]) for part, given in parts.items()}
+        return {part: _read_option(f"{what}[{part!r}]", given, alternatives[1]) for part, given in parts.items()}
     return value
 
 
 def _option_syntax(hint: Any, default: Any) -> str:
     """What an option may be, as text that `_read_option` takes; the default first."""
-    kind, choices = typing.get_origin(hint), typing.get_args(hint)
+    kind, alternatives = typing.get_origin(hint), typing.get_args(hint)
     if kind is Literal:
-        return "|".join(map(str, sorted(choices, key=lambda choice: choice != default)))
+        return "|".join(map(str, sorted(alternatives, key=lambda value: value != default)))
     if kind is tuple:
         return "NAME+NAME"
     if kind is Mapping:
-        return f"NAME={_option_syntax(choices[1], None)}+NAME=..."
+        return f"NAME={_option_syntax(alternatives[1], None)}+NAME=..."
     return str(default) if default is not None else "TEXT"
 
 

@@ -1,8 +1,9 @@
 """How large the values of a Program get on given calls: a histogram of binary exponents per value.
 
 A half dtype keeps what lies in its range and loses the rest: float16 turns 70000 into Inf and 1e-8 into 0. Which values of a
-model go there is nothing that its graph says; it takes data. A `Range` per value, counted while the Program runs, is enough to
-ask of any dtype what it would lose, and needs a few hundred bytes where the values themselves would need the whole model's.
+model leave that range cannot be seen in its graph; it takes data. A `Range` per value, counted while the Program runs, is
+enough to ask of any dtype what it would lose, and needs a few hundred bytes, where the values themselves would need as much
+memory as all activations of the model.
 
 Exponents are those of `torch.frexp`: |x| with exponent e lies in [2^(e-1), 2^e). They are read off the bits of IEEE 754
 numbers, which is twenty times faster than `frexp`.
@@ -47,7 +48,7 @@ class Range:
         )
 
     def shifted(self, exponent_shift: int) -> Range:
-        """The range of the values times 2 ** places."""
+        """The range of the values times `2 ** exponent_shift`."""
         exponents = {exponent + exponent_shift: count for exponent, count in self.exponents.items()}
         scale = 2.0**exponent_shift
         return Range(exponents, self.largest * scale, self.smallest * scale, self.zeros, self.nonfinite)
@@ -90,32 +91,32 @@ def range_of(values: torch.Tensor) -> Range:
         values = values.float()
     if values.numel() == 0:
         return Range()
-    form = FORMATS[values.dtype]
-    sign = torch.iinfo(form.bits).max  # all bits but the sign
-    magnitudes = values.view(form.bits) & sign  # magnitudes of floats are in the order of their bits
+    encoding = FORMATS[values.dtype]
+    sign = torch.iinfo(encoding.bits).max  # all bits but the sign
+    magnitudes = values.view(encoding.bits) & sign  # magnitudes of floats are in the order of their bits
     largest = int(magnitudes.max())
-    if nonfinite := largest >= form.infinity:
-        magnitudes = magnitudes[magnitudes < form.infinity]
+    if nonfinite := largest >= encoding.infinity:
+        magnitudes = magnitudes[magnitudes < encoding.infinity]
         largest = int(magnitudes.max()) if magnitudes.numel() else 0
     if largest == 0:
         return Range(zeros=magnitudes.numel(), nonfinite=nonfinite)
     smallest = int(((magnitudes - 1) & sign).min()) + 1  # zero less one is the greatest of all
-    counts = torch.bincount(magnitudes >> form.fraction, minlength=1 << form.width).tolist()
+    counts = torch.bincount(magnitudes >> encoding.fraction, minlength=1 << encoding.width).tolist()
     zeros, subnormal = counts[0], Counter[int]()
-    if smallest < form.least_normal:
-        rest = magnitudes[(magnitudes > 0) & (magnitudes < form.least_normal)]
+    if smallest < encoding.least_normal:
+        rest = magnitudes[(magnitudes > 0) & (magnitudes < encoding.least_normal)]
         zeros -= rest.numel()
         subnormal.update(torch.frexp(rest.view(values.dtype)).exponent.tolist())
-    exponents = subnormal + Counter({e - form.bias + 1: n for e, n in enumerate(counts) if e})
-    return Range(dict(sorted(exponents.items())), _number(largest, form), _number(smallest, form), zeros, nonfinite)
+    exponents = subnormal + Counter({e - encoding.bias + 1: n for e, n in enumerate(counts) if e})
+    return Range(dict(sorted(exponents.items())), _number(largest, encoding), _number(smallest, encoding), zeros, nonfinite)
 
 
-def _number(bits: int, form: _Format) -> float:
+def _number(bits: int, encoding: _Format) -> float:
     """The number that `bits` stand for."""
-    fraction, exponent = bits & (form.least_normal - 1), bits >> form.fraction
+    fraction, exponent = bits & (encoding.least_normal - 1), bits >> encoding.fraction
     if exponent:
-        return math.ldexp(form.least_normal + fraction, exponent - form.bias - form.fraction)
-    return math.ldexp(fraction, 1 - form.bias - form.fraction)
+        return math.ldexp(encoding.least_normal + fraction, exponent - encoding.bias - encoding.fraction)
+    return math.ldexp(fraction, 1 - encoding.bias - encoding.fraction)
 
 
 class Observation:
@@ -144,7 +145,7 @@ class Observation:
 
 
 def observe(program: Program, calls: Iterable[Sequence[torch.Tensor]]) -> dict[str, Range]:
-    """The ranges over several calls, each of which is the Program's flat inputs. Who wants the same draws seeds the run."""
+    """The ranges over several calls, each of which is the Program's flat inputs. Seed torch for equal random draws."""
     observation = Observation(program)
     for tensors in calls:
         observation.call(tensors)

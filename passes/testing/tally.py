@@ -35,7 +35,7 @@ class Tally:
             for rule in getattr(pass_, "rules", ()):
                 tally.rewrites[f"{pass_.name}: {rule.name}"] += 0
                 for requirement in rule.requires:
-                    tally.refusals[f"{pass_.name}: not so: {reason(requirement)}"] += 0
+                    tally.refusals[f"{pass_.name}: requirement not met: {reason(requirement)}"] += 0
         return tally
 
     def count(self, pass_: Pass, log: RewriteLog) -> None:
@@ -110,11 +110,11 @@ def kind_of(text: str) -> str:
     'the result of an op inside has another user'
     >>> kind_of("the op takes float64[2, 3] at body.4")
     'the op takes … at …'
-    >>> kind_of("not so: The addition has alpha = 1.")
-    'not so: The addition has alpha = 1.'
+    >>> kind_of("requirement not met: The addition has alpha = 1.")
+    'requirement not met: The addition has alpha = 1.'
     """
     text = text.splitlines()[0] if text else ""
-    if text.startswith(("not so: ", "unknown: ")):
+    if text.startswith(("requirement not met: ", "unknown: ")):
         return text
     for pattern, kind in PATTERNS:
         if re.match(pattern, text):

@@ -112,7 +112,7 @@ STRINGS = ["mean", "constant", "i->i", "ij->ij", "ij", "...", "ij,jk->ik", "refl
 def sweep_composites(observed: Observed) -> None:
     """Random calls of every composite op."""
     for target in composites():
-        print(overload_name(target), file=sys.stderr, flush=True)  # the last line tells which op crashed
+        print(overload_name(target), file=sys.stderr, flush=True)  # the last line names the op that crashed
         chosen = random.Random(0)
         for _ in range(TRIES):
             shape = chosen.choice(SHAPES)

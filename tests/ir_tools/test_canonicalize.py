@@ -46,8 +46,8 @@ class CastsALiteral(nn.Module):
     """A trace holds what numpy gave as a tensor, and its cast as an op."""
 
     def forward(self, x):
-        places = numpy.arange(40, dtype=numpy.int32).reshape(4, 10) % 3
-        return x[torch.tensor(places, device=x.device, dtype=torch.long)]
+        indices = numpy.arange(40, dtype=numpy.int32).reshape(4, 10) % 3
+        return x[torch.tensor(indices, device=x.device, dtype=torch.long)]
 
 
 def test_a_cast_of_a_literal_is_captured():

@@ -33,10 +33,10 @@ def test_dump_of_an_unchanged_program_says_so(tmp_path):
 def test_dump_without_dot_still_writes_dot_text_and_tells_why(tmp_path, monkeypatch):
     (tmp_path / "00-capture.svg").write_text("an old drawing of another graph")
     monkeypatch.setenv("PATH", str(tmp_path))
-    told: list[str] = []
-    paths = write_dump(small(), tmp_path, 0, "capture", tell=told.append)
+    messages: list[str] = []
+    paths = write_dump(small(), tmp_path, 0, "capture", tell=messages.append)
     assert [p.name for p in paths] == ["00-capture.dot"] == [p.name for p in tmp_path.iterdir()]
-    assert told == ["graphviz program `dot` not found: DOT files are written, no SVG"]
+    assert messages == ["graphviz program `dot` not found: DOT files are written, no SVG"]
 
 
 def test_new_nodes_stand_out_in_bodies(tmp_path):

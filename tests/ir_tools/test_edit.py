@@ -261,7 +261,7 @@ def test_breaches_of_the_contract_are_listed() -> None:
     with pytest.raises(IllFormedError) as error:
         check_wellformed(program)
     for breach in (
-        "relu: the arguments of aten::relu are not spelled out in full",
+        "relu: the arguments of aten::relu are not in canonical form",
         "constant 0.weight must be a detached alias",
         "ghost is not in the table of constants",
         "the output must hold a flat tuple",

@@ -409,9 +409,9 @@ def test_no_front_end_takes_the_fast_path_of_attention(name):
 
 
 def test_the_users_own_scripting_keeps_its_fast_path():
-    """Capture compiles attention in another way, and what it compiled is not what the user's `torch.jit.script` finds."""
+    """Capture compiles attention differently, and its compilation is not what the user's `torch.jit.script` finds."""
     case = seeded(lambda: Case(Attends(), (torch.randn(2, 5, 16),)))
-    for _ in range(2):  # compiled before by the user, then by capture; and the other way round
+    for _ in range(2):  # compiled before by the user, then by capture; and in the other order
         capture(source_of(case), "script")
         assert "aten::_native_multi_head_attention" in ops_of(torch.jit.script(case.model))
         case.model.attention.extra = 1  # another class to torch.jit.script

@@ -1,4 +1,4 @@
-"""In-place ops become pure ones: fresh literals, layouts that decide, views in place, writes that nobody reads."""
+"""In-place ops become pure ones: fresh literals, layouts that decide, views in place, writes that are never read."""
 
 from typing import Final
 

@@ -17,7 +17,7 @@ from ir_tools.ir.effects import changed_containers
 from ir_tools.ir.facts import holds_always, new_mode, unknown_number
 from ir_tools.ir.host import (
     MEANINGS,
-    READERS,
+    TENSOR_READS,
     fail,
     inner_types,
     is_container_type,
@@ -188,7 +188,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def test_every_meaning_is_tried() -> None:
-    assert {*MEANINGS, *READERS} == set(CASES)
+    assert {*MEANINGS, *TENSOR_READS} == set(CASES)
 
 
 def test_every_op_that_changes_a_container_has_a_meaning() -> None:

@@ -58,7 +58,7 @@ def test_a_container_knows_what_is_true_of_every_tensor_in_it():
     assert elements.known is NOTHING
     elements.add(fake(mode, 2, 3))
     elements.add(fake(mode, 2, 3))
-    assert Elements.widened == before  # nobody had read what was in it
+    assert Elements.widened == before  # no element was read before
     assert elements.read().shape == (2, 3)
     assert compute_fact(mode, aten.append.t, (elements, fake(mode, 4, 3)), {}) is elements
     assert isinstance(elements.known.shape[0], torch.SymInt) and elements.known.shape[1] == 3

@@ -30,7 +30,7 @@ class Net(nn.Module):
         return self.function(self, x)
 
 
-def told(function: Callable[..., Tensor], op: str, rule: Rule = fold) -> str | None:
+def miss_of(function: Callable[..., Tensor], op: str, rule: Rule = fold) -> str | None:
     program = captured(Net(function).eval(), X)
     node = next(node for node in program.calls if node.name.startswith(op))
     return nearest_miss(rule, node, program)
@@ -39,47 +39,48 @@ def told(function: Callable[..., Tensor], op: str, rule: Rule = fold) -> str | N
 @pytest.mark.parametrize(
     "function, op, sentence",
     [
-        (lambda m, x: m.bn(m.conv(x) * x.mean()), "conv", "matched conv2d, but its reader is mul, not batch_norm"),
+        (lambda m, x: m.bn(m.conv(x) * x.mean()), "conv", "matched conv2d, but its user is mul, not batch_norm"),
         (lambda m, x: m.bn(m.conv(x).relu()), "batch", "matched batch_norm, but its operand input is relu, not layer"),
-        (lambda m, x: m.conv(x), "conv", "matched conv2d, but its reader is the model's output, not batch_norm"),
+        (lambda m, x: m.conv(x), "conv", "matched conv2d, but its user is the model's output, not batch_norm"),
         (lambda m, x: (lambda y: y.exp() * y.sin())(m.conv(x)), "conv",
-         "matched conv2d, but its reader is exp and sin, not batch_norm"),
+         "matched conv2d, but its users are exp and sin, not batch_norm"),
         (lambda m, x: (lambda y: m.bn(y) * y)(m.conv(x)), "conv",
-         "matched, but the result of conv2d conv has another reader (mul mul)"),
+         "matched, but the result of conv2d conv has another user (mul mul)"),
         (lambda m, x: m.bn(m.conv(x)), "conv", "matches: the rule applies"),
         (lambda m, x: m.bn(m.conv(x).relu()), "relu", None),
     ],
 )  # fmt: skip
-def test_what_is_told(function: Callable[..., Tensor], op: str, sentence: str | None) -> None:
-    assert told(function, op) == sentence
+def test_what_is_miss_of(function: Callable[..., Tensor], op: str, sentence: str | None) -> None:
+    assert miss_of(function, op) == sentence
 
 
-def test_a_requirement_that_does_not_hold_is_told() -> None:
-    assert told(lambda m, x: m.bn(m.linear(x[:, :1].expand(-1, 4, -1, -1))), "linear") == (
-        "matched, but not so: The layer's channels are the axis that the batch norm normalises (convolutions batched, "
-        "linears of two axes)."
+def test_a_requirement_that_does_not_hold_is_miss_of() -> None:
+    assert miss_of(lambda m, x: m.bn(m.linear(x[:, :1].expand(-1, 4, -1, -1))), "linear") == (
+        "matched, but requirement not met: The layer's channels are the axis that the batch norm normalises "
+        "(convolutions batched, linears of two axes)."
     )
 
 
-def test_the_way_that_got_farthest_is_told() -> None:
+def test_the_way_that_got_farthest_is_miss_of() -> None:
     """Through alternatives and in either order; deeper beats nearer."""
 
     def gated(op, x: Value, y: Value):
         return op.mul(op.one_of(op.sigmoid(op.relu(x)), op.tanh(op.exp(x))), y)
 
     rule = Rule("gate", match=gated, replace=lambda x: x)
-    assert told(lambda m, x: x.sin() * x.exp().tanh(), "exp", rule) == "matches: the rule applies"
-    assert told(lambda m, x: x.sin() * x.cos().tanh(), "tanh", rule) == "matched tanh, but its operand self is cos, not exp"
-    assert told(lambda m, x: x.exp().tanh().sin(), "exp", rule) == "matched tanh, but its reader is sin, not mul"
+    assert miss_of(lambda m, x: x.sin() * x.exp().tanh(), "exp", rule) == "matches: the rule applies"
+    assert miss_of(lambda m, x: x.sin() * x.cos().tanh(), "tanh", rule) == "matched tanh, but its operand self is cos, not exp"
+    assert miss_of(lambda m, x: x.exp().tanh().sin(), "exp", rule) == "matched tanh, but its user is sin, not mul"
 
 
-def test_literals_and_lists_are_told() -> None:
+def test_literals_and_lists_are_miss_of() -> None:
     def softmax_of_last(op, x: Value):
         return op.softmax(op.cat([x], ...), -1, ...)
 
     rule = Rule("last", match=softmax_of_last, replace=lambda x: x)
-    assert told(lambda m, x: torch.cat([x]).softmax(0), "softmax", rule) == "matched softmax, but its operand dim is 0, not -1"
-    two = told(lambda m, x: torch.cat([x, x]).softmax(-1), "cat", rule)
+    one = miss_of(lambda m, x: torch.cat([x]).softmax(0), "softmax", rule)
+    assert one == "matched softmax, but its operand dim is 0, not -1"
+    two = miss_of(lambda m, x: torch.cat([x, x]).softmax(-1), "cat", rule)
     assert two == "matched cat, but its operand tensors is a list of 2, not a list of 1"
 
 
@@ -88,7 +89,7 @@ def test_near_misses_of_a_pass_at_a_module() -> None:
     program = captured(model, X)
     (miss,) = near_misses(fuse_conv_bn, program, "0")
     assert (miss.op, miss.module, miss.rule) == ("conv2d", "0.0", fold.name)
-    assert miss.sentence == "matched conv2d, but its reader is relu, not batch_norm"
+    assert miss.sentence == "matched conv2d, but its user is relu, not batch_norm"
     assert near_misses(fuse_conv_bn, program, "0.1") == [] == near_misses(CATALOGUE["remove_dead_code"], program, "0")
     assert {m.op for m in near_misses(fuse_conv_bn, program, "1")} == {"batch_norm"}
 
@@ -97,8 +98,8 @@ def test_optimize_reports_the_nearest_misses_on_request() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)).eval()
     report = optimize(model, "fuse_conv_bn", example_inputs=X, dry_run=True, explain_at="0")
     (step,) = [step for step in report.steps if step.name == "fuse_conv_bn"]
-    assert [miss.sentence for miss in step.near_misses] == ["matched conv2d, but its reader is relu, not batch_norm"]
-    assert "nearest misses" in str(report) and "its reader is relu, not batch_norm (0)" in str(report)
+    assert [miss.sentence for miss in step.near_misses] == ["matched conv2d, but its user is relu, not batch_norm"]
+    assert "nearest misses" in str(report) and "its user is relu, not batch_norm (0)" in str(report)
     assert report.to_dict()["steps"][0]["near_misses"][0]["module"] == "0"
     nowhere = optimize(model, "fuse_conv_bn", example_inputs=X, dry_run=True, explain_at="layer9")
     assert nowhere.notes == ["explain_at='layer9': no op of the captured graph comes from there"]

@@ -361,7 +361,7 @@ def test_a_result_dies_only_if_what_it_may_be_is_dead_too() -> None:
 
     node = {n.name: n for n in build({"x": X}, make).calls}
     assert not dies_at(node["region_if_0"], node["add"]), "it may be `neg`, which is read again"
-    assert dies_at(node["region_if_1_0"], node["add"]), "both sides make it anew"
+    assert dies_at(node["region_if_1_0"], node["add"]), "both bodies make a new tensor"
     assert dies_at(node["neg"], node["add_1"]) is False, "it may be `region_if_0`"
 
 

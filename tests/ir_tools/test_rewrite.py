@@ -26,8 +26,8 @@ from tests.ir_tools.rewriting import RELU, X, Y, apply, once_relu, pass_of, prog
 @pytest.mark.parametrize(
     "function, reason",
     [
-        (lambda m, x: (lambda y: y.relu() + y)(x.relu()), "the result of relu relu has another reader (add add)"),
-        (lambda m, x: (lambda y: (y.relu(), y))(x.relu()), "has another reader (the model's output)"),
+        (lambda m, x: (lambda y: y.relu() + y)(x.relu()), "the result of relu relu has another user (add add)"),
+        (lambda m, x: (lambda y: (y.relu(), y))(x.relu()), "has another user (the model's output)"),
     ],
     ids=["an op", "the output"],
 )
@@ -95,7 +95,7 @@ def test_requirements_refuse_by_their_sentence_and_unknown_refuses_too() -> None
 
     program = program_of(lambda m, x: x.relu().relu())
     for requirement, reason in (
-        (never, "not so: It is a Tuesday."),
+        (never, "requirement not met: It is a Tuesday."),
         (who_knows, "unknown: The moon is full."),
     ):
         rule = Rule("relu(relu(x)) -> relu(x)", match=twice_relu, requires=(requirement,), replace=once_relu)
@@ -104,7 +104,7 @@ def test_requirements_refuse_by_their_sentence_and_unknown_refuses_too() -> None
 
 
 def test_what_an_earlier_rewrite_left_behind_is_no_reader() -> None:
-    """The dead `relu + 0 y` must not count as a reader of y, or a second run would find more to do."""
+    """The dead `relu + 0 y` must not count as a user of y, or a second run would find more to do."""
 
     def plus_nothing(op, x: Value, y: Value):
         return op.add(x, op.mul(y, 0), ...)
@@ -186,7 +186,7 @@ def test_a_rule_that_fits_its_own_result_is_stopped() -> None:
         pass_of(rule)(program_of(lambda m, x: x.relu()))
 
 
-# -- rules that are wrong are told so ----------------------------------------------------------------------------------
+# -- errors that rules make --------------------------------------------------------------------------------------------
 
 
 def test_mistakes_in_rules_are_named() -> None:
@@ -272,9 +272,9 @@ def test_where_a_condition_of_the_left_side_does_not_hold_nothing_is_said() -> N
     program = program_of(lambda m, x: (x.exp() * 2).sin())
     spoken = Rule("x * 1 -> x", match=product, requires=(is_one,), replace=lambda x: x)
     silent = Rule("x * 1 -> x", match=product, when=(is_one,), replace=lambda x: x)
-    assert [r.reason for r in apply(spoken, program)[1].refusals] == ["not so: The factor is one."]
+    assert [r.reason for r in apply(spoken, program)[1].refusals] == ["requirement not met: The factor is one."]
     assert not apply(silent, program)[1].refusals
-    assert nearest_miss(silent, program.calls[1], program) == "matched, but not so: The factor is one."
+    assert nearest_miss(silent, program.calls[1], program) == "matched, but requirement not met: The factor is one."
     after, log = apply(silent, program_of(lambda m, x: (x.exp() * 1).sin()))
     assert ops(after) == ["exp", "sin"] and len(log.rewrites) == 1
 

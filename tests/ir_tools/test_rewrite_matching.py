@@ -121,7 +121,7 @@ def test_the_second_order_is_tried_where_the_first_is_refused() -> None:
     assert sorted(ops(after)) == ["add", "exp", "relu"] and len(log.rewrites) == 1
     both = program_of(lambda m, x, y: (lambda r, s: (r + s, r.exp(), s.exp()))(x.relu(), y.relu()), X, Y)
     after, log = apply(rule, both, X, Y)
-    assert after is both and len(log.refusals) == 1  # one place, one reason: that of the order as written
+    assert after is both and len(log.refusals) == 1  # one site, one reason: that of the order as written
 
 
 def test_alternatives_are_tried_in_order_and_may_name_nothing() -> None:
@@ -177,7 +177,7 @@ def test_variadic_operands() -> None:
     assert apply(outside, mixed, X, Y)[0] is mixed
     read_twice = program_of(lambda m, x, y: (lambda r: (torch.cat([r, y.relu()]), r))(x.relu()), X, Y)
     after, log = apply(outside, read_twice, X, Y)
-    assert after is read_twice and "has another reader" in log.refusals[0].reason
+    assert after is read_twice and "has another user" in log.refusals[0].reason
     alone = Rule("cat([x]) -> x", match=of_one, replace=lambda x: x)
     assert ops(apply(alone, program_of(lambda m, x: torch.cat([x]).exp()))[0]) == ["exp"]
     two = program_of(lambda m, x, y: torch.cat([x, y]), X, Y)
@@ -211,7 +211,7 @@ def test_annotations_say_what_fits() -> None:
 
 
 def test_a_right_side_may_decline_and_leaves_nothing_behind() -> None:
-    """What it built before is no reader of its operands either: the rule behind it still finds one reader."""
+    """What it built before does not count as a user of its operands: the rule behind it still finds one user."""
 
     def exp(op, x: Value):
         return op.exp(x)

@@ -1,4 +1,4 @@
-"""Signatures: any legal call of the model is one call; what does not fit is said with the input's name."""
+"""Signatures: any legal call of the model is one call; an error about what does not fit names the input."""
 
 from __future__ import annotations
 

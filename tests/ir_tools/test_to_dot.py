@@ -1,4 +1,4 @@
-"""Drawings in DOT text: what a reader must find in them, in bodies of ifs and loops too."""
+"""Drawings in DOT text: what must be in them, in bodies of ifs and loops too."""
 
 import re
 import shutil

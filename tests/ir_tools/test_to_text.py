@@ -1,4 +1,4 @@
-"""Listings: what a reader must find in them."""
+"""Listings: what must be in them."""
 
 import re
 

@@ -348,7 +348,7 @@ def _(door: Any) -> None:
 
 @canary("symbols.backed_size_oblivious", "torch.fx.experimental._config.backed_size_oblivious")
 def _(door: Any) -> None:
-    """Elementwise operators ask whether a size is 1, because such a one would be repeated; a guard tells."""
+    """Elementwise operators ask whether a size is 1, because such an axis would be repeated; a guard records it."""
     assert guards_of_relu(contextlib.nullcontext) == ["Ne"] and guards_of_relu(door) == []
 
 

@@ -87,7 +87,7 @@ def test_a_dropout_that_drops_is_refused(function: Callable) -> None:
     after, log = rewritten(remove_dropout, program, X)
     assert after is program
     (refused,) = log.refusals
-    assert refused.reason == "not so: The dropout is in inference mode, or its probability is zero."
+    assert refused.reason == "requirement not met: The dropout is in inference mode, or its probability is zero."
 
 
 def test_a_dropout_beside_a_write_is_refused() -> None:

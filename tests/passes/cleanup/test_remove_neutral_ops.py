@@ -140,8 +140,11 @@ def test_they_all_go_from_a_chain() -> None:
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
 
-SIGNS = "not so: The zeros keep their signs: integers have none, and of floats -0.0 + 0 is 0.0."
-REAL = "not so: The operand is real (a complex product multiplies by the zero beside the one too, which Inf and -0.0 show)."
+SIGNS = "requirement not met: The zeros keep their signs: integers have none, and of floats -0.0 + 0 is 0.0."
+REAL = (
+    "requirement not met: The operand is real "
+    "(a complex product multiplies by the zero beside the one too, which Inf and -0.0 show)."
+)
 SHARES = "the model's output would share memory with an input, a constant or another output"
 
 REFUSED: dict[str, tuple[Callable, Tensor, str]] = {

@@ -124,7 +124,7 @@ def test_two_dynamic_sizes_are_refused() -> None:
 def test_a_value_between_that_is_read_again_is_refused() -> None:
     program = captured(Views(lambda x: (lambda y: y.mT + y.sum())(x.mT)), X)
     after, log = rewritten(simplify_views, program, X)
-    assert after is program and "another reader (sum" in log.refusals[0].reason
+    assert after is program and "another user (sum" in log.refusals[0].reason
 
 
 class Written(nn.Module):

@@ -121,7 +121,7 @@ def test_half_weights_keep_their_dtype(dtype: torch.dtype) -> None:
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
 
-PER_CHANNEL = "not so: The constant is one number, or one number per output channel."
+PER_CHANNEL = "requirement not met: The constant is one number, or one number per output channel."
 times = FUNCTIONS["times"]
 
 
@@ -214,7 +214,7 @@ def test_a_second_user_and_a_run_time_weight_are_refused() -> None:
     x = torch.randn(2, 4, 7, 7)
     both = Around(lambda layer, x, c: (lambda y: y * 2 + y.exp())(layer(x)), nn.Conv2d(4, 6, 3))
     (reason,) = refusals(fold_affine, both, x)
-    assert "has another reader (exp" in reason
+    assert "has another user (exp" in reason
     run = Around(lambda layer, x, c: torch.nn.functional.conv2d(x, x[:, :, :3, :3]) * 2, nn.Identity())
     assert refusals(fold_affine, run, x) == ["known at run time only: w"]
 

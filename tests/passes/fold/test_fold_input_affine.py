@@ -81,9 +81,9 @@ def test_a_scale_alone_brings_no_bias() -> None:
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
 
-PER_CHANNEL = "not so: The constant is one number, or one number per input channel."
-WIDENED = "not so: The layer's input has the shape and dtype of the value that is scaled or shifted."
-PADS = "not so: The layer pads nothing, so that every output sees a whole window of its input."
+PER_CHANNEL = "requirement not met: The constant is one number, or one number per input channel."
+WIDENED = "requirement not met: The layer's input has the shape and dtype of the value that is scaled or shifted."
+PADS = "requirement not met: The layer pads nothing, so that every output sees a whole window of its input."
 times = SCALES["times"]
 
 
@@ -118,7 +118,7 @@ def test_what_would_not_be_finite_is_refused() -> None:
 def test_a_second_user_of_the_scaled_input_is_refused() -> None:
     both = Around(lambda layer, x, c: (lambda y: layer(y) + y)(x * 2), nn.Linear(4, 4))
     (reason,) = refusals(fold_input_affine, both, torch.rand(2, 4))
-    assert "has another reader (add" in reason
+    assert "has another user (add" in reason
 
 
 def test_each_site_can_be_skipped() -> None:

@@ -47,10 +47,10 @@ def test_two_batch_norms_fold_from_the_nearest_on() -> None:
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
 
-PADS = "not so: The layer pads nothing, so that every output sees a whole window of its input."
-FROZEN = "not so: The batch norm uses its stored statistics, not those of the batch."
+PADS = "requirement not met: The layer pads nothing, so that every output sees a whole window of its input."
+FROZEN = "requirement not met: The batch norm uses its stored statistics, not those of the batch."
 AXIS = (
-    "not so: The axis that the batch norm normalises holds the layer's input channels "
+    "requirement not met: The axis that the batch norm normalises holds the layer's input channels "
     "(convolutions batched, linears of two axes)."
 )
 
@@ -101,7 +101,7 @@ def test_a_batch_norm_that_is_read_twice_is_refused() -> None:
             return self.a(y) * self.b(y)
 
     reasons = refusals(fuse_bn_conv, with_random_statistics(Dense()), torch.randn(2, 3, 6, 6))
-    assert len(reasons) == 2 and all("has another reader (conv2d" in reason for reason in reasons)
+    assert len(reasons) == 2 and all("has another user (conv2d" in reason for reason in reasons)
 
 
 def test_each_site_can_be_skipped() -> None:

@@ -239,9 +239,15 @@ def refusal(model: nn.Module, *inputs: Tensor, frontend: str = "trace") -> str:
     return refused.reason
 
 
-FROZEN = "not so: The batch norm uses its stored statistics, not those of the batch."
-AXIS = "not so: The layer's channels are the axis that the batch norm normalises (convolutions batched, linears of two axes)."
-MOVED = "not so: The features of the linear are moved from its last axis to the second, which the batch norm normalises."
+FROZEN = "requirement not met: The batch norm uses its stored statistics, not those of the batch."
+AXIS = (
+    "requirement not met: The layer's channels are the axis that the batch norm normalises "
+    "(convolutions batched, linears of two axes)."
+)
+MOVED = (
+    "requirement not met: The features of the linear are moved from its last axis to the second, "
+    "which the batch norm normalises."
+)
 
 
 def test_statistics_of_the_batch_are_refused() -> None:
@@ -387,15 +393,15 @@ class WeightAtRunTime(SecondUser):
 
 def test_a_second_user_is_refused() -> None:
     x = torch.randn(2, 3, 6, 6)
-    assert refusal(with_random_statistics(SecondUser()), x) == "the result of conv2d conv has another reader (relu relu)"
+    assert refusal(with_random_statistics(SecondUser()), x) == "the result of conv2d conv has another user (relu relu)"
     output = refusal(with_random_statistics(ConvIsAnOutput()), x)
-    assert output == "the result of conv2d conv has another reader (the model's output)"
+    assert output == "the result of conv2d conv has another user (the model's output)"
 
 
 def test_a_result_written_in_place_is_refused() -> None:
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     model = with_random_statistics(WrittenInPlace()).double()
-    assert "another reader (select" in refusal(model, x)
+    assert "another user (select" in refusal(model, x)
     assert_numbers_agree(model, fuse_conv_bn(captured(model, x)), x, within=EXACT)
     assert refusal(with_random_statistics(InputWrittenInPlace()).double(), x).endswith("is written in place")
 

@@ -53,11 +53,14 @@ def test_the_memory_layout_of_the_weight_is_kept() -> None:
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
 
-WORK = "not so: The merged weight has fewer elements than the two together."
-GROUPED = "not so: Neither convolution is grouped."
-SECOND = "not so: The second convolution is 1x1, of stride 1, and pads nothing."
-FIRST = "not so: The first convolution is 1x1, of stride 1, and pads nothing."
-BIAS = "not so: The second convolution pads nothing, or the first has no bias (what is padded is zero, not that bias)."
+WORK = "requirement not met: The merged weight has fewer elements than the two together."
+GROUPED = "requirement not met: Neither convolution is grouped."
+SECOND = "requirement not met: The second convolution is 1x1, of stride 1, and pads nothing."
+FIRST = "requirement not met: The first convolution is 1x1, of stride 1, and pads nothing."
+BIAS = (
+    "requirement not met: The second convolution pads nothing, or the first has no bias "
+    "(what is padded is zero, not that bias)."
+)
 REFUSED: dict[str, tuple[list[nn.Module], list[str]]] = {
     "a bottleneck": ([nn.Linear(8, 2), nn.Linear(2, 8)], [WORK]),
     "a convolution that would grow": ([nn.Conv2d(8, 2, 3), nn.Conv2d(2, 16, 1)], [WORK, FIRST]),
@@ -89,7 +92,7 @@ def test_an_inner_result_that_is_read_twice_is_refused() -> None:
             return self.b(y) * y
 
     (reason,) = refusals(merge_linear_chains, Twice(), torch.randn(2, 4))
-    assert "has another reader (mul" in reason
+    assert "has another user (mul" in reason
 
 
 def test_each_site_can_be_skipped() -> None:

@@ -215,15 +215,19 @@ def test_a_model_runs_and_is_saved(engine: str, half: bool, frontend: str, tmp_p
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
 
-LAST = "not so: The softmax goes over the last axis, that of the keys."
-CASTS = "not so: The softmax computes in the dtype of the query."
+LAST = "requirement not met: The softmax goes over the last axis, that of the keys."
+CASTS = "requirement not met: The softmax computes in the dtype of the query."
 ALIKE = (
-    "not so: Query, key and value have one floating dtype, 3 to 5 axes, and the same leading sizes (nothing broadcasts)."
+    "requirement not met: Query, key and value have one floating dtype, 3 to 5 axes, "
+    "and the same leading sizes (nothing broadcasts)."
 )
-KNOWN = "not so: The mask is a constant (a runtime mask might hide a whole row: NaN by hand, 0 in the fused op)."
-FINITE = "not so: Hidden scores become -inf (a finite number takes the place of a score, where a mask is added to it)."
-DTYPE = "not so: The mask has the dtype of the query."
-ROWS = "not so: No row of the mask is -inf throughout, and none holds NaN or +inf."
+KNOWN = "requirement not met: The mask is a constant (a runtime mask might hide a whole row: NaN by hand, 0 in the fused op)."
+FINITE = (
+    "requirement not met: Hidden scores become -inf "
+    "(a finite number takes the place of a score, where a mask is added to it)."
+)
+DTYPE = "requirement not met: The mask has the dtype of the query."
+ROWS = "requirement not met: No row of the mask is -inf throughout, and none holds NaN or +inf."
 
 SQUARE = operands(*HEADS, queries=6, keys=6, width=6)
 FLOATS = tuple(t.float() for t in operands(*HEADS))
@@ -268,9 +272,9 @@ def test_it_refuses(name: str) -> None:
     program = captured(ByHand(function, **constants), *inputs)
     after, log = rewritten(fuse_attention, program, *inputs)
     assert after is program and [refused.reason for refused in log.refusals] == [reason]
-    left = [r for r in fuse_attention.rules[0].requires if f"not so: {source_reason(r)}" != reason]
+    left = [r for r in fuse_attention.rules[0].requires if f"requirement not met: {source_reason(r)}" != reason]
     careless = rule_pass("careless", [replace(fuse_attention.rules[0], requires=left)], declares="reassociates", doc="")
-    assert not any(refused.reason.startswith("not so") for refused in _tried(careless, program))
+    assert not any(refused.reason.startswith("requirement not met") for refused in _tried(careless, program))
 
 
 def source_reason(requirement: Callable) -> str:
@@ -313,7 +317,7 @@ def test_weights_that_are_read_again_are_refused() -> None:
     inputs = operands(*HEADS)
     program = captured(ByHand(function), *inputs)
     after, log = rewritten(fuse_attention, program, *inputs)
-    assert after is program and "has another reader (the model's output)" in log.refusals[0].reason
+    assert after is program and "has another user (the model's output)" in log.refusals[0].reason
 
 
 def test_a_scaled_query_that_is_read_again_is_the_query() -> None:
@@ -353,7 +357,7 @@ def test_a_wrong_scale_is_noticed(name: str, wrong: Callable, monkeypatch: pytes
 def test_a_missing_requirement_is_noticed(name: str) -> None:
     function, inputs, constants, reason = REFUSED[name]
     rule = fuse_attention.rules[0]
-    careless = replace(rule, requires=[r for r in rule.requires if f"not so: {source_reason(r)}" != reason])
+    careless = replace(rule, requires=[r for r in rule.requires if f"requirement not met: {source_reason(r)}" != reason])
     model = ByHand(function, **constants)
     after, _ = rewritten(rule_pass("careless", [careless], declares="reassociates", doc=""), captured(model, *inputs), *inputs)
     assert "softmax" not in ops(after)

@@ -165,8 +165,8 @@ class Sum(nn.Module):
         return self.function(self.layer(x), r)
 
 
-SHAPE = "not so: The two summands have the shape and dtype of the sum (nothing is broadcast or promoted)."
-ALPHA = "not so: The addition has alpha = 1."
+SHAPE = "requirement not met: The two summands have the shape and dtype of the sum (nothing is broadcast or promoted)."
+ALPHA = "requirement not met: The addition has alpha = 1."
 LAYOUT = "the result would lie in memory in another order"
 FULL = (2, 4, 6, 6)
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
@@ -179,8 +179,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, str]] = {
     "integer residual": (lambda y, r: y + r, torch.ones(FULL, dtype=torch.int64), SHAPE),
     "scaled residual": (lambda y, r: torch.add(y, r, alpha=2), torch.randn(FULL), ALPHA),
     "another layout, left": (lambda y, r: r + y, torch.randn(FULL).contiguous(memory_format=torch.channels_last), LAYOUT),
-    "summand read twice": (lambda y, r: y + r + y.exp(), torch.randn(FULL), "another reader (exp exp)"),
-    "activated summand read twice": (lambda y, r: F.relu(y) + r * y, torch.randn(FULL), "another reader (mul mul)"),
+    "summand read twice": (lambda y, r: y + r + y.exp(), torch.randn(FULL), "another user (exp exp)"),
+    "activated summand read twice": (lambda y, r: F.relu(y) + r * y, torch.randn(FULL), "another user (mul mul)"),
     "summand written in place": (lambda y, r: (r.mul_(2.0), y + r)[1], torch.randn(FULL), "is written in place"),
     "the same value twice": (lambda y, r: (y + y) * r, torch.randn(FULL), "is read twice by the pattern"),
 }

@@ -120,7 +120,7 @@ OTHERS = "the others have weights of another dtype, or are refused"
 
 
 def fuses(user: str) -> str:
-    return f"its reader {user} would fuse into it, which is worth more"
+    return f"its user {user} would fuse into it, which is worth more"
 
 
 def refusals(model: nn.Module, *inputs: Tensor) -> list[str]:

@@ -129,10 +129,10 @@ def test_small_values_keep_their_bits(function: str, exact: float) -> None:
 
 # -- it refuses ---------------------------------------------------------------------------------------------------------
 
-FLOATING = "not so: The operand is of a floating dtype."
-ONE_AXIS = "not so: The sum goes over one axis."
-NAMED = "not so: The sum names the axes that it goes over."
-SAME_AXIS = "not so: The largest value is taken over the axis of the softmax."
+FLOATING = "requirement not met: The operand is of a floating dtype."
+ONE_AXIS = "requirement not met: The sum goes over one axis."
+NAMED = "requirement not met: The sum names the axes that it goes over."
+SAME_AXIS = "requirement not met: The largest value is taken over the axis of the softmax."
 
 INTS = torch.randint(1, 5, (3, 4))
 CUBE = torch.randn(4, 4, 4)
@@ -180,7 +180,7 @@ def test_what_is_another_form_does_not_fit(function: Callable) -> None:
 def test_an_exp_that_is_read_again_is_refused() -> None:
     program = captured(Function(lambda x: (lambda e: e / e.sum(1, keepdim=True) + e)(x.exp())), X)
     after, log = rewritten(use_stable_forms, program, X)
-    assert after is program and "has another reader (add" in log.refusals[0].reason
+    assert after is program and "has another user (add" in log.refusals[0].reason
 
 
 def test_each_site_can_be_skipped() -> None:
