@@ -21,7 +21,7 @@ from passes.precision.representable import is_lost, is_near_the_end
 
 IS_WIDE = "a number in it exceeds the range of half precision; its result is clamped where it is cast"
 READS_WIDE = "an operand may exceed the range of half precision"
-IS_TINY = "a number in it that half precision loses keeps values from zero or from one"
+IS_TINY = "it keeps values from zero or one by a number that half precision loses"
 READS_TINY = "an operand is kept from zero or one by a number that half precision loses"
 OVERFLOWS = "on the example data its result exceeds the range of half precision, or nearly does"
 LOSES = "on the example data its result is so small that half precision loses it"

@@ -164,7 +164,7 @@ def test_revert_reports_the_tuning_records_of_the_model_that_is_returned(use_tim
 
 @pytest.mark.parametrize("verify", ["each", "ends"])
 def test_only_the_pass_that_was_compared_is_left_out(use_timer: UseTimer, verify) -> None:
-    """Passes before it and after it stay, a second one that asks too, and a line says that nobody judged that one."""
+    """Passes before it and after it stay, a second one that asks too, and a note says that it was not compared."""
     use_timer(SpeedComparisons(SLOWER))
     second = "cast_half:dtype=float16:on_slower=keep"
     passes = ["fuse_conv_relu", "cast_half:level=O1:on_slower=revert", second, "remove_dead_code"]
