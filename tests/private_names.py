@@ -39,6 +39,8 @@ def private_uses(path: Path) -> list[str]:
     uses: dict[tuple[int, str], str] = {}
     for node in ast.walk(tree):
         as_text = [node.value] if isinstance(node, ast.Constant) and node.value in names_behind_the_door() else []
+        for path in paths_in(node):
+            uses.setdefault((node.lineno, path), f"line {node.lineno}: {path}")
         for name in (*private_names(node), *as_text):
             on_self = isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls")
             own = name in here if on_self else name in here | ours and name not in names_of_torch()
@@ -64,6 +66,13 @@ def private_names(node: ast.AST) -> Iterator[str]:
         for text in (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)):
             if re.fullmatch(r"[\w.]+", text) and (of_torch(text) or is_private(text)):
                 yield from private_parts(text)[-1:]
+
+
+def paths_in(node: ast.AST) -> list[str]:
+    """Private paths and dotted names of torch's in a string of one line: `"torch/_export/"`, `"call torch._foo.bar"`."""
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value else ""
+    found = re.findall(r"\btorch[/.][\w/.]+", text)
+    return [path for path in found if set(private_parts(path.removesuffix(".py").replace("/", "."))) - OPERATORS]
 
 
 def of_torch(dotted: str) -> bool:

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from ir_tools.ir import Block
 from ir_tools.rewrite import RewriteLog
-from passes import CATALOGUE, DEFAULT, OptionError, graph_pass, optimize
+from passes import CATALOGUE, DEFAULT, OptionError, Rule, Value, graph_pass, optimize, rule_pass
 from passes.cli.main import app
 from passes.tune.tuning_record import TuningRecords
-from tests.check import graph_lines
+from tests.check import captured, graph_lines
 from tests.timers import UseTimer, never, winner
 
 X = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -135,3 +135,51 @@ def test_new_names_do_not_warn(recorded: tuple[nn.Module, Any, Path]) -> None:
         warnings.filterwarnings("error", ".*is now called")
         report = optimize(model, [*DEFAULT, "lower_onednn:variant=measured"], example_inputs=X, tuning_records=path).report
         assert str(report) and report.to_dict() and report.tuning_records.replayed
+
+
+# -- for authors of passes --------------------------------------------------------------------------------------------
+
+
+def test_a_requirement_asks_for_the_place_of_a_value() -> None:
+    asked: list[str] = []
+
+    def pair(op, x: Value):
+        return op.relu(op.relu(x, name="inner"))
+
+    def is_asked(inner) -> bool:
+        """The value is asked for its location."""
+        asked.append(renamed("place of a value", "location", lambda: inner.place))
+        return True
+
+    rule = Rule("relu(relu(x)) -> relu(x)", match=pair, requires=[is_asked], replace=lambda op, x: op.relu(x))
+    model = nn.Sequential(nn.ReLU(), nn.ReLU()).eval()
+    rule_pass("one_relu", [rule], declares="exact", doc="")(captured(model, X))
+    assert asked == ["0"]
+
+
+def test_a_rule_takes_run_numbers() -> None:
+    def once(op, x: Value):
+        return op.relu(x)
+
+    def rule() -> Rule:
+        return Rule("relu(x) -> relu(x)", match=once, replace=once, takes_run_numbers=True)
+
+    assert renamed("takes_run_numbers= of a rule", "takes_runtime_numbers=", rule).takes_runtime_numbers
+
+
+def test_spellings_of_a_pass() -> None:
+    pass_ = CATALOGUE["cast_half"]
+    assert renamed("spellings of a pass", "option_syntax", lambda: pass_.spellings) == pass_.option_syntax
+
+
+def test_choices_of_a_rewrite_log() -> None:
+    log = RewriteLog(tuning_records=TuningRecords())
+    assert renamed("choices of a rewrite log", "tuning_records", lambda: log.choices) is log.tuning_records
+
+
+def test_a_pass_takes_journal_or_log_and_not_both() -> None:
+    pass_, program, log = CATALOGUE["remove_dropout"], captured(nn.Sequential(nn.Dropout(), nn.ReLU()).eval(), X), RewriteLog()
+    renamed("journal= of a pass", "log=", lambda: pass_(program, journal=log))
+    assert len(log.rewrites) == 1
+    with pytest.raises(OptionError, match="journal= is the old name of log=; give log alone"):
+        pass_(program, log=log, journal=log)

@@ -36,8 +36,10 @@ def test_the_door_is_seen() -> None:
         ("model._modules['a'] = 1", 1),
         ("graph._insert_point", 1),
         ("getattr(target, '_schema', None)", 1),
-        ("monkeypatch.setattr('torch._dynamo.reset', f)", 1),
+        ("monkeypatch.setattr('torch._dynamo.reset', f)", 2),  # by name, and as text
         ("slots = {'_c'}", 1),
+        ("files = 'torch/_export/', 'torch/fx/experimental/proxy_tensor.py'", 2),
+        ("raise ValueError('register it with torch.utils._pytree.register_pytree_node')", 1),
         ("scripted._c.save(path, _extra_files=files)", 2),
         ("self._schema", 1),
         ("self._schema = 1\nself._schema", 0),  # a class's own

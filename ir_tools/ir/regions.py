@@ -1,4 +1,4 @@
-"""Regions: control flow on run-time values, as nodes whose arguments hold whole graphs.
+"""Regions: control flow on runtime values, as nodes whose arguments hold whole graphs.
 
     region_if(condition, then, orelse, operands)                ->  results of the body taken
     region_loop(trips, condition, body, carried, operands)      ->  carried values after the last round

@@ -312,7 +312,7 @@ def _opened(value: Any, outer: tuple[int, ...] = ()) -> Any:
         if id(leaf) in outer or not _is_made_of_attributes(leaf):
             raise SignatureError(
                 f"the model returns a {type(leaf).__name__}, which holds tensors and cannot be taken apart and made anew; "
-                "return a tuple or dict, or register the class with torch.utils._pytree.register_pytree_node"
+                f"return a tuple or dict, or register the class with {pytree.REGISTRATION}"
             )
         return _Open(type(leaf), _opened(dict(vars(leaf)), (*outer, id(leaf))))
 

@@ -30,7 +30,7 @@ class Subgraph:
     entries: list[fx.Node]
     exits: list[fx.Node]
 
-    def users(self, value: fx.Node) -> list[fx.Node]:
+    def users_of(self, value: fx.Node) -> list[fx.Node]:
         """The users of a stub on `value`: those inside for an entry, those outside for an exit."""
         inside = value not in self.nodes
         return [user for user in value.users if (user in self.nodes) is inside]

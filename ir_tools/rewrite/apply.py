@@ -3,7 +3,7 @@
 Conditions that no rule states for itself:
 - an op inside the match has no user outside it (its value would be computed twice, or lost);
 - no value of the match is written in place (moving an op past a write changes what it reads);
-- plain arguments are known now, unless the rule accepts runtime numbers (`takes_run_numbers`);
+- plain arguments are known now, unless the rule accepts runtime numbers (`takes_runtime_numbers`);
 - what the rule needs to know now (a `Tensor` in its match) is a constant;
 - the new value has the shape and dtype of the old one, and, where the pass is exact, its memory layout: later sums add in
   the order of memory. Where layouts affect the numbers (`Block.layout_is_observable`), every pass keeps them;
@@ -152,7 +152,7 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
     for node in (*match.nodes, *match.operands):
         if node in mutated:
             return f"{_name(node)} is written in place"
-    if not rule.takes_run_numbers:
+    if not rule.takes_runtime_numbers:
         for node in match.nodes:
             for name, value in bound_arguments(node).items():
                 if any(value_type(n) != TENSOR for n in nodes_in(value)) and name not in CONTAINERS:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ir_tools.deprecation import warn_renamed
+
 
 @dataclass(frozen=True)
 class Rewrite:
@@ -74,6 +76,12 @@ class RewriteLog:
     refusals: list[Refusal] = field(default_factory=list)
     tuning_records: Any = None
     casts: Casts | None = None
+
+    @property
+    def choices(self) -> Any:
+        """The old name of `tuning_records`."""
+        warn_renamed("choices of a rewrite log", "tuning_records")
+        return self.tuning_records
 
     @classmethod
     def skipping(cls, sites: Iterable[str]) -> RewriteLog:

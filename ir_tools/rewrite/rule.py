@@ -24,7 +24,7 @@ The left side may also say
     op.conv, op.activation, ...     one of a family of ops (`FAMILIES`)
     op.getitem(a, i)    part `i` of an op that gives several
 
-`takes_run_numbers`: the rule is also right where plain arguments of its ops are runtime numbers (a size, an `item()`). Any
+`takes_runtime_numbers`: the rule is also right where plain arguments of its ops are runtime numbers (a size, an `item()`). Any
 other rule is refused there.
 
 Sums and products fit in either order (`COMMUTATIVE`). `requires`, `when` and `replace` get what they need by parameter
@@ -39,12 +39,13 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ir_tools.deprecation import warn_renamed
 from ir_tools.ir import alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import (
     ACTIVATIONS,
@@ -145,6 +146,12 @@ class Value:
     def location(self) -> str:
         """The module path, or the node's name."""
         return location(self._node)
+
+    @property
+    def place(self) -> str:
+        """The old name of `location`."""
+        warn_renamed("place of a value", "location")
+        return self.location
 
     def __repr__(self) -> str:
         return f"{short_name(self._node.target)} {self.location}" if self._node.op == "call_function" else self._node.name
@@ -322,11 +329,15 @@ class Rule:
     replace: Callable[..., Any]
     requires: Sequence[Requirement] = ()
     when: Sequence[Requirement] = ()
-    takes_run_numbers: bool = False
+    takes_runtime_numbers: bool = False
+    takes_run_numbers: InitVar[bool | None] = None
     pattern: Pattern = field(init=False, compare=False, repr=False)
     unknowns: dict[str, Unknown] = field(init=False, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, takes_run_numbers: bool | None) -> None:
+        if takes_run_numbers is not None:
+            warn_renamed("takes_run_numbers= of a rule", "takes_runtime_numbers=")
+            object.__setattr__(self, "takes_runtime_numbers", takes_run_numbers)
         unknowns = _unknowns(self.match)
         pattern = self.match(_PatternOps(), **unknowns)
         if not isinstance(pattern, (OpPattern, OneOf)) or not all(isinstance(p, OpPattern) for p in _roots(pattern)):

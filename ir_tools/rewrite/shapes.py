@@ -58,6 +58,8 @@ class Pass:
     ) -> B:
         """Run the pass; sites whose id is in `skip` are left alone; rewrites and refusals are written into `log`."""
         if journal is not None:
+            if log is not None:
+                raise OptionError(f"{self.name}: journal= is the old name of log=; give log alone")
             warn_renamed("journal= of a pass", "log=")
             log = journal
         if log is None:
@@ -85,6 +87,12 @@ class Pass:
         """How each option is written: `dtype=bfloat16|float16`, the default first; `keep_float=NAME+NAME`."""
         hints = typing.get_type_hints(self.function)
         return {name: f"{name}={_option_syntax(hints.get(name), default)}" for name, default in self.options.items()}
+
+    @property
+    def spellings(self) -> dict[str, str]:
+        """The old name of `option_syntax`."""
+        warn_renamed("spellings of a pass", "option_syntax")
+        return self.option_syntax
 
     @property
     def summary(self) -> str:

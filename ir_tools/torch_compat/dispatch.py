@@ -42,3 +42,8 @@ FILES_AROUND_MODES = (
     *("torch/_compile.py", "torch/_dynamo/eval_frame.py"),
 )
 """The files of torch whose frames stand between an operator and the handler of a mode."""
+
+FILES_OF_TRACERS = (
+    *("torch/jit/", "torch/export/", "torch/_export/", "torch/fx/_symbolic_trace.py", "torch/fx/experimental/proxy_tensor.py"),
+)
+"""The files and folders of torch's own tracer, script compiler, exporter and symbolic tracers."""

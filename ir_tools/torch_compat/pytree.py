@@ -16,6 +16,9 @@ keystr = _pytree.keystr
 register_pytree_node = _pytree.register_pytree_node
 """Makes a class a container."""
 
+REGISTRATION = "torch.utils._pytree.register_pytree_node"
+"""The same as users write it: torch has no public name for it."""
+
 tree_flatten = _pytree.tree_flatten
 """The leaves and the spec."""
 

@@ -102,7 +102,7 @@ def first_result(once):
 
 
 def neutral(name, match, *when, requires=()):
-    return Rule(name, match=match, when=when, requires=requires, replace=operand, takes_run_numbers=True)
+    return Rule(name, match=match, when=when, requires=requires, replace=operand, takes_runtime_numbers=True)
 
 
 remove_neutral_ops = rule_pass(

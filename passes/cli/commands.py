@@ -40,9 +40,9 @@ def optimize(
     bench: Annotated[bool, typer.Option(help="Time the eager and the optimised model side by side.")] = True,
 ) -> None:
     """Optimise a model, report what was done, and write the result."""
-    from passes import optimize as run
     from passes.cli.example_inputs import calibration_calls
     from passes.driver.inputs import under_either_name
+    from passes.driver.optimize import optimize as run
 
     records = under_either_name("--tuning-records", tuning_records, "--choices", choices)
     if out is not None:
@@ -83,8 +83,8 @@ def explain(
     engine: Engine = "auto",
 ) -> None:
     """Say which passes would fire on a model, which would not, and why; emit nothing."""
-    from passes import optimize as run
     from passes.cli.example_inputs import calibration_calls
+    from passes.driver.optimize import optimize as run
 
     calls = calibration_calls(calibration) if calibration is not None else None
     console = Console()
@@ -154,7 +154,7 @@ def draw(
 
 def verify(file: Annotated[Path, typer.Argument(help="A file that `optimize` wrote.")]) -> None:
     """Check that a saved model still gives the outputs stored with it; exit code 2 when it does not."""
-    from passes import load
+    from passes.driver.compiled_model import load
 
     manifest = load(file).manifest
     console = Console()
@@ -237,7 +237,7 @@ def _explain(report: Report, console: Console) -> None:
 def _program(model: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Program:
     """The graph to draw: as captured, or as the passes asked for and the lowering leave it."""
     if "passes" in options:
-        from passes import optimize as run
+        from passes.driver.optimize import optimize as run
 
         return run(model, example_inputs=inputs, verify="off", **options).program
     from ir_tools.frontends.capture import capture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from passes.report.report import Report
 from passes.tune.tuning_record import TuningRecords
 
 
-@dataclass
+@dataclass(frozen=True)
 class CompilationResult:
     """The Program that the passes left, the steps to it, and, once it is emitted, the TorchScript module.
 
@@ -86,16 +86,17 @@ class CompilationContext:
         numerics.declare(pipeline)
         return CompilationResult(program, numerics, steps, count_ops(program), tuned[-1] if tuned else None, notes)
 
-    def emit(self, result: CompilationResult) -> None:
-        """Emit the Program, and verify what came out."""
+    def emitted(self, result: CompilationResult) -> CompilationResult:
+        """The result with the TorchScript module of its Program, verified."""
         scripted = package.round_trip(emit(result.program))
         arguments = self.arguments
+        sqnr_db = max_abs_error = None
         with torch.no_grad():
             if self.verify != "off":
                 comparison = result.numerics.check_emitted(result.program, lambda i: call_flat(scripted, arguments[i]))
-                result.sqnr_db, result.max_abs_error = comparison.sqnr_db, comparison.max_abs_error
-            result.golden = call_flat(scripted, arguments[0])
-        result.scripted = scripted
+                sqnr_db, max_abs_error = comparison.sqnr_db, comparison.max_abs_error
+            golden = call_flat(scripted, arguments[0])
+        return replace(result, scripted=scripted, golden=golden, sqnr_db=sqnr_db, max_abs_error=max_abs_error)
 
 
 def count_ops(program: Program) -> dict[str, int]:

@@ -73,7 +73,7 @@ def faster(
     try:
         other = context.run_passes(fork.program, rest, fork.numerics, [aside])
         progress(f"emitting TorchScript without {pass_.name}")
-        context.emit(other)
+        other = context.emitted(other)
         dtype, reference = _speed_names(pass_, other.program)
         progress(f"timing the model without {pass_.name} and with it in turn")
         without, with_pass = (Candidate(r.program, r.scripted, context.arguments[0]) for r in (other, result))
@@ -82,12 +82,11 @@ def faster(
         speed = Speed(pass_.name, dtype, reference, "unknown", reason=f"{type(error).__name__}: {first_line(error)}")
     speed = replace(speed, seconds=time.perf_counter() - clock)
     if speed.decision != "reverted":
-        result.notes += _not_compared(rest, result.steps[at:])
-        return speed, result
-    other.notes += _not_compared(rest, other.steps)
-    fork.step.report.reverted = str(speed)
-    other.steps = [*result.steps[:at], *other.steps]
-    return speed, other
+        return speed, replace(result, notes=[*result.notes, *_not_compared(rest, result.steps[at:])])
+    reverted = copy.copy(fork.step)
+    reverted.report = replace(fork.step.report, reverted=str(speed))
+    steps = [*result.steps[: at - 1], reverted, *other.steps]
+    return speed, replace(other, steps=steps, notes=[*other.notes, *_not_compared(rest, other.steps)])
 
 
 def _not_compared(passes: Sequence[Pass], steps: Sequence[Step]) -> list[str]:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ir_tools.frontends.capture import capture
+from ir_tools.frontends.capture import Captured, capture
 from ir_tools.frontends.source import Source, prepare
 from ir_tools.frontends.undisturbed import one_at_a_time
 from ir_tools.ir import Program
@@ -125,10 +125,15 @@ def optimize(
     if calibration is not None:
         calibration_tensors(calibration, source.signature)  # an error now, and not after a long capture
     numerics = Numerics(source.examples, tolerance)
-    report = Report(inputs=[str(i) for i in source.signature.inputs], verified=verify != "off", dry_run=dry_run)
 
     progress("capturing")
-    program = _capture(source, frontend, numerics, report)
+    clock = time.perf_counter()
+    with one_at_a_time:  # capturing also sets warning filters, which are the whole process's
+        captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
+    program = captured.program
+    _refuse_lowered(program)
+    seconds = time.perf_counter() - clock
+    report = _report_of(source, captured, seconds, numerics, verified=verify != "off", dry_run=dry_run)
     observe_on = None if calibration is None else calibration_tensors(calibration, program.signature)
     pipeline = with_lowering(pipeline, engine, source)
     report.engine = LOWERINGS[lowering_of(pipeline)]
@@ -143,7 +148,7 @@ def optimize(
     if not dry_run:
         progress("emitting TorchScript")
         clock = time.perf_counter()
-        context.emit(result)
+        result = context.emitted(result)
         report.emit_seconds = time.perf_counter() - clock
     if not dry_run and forking.fork is not None:
         report.speed, result = faster(context, result, forking.fork, pipeline, progress)
@@ -161,22 +166,25 @@ def optimize(
     return OptimizedModel(result.scripted, independent, report, drawings.files, manifest, (context.arguments[0], result.golden))
 
 
-def _capture(source: Source, frontend: str, numerics: Numerics, report: Report) -> Program:
-    """Capture the model and compare the Program with it; record the capture in the report."""
-    clock = time.perf_counter()
-    with one_at_a_time:  # capturing also sets warning filters, which are the whole process's
-        captured = capture(source, frontend, numerics.check_capture if report.verified else lambda program: None)
-    program = captured.program
-    _refuse_lowered(program)
-    report.capture_seconds = time.perf_counter() - clock
-    report.frontend, report.frontend_reason = captured.frontend, captured.reason
-    report.frontend_refusals, report.captured_nodes = captured.refusals, len(program)
-    report.captured_ops = count_ops(program)
-    report.notes += captured.warnings
-    if numerics.captured is not None:
-        report.captured_sqnr_db = numerics.captured.sqnr_db
-        report.captured_max_abs_error = numerics.captured.max_abs_error
-    return program
+def _report_of(
+    source: Source, captured: Captured, seconds: float, numerics: Numerics, *, verified: bool, dry_run: bool
+) -> Report:
+    """The report of the run, as far as it is known after capture."""
+    compared = numerics.captured
+    return Report(
+        frontend=captured.frontend,
+        frontend_reason=captured.reason,
+        frontend_refusals=captured.refusals,
+        inputs=[str(i) for i in source.signature.inputs],
+        capture_seconds=seconds,
+        captured_nodes=len(captured.program),
+        captured_ops=count_ops(captured.program),
+        captured_sqnr_db=compared.sqnr_db if compared is not None else None,
+        captured_max_abs_error=compared.max_abs_error if compared is not None else None,
+        verified=verified,
+        dry_run=dry_run,
+        notes=list(captured.warnings),
+    )
 
 
 def _refuse_lowered(program: Program) -> None:

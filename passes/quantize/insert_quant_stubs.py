@@ -32,7 +32,7 @@ def insert_quant_stubs(program: Block, log: RewriteLog) -> Block:
     for number, subgraph in enumerate(subgraph for subgraph in found if any(map(is_worth_it, subgraph.nodes))):
         for kind, values in (("in", subgraph.entries), ("out", subgraph.exits)):
             for i, value in enumerate(values):
-                users = [user for user in subgraph.users(value) if short_name(user.target) != "quant_stub"]
+                users = [user for user in subgraph.users_of(value) if short_name(user.target) != "quant_stub"]
                 if dtype(value) is not torch.float32 or is_stub(value) or not users:
                     continue
                 # Two subgraphs may read one value: the name of the first user makes their site ids differ.

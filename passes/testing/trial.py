@@ -19,6 +19,7 @@ from ir_tools.ir import check_wellformed
 from ir_tools.ir.signature import result_tensors
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.shapes import DECLARATIONS
+from ir_tools.torch_compat.dispatch import FILES_OF_TRACERS
 from passes.driver.catalogue import CATALOGUE, find_passes
 from passes.driver.compiled_model import load
 from passes.driver.optimize import optimize
@@ -116,10 +117,8 @@ def captured(model: nn.Module, inputs: tuple[Tensor, ...], frontend: str) -> Ora
 def raised_by_capturing(error: BaseException) -> bool:
     """The error comes out of torch's own tracer, script compiler, exporter or symbolic tracer."""
     files = [frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)]
-    tracers = ("torch/jit/", "torch/export/", "torch/_export/", "torch/fx/_symbolic_trace.py",
-               "torch/fx/experimental/proxy_tensor.py")  # fmt: skip
     ours = max((i for i, file in enumerate(files) if "/ir_tools/" in file), default=-1)
-    return any(tracer in file for file in files[ours + 1 :] for tracer in tracers)
+    return any(tracer in file for file in files[ours + 1 :] for tracer in FILES_OF_TRACERS)
 
 
 def compiled(model: nn.Module, inputs: tuple[Tensor, ...], passes: list[Pass], frontend: str, engine: str) -> Tally:

@@ -216,6 +216,23 @@ def _(door: Any) -> None:
     assert torch.equal(torch.neg(made), -like) and not made.requires_grad
 
 
+@canary("dispatch.FILES_OF_TRACERS", "the files torch/jit/, torch/_export/ and so on")
+def _(door: Any) -> None:
+    root = Path(torch.__file__).parents[1]
+    assert [f for f in door if not (root / f).exists()] == []
+    with pytest.raises(Exception) as error:
+        torch.fx.symbolic_trace(Branches())
+    files = [Path(frame.path).as_posix() for frame in error.traceback]
+    assert any(tracer in file_ for file_ in files for tracer in door)
+
+
+class Branches(nn.Module):
+    """No symbolic tracer follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
 @canary("dispatch.FILES_AROUND_MODES", "the files torch/overrides.py, torch/_compile.py and so on")
 def _(door: Any) -> None:
     root = Path(torch.__file__).parents[1]
@@ -466,6 +483,12 @@ def _(door: Any) -> None:
     assert tree_leaves(pair) == [pair]
     door(Pair, lambda p: (p.both, None), lambda both, _: Pair(*both))
     assert tree_leaves(pair) == [1, 2]
+
+
+@canary("pytree.REGISTRATION", "torch.utils._pytree.register_pytree_node")
+def _(door: Any) -> None:
+    module, _, name = door.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is file("pytree").register_pytree_node
 
 
 @canary("pytree.tree_flatten", "torch.utils._pytree.tree_flatten")

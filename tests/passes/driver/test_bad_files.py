@@ -199,7 +199,7 @@ def test_a_result_is_no_model_to_optimise_again(tmp_path):
     """oneDNN's kernels are past rewriting."""
     path = tmp_path / "fast.pt"
     optimize(model(), ["lower_onednn:variant=fused"], example_inputs=row()).save(path)
-    with pytest.raises(CaptureError, match=says("it was optimised already; give the model it was made")):
+    with pytest.raises(CaptureError, match=says("it was optimised already; pass the original model")):
         optimize(path, example_inputs=row())
     optimize(model(), example_inputs=row(), engine="aten").save(path)
     assert optimize(path, example_inputs=row())(row()).shape == (2, 4)
