@@ -191,10 +191,10 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         always = self.shared(x)
-        choice = int(x.mean((0, 2, 3)).argmax())
-        if choice == 0:
+        largest = int(x.mean((0, 2, 3)).argmax())
+        if largest == 0:
             y = F.relu(self.norm(self.shared(x * 0.5)))
-        elif choice == 1:
+        elif largest == 1:
             y = self.wide(x)
         else:
             y = self.depthwise(x) + x

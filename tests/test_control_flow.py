@@ -257,7 +257,7 @@ class WritesIntoGrownList(torch.nn.Module):
         return torch.stack(ys).sum(0)
 
 
-def test_a_write_into_an_element_of_a_list_of_the_run_is_refused():
+def test_a_write_into_an_element_of_a_runtime_list_is_refused():
     """That write TorchScript's optimiser drops some of the time: no file may rely on it."""
     with pytest.raises(EmitError, match=r"mul_ at .* writes into a tensor that a list or dict holds"):
         optimize(WritesIntoGrownList().eval(), [], example_inputs=torch.rand(2, 3), frontend="script", engine="aten")

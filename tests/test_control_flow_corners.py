@@ -18,12 +18,12 @@ from ir_tools.torch_compat import pytree
 from passes import optimize
 from passes.errors import EmitError
 from tests.check import with_random_statistics
-from tests.control_flow_corners import buffers, containers, memory, numbers_and_strings, sizes_and_names, ways_out
+from tests.control_flow_corners import buffers, containers, early_exits, memory, numbers_and_strings, sizes_and_names
 from tests.control_flow_corners.corner import Corner
 
 CORNERS: dict[str, type[Corner]] = {
     name: corner
-    for subject in (memory, buffers, containers, ways_out, numbers_and_strings, sizes_and_names)
+    for subject in (memory, buffers, containers, early_exits, numbers_and_strings, sizes_and_names)
     for name, corner in vars(subject).items()
     if isinstance(corner, type) and issubclass(corner, Corner) and corner is not Corner
 }

@@ -31,14 +31,14 @@ class RowAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(8, 64)
-        self.location = nn.Parameter(torch.randn(8, 64) * 0.1)
+        self.position = nn.Parameter(torch.randn(8, 64) * 0.1)
         self.before_attention, self.before_mlp = nn.LayerNorm(64), nn.LayerNorm(64)
         self.query_key_value, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
         self.up, self.down = nn.Linear(64, 128), nn.Linear(128, 64)
         self.head = nn.Linear(8 * 64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x.squeeze(1)) + self.location
+        x = self.embed(x.squeeze(1)) + self.position
         parts = self.query_key_value(self.before_attention(x)).chunk(3, -1)
         query, key, value = (part.unflatten(-1, (4, 16)).transpose(1, 2) for part in parts)
         weights = torch.softmax(query @ key.transpose(-2, -1) / 4, -1)

@@ -499,7 +499,7 @@ def test_the_first_front_end_that_can_is_taken():
         ({"x": None, "y": {0: Dim.STATIC}}, "dynamic_shapes declares no size dynamic"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_dynamic_shapes_is_said(dynamic_shapes, message):
+def test_what_is_wrong_with_dynamic_shapes_is_reported(dynamic_shapes, message):
     call = (torch.randn(3, 4), torch.randn(3, 7))
     with pytest.raises(DynamicShapesError) as error:
         optimize(TwoInputs().eval(), example_inputs=call, dynamic_shapes=dynamic_shapes)

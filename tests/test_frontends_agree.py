@@ -175,7 +175,7 @@ def test_what_others_get_wrong_is_folded_or_refused_with_a_reason(name, frontend
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_these_models_tell_a_wrong_fold_from_a_right_one(name):
+def test_these_models_distinguish_a_wrong_fold_from_a_right_one(name):
     """Other inputs, statistics or axes would give clearly other numbers: the checks above can fail."""
     case = in_float64(models.seeded(models.OTHERS_GET_WRONG[name]))
     expected = pytree.tree_leaves(case())

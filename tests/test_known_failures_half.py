@@ -185,7 +185,7 @@ def test_onnxruntime_11384_onnxconverter_249_tensorrt_4662_what_stays_float_is_f
     assert fast(X).isfinite().all() and json.dumps(fast.report.to_dict())
 
 
-def test_pytorch_86270_118499_ipex_637_slower_is_measured_and_said(use_timer: UseTimer) -> None:
+def test_pytorch_86270_118499_ipex_637_slower_is_measured_and_reported(use_timer: UseTimer) -> None:
     """Both models are timed on the machine; here the times are given, so that the outcome is known."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     times = {"without": [1.0] * 5, "with": [2.0] * 5}

@@ -274,7 +274,7 @@ def test_a_model_that_wrapper_tensors_cannot_follow_is_reported_as_unknown():
     assert "makes a tensor on cpu, and whether that follows the inputs is not known (" in note
 
 
-def test_factories_that_a_line_does_not_tell_apart_must_agree():
+def test_factories_on_one_line_must_agree():
     here, there = torch.device("cpu"), torch.device("meta")
     found = Factories([Made("a.py:1", "zeros", here), Made("a.py:1", "zeros", there), Made("a.py:1", "ones", there)])
     assert found.placement("a.py:1", "zeros") is DevicePlacement.UNKNOWN

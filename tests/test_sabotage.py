@@ -182,12 +182,12 @@ HELD_BY_THE_ENGINE = {
     "softmax_is_in_the_dtype": (lambda m, x, v: torch.softmax(x @ x.transpose(1, 2), -1, dtype=torch.float64) @ v, {},
                                 (X, X.double())),
 }  # fmt: skip
-"""Without these a rule is refused all the same, with less telling words: a model each."""
+"""Without these a rule is refused all the same, with a less precise reason: a model each."""
 
 SAY_NOTHING_OF_NUMBERS = {
     "it_saves_work": "the merged layer is right, and slower",
     "operands_are_alike": "the fused op broadcasts as well; which of its kernels can is not written down",
-    "axes_are_known": "axes that are numbers of the run have no order to join",
+    "axes_are_known": "axes that are runtime numbers have no order to join",
     "operand_is_floating": "of whole numbers the functions are the same, where they take any",
 }
 

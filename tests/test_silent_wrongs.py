@@ -135,7 +135,7 @@ class ScalesByCount(nn.Module):
 
 
 @pytest.mark.parametrize("frontend", ["export", "script"])
-def test_a_number_of_the_run_scales_a_tensor(frontend):
+def test_a_runtime_number_scales_a_tensor(frontend):
     shapes = {"x": {0: Dim("b")}}
     fast = optimize(ScalesByCount().eval(), example_inputs=torch.rand(4, 3), dynamic_shapes=shapes, frontend=frontend)
     for size in (1, 2, 9):
@@ -233,7 +233,7 @@ def agrees(model: nn.Module, *calls: tuple[Tensor, ...], passes="default", **opt
 
 @pytest.mark.parametrize("verify", ["each", "off"])
 @pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_a_bias_of_the_run_may_have_any_strides(kind: str, verify: str) -> None:
+def test_a_runtime_bias_may_have_any_strides(kind: str, verify: str) -> None:
     """oneDNN's kernels read a bias as if it were contiguous."""
     function, w, x = (F.linear, torch.randn(32, 16), torch.randn(4, 16)) if kind == "linear" else (
         F.conv2d, torch.randn(32, 3, 3, 3), torch.randn(1, 3, 8, 8))  # fmt: skip
@@ -319,20 +319,20 @@ def test_a_buffer_whose_memory_is_another_ones_too_may_not_be_written() -> None:
         optimize(Shared().eval(), example_inputs=torch.randn(1, 3, 6, 6), frontend="export")
 
 
-RUN_NUMBERS = {
+RUNTIME_NUMBERS = {
     "slope": lambda m, x: F.leaky_relu(m.conv(x), x.abs().max().item()),
     "alpha": lambda m, x: torch.add(m.conv(x), m.one, alpha=x.abs().max().item()),
 }
 
 
 @pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
-@pytest.mark.parametrize("name", RUN_NUMBERS)
-def test_plain_arguments_may_be_numbers_of_the_run(name: str, engine: str) -> None:
-    model, x = Plain(RUN_NUMBERS[name], conv=nn.Conv2d(3, 4, 3), one=torch.ones(1)), torch.randn(1, 3, 6, 6)
+@pytest.mark.parametrize("name", RUNTIME_NUMBERS)
+def test_plain_arguments_may_be_runtime_numbers(name: str, engine: str) -> None:
+    model, x = Plain(RUNTIME_NUMBERS[name], conv=nn.Conv2d(3, 4, 3), one=torch.ones(1)), torch.randn(1, 3, 6, 6)
     agrees(model, (x,), (x * 3,), frontend="export", engine=engine)
 
 
-class RunBounds(nn.Module):
+class RuntimeBounds(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
@@ -347,8 +347,8 @@ class RunBounds(nn.Module):
 
 
 @pytest.mark.parametrize("engine", ["aten", "onednn_ops"])
-def test_numbers_of_the_run_in_scripted_models(engine: str) -> None:
-    model, x = RunBounds().eval(), torch.randn(1, 3, 6, 6)
+def test_runtime_numbers_in_scripted_models(engine: str) -> None:
+    model, x = RuntimeBounds().eval(), torch.randn(1, 3, 6, 6)
     fast = optimize(torch.jit.script(model), [*DEFAULT, "use_stable_forms"], example_inputs=x, engine=engine)
     for call in (x, x * 0.1):
         torch.testing.assert_close(fast(call), model(call), rtol=1e-4, atol=1e-4)

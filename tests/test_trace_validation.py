@@ -368,7 +368,7 @@ DEPENDENT = {
     "an op": ("item", lambda model, x: (model.weight + x[0]).sum()),
     "an index": ("item", lambda model, x: model.weight[x.argmax() % 4]),
     "a view": ("item", lambda model, x: x.T[0, 0]),
-    "a choice": ("item", lambda model, x: torch.full_like(model.weight, 1).masked_fill(x[0] > 0, 2).sum()),
+    "a mask": ("item", lambda model, x: torch.full_like(model.weight, 1).masked_fill(x[0] > 0, 2).sum()),
     "a fill value": ("item", lambda model, x: torch.full((3,), x[0, 0])[0]),
     "written through a view": ("item", written_through_a_view),
     "written before a view": ("item", written_before_a_view),

@@ -18,7 +18,7 @@ ENTRIES = {entry.title: entry for entry in read_list()}
 
 
 @pytest.mark.parametrize("title", SAMPLE)
-def test_a_model_of_the_zoo_goes_all_the_way(title: str) -> None:
+def test_a_model_of_the_zoo_is_compiled_and_verified(title: str) -> None:
     row = try_model(ENTRIES[title])
     assert row.error == ""
     assert row.frontend == "export" and row.nodes > 0 and row.rewrites > 0
@@ -123,7 +123,7 @@ def test_the_last_row_of_a_model_counts(tmp_path: Path) -> None:
     assert all(json.loads(line)["model"] == "a" for line in (tmp_path / "rows.jsonl").read_text().splitlines())
 
 
-def test_what_was_not_run_yet_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_not_run_yet_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert summary([Row("a"), Row("b", error="why")], 4) == "captured 1 of 4 (25.0 %)\n2 not run yet\n  b: why"
     assert markdown([], 0).startswith("captured 0 of 0")
     run([], Results(Path("nowhere"), Row), LIST, 1, 1, Console())

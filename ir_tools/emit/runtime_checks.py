@@ -127,9 +127,9 @@ def _size_checks(signature: Signature, input_locals: dict[int, str], local_names
         local = names[name] = local_names.fresh(name)
         lines.append(f"{local} = {input_locals[locations[0][0]]}.size({locations[0][1]})")
         for i, axis in locations:
-            location = f"size {axis} of input '{signature.inputs[i].name}' ({name})"
+            subject = f"size {axis} of input '{signature.inputs[i].name}' ({name})"
             most, allowed = int_literal(-1 if size.most is None else size.most), string_literal(size.allowed)
-            arguments = f"{axis}, {string_literal(location)}, {local}, {size.least}, {most}, {allowed}"
+            arguments = f"{axis}, {string_literal(subject)}, {local}, {size.least}, {most}, {allowed}"
             lines.append(f"self._check_size({input_locals[i]}, {arguments})")
     for condition in signature.conditions:
         text = re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), condition.text)

@@ -91,11 +91,11 @@ def sources_in_guards(exported: Exported, names: Sequence[str]) -> list[list[str
     for number, ((path, _), value) in enumerate(zip(paths, exported_inputs(exported), strict=True)):
         if isinstance(value, torch.Tensor):
             name = names[path[1].idx] if isinstance(path[1], pytree.SequenceKey) else path[1].key  # type: ignore[attr-defined]
-            found.append([f"{first}{pytree.keystr(path[2:])}" for first in _written(name)] + [f"L['flat_args'][{number}]"])
+            found.append([f"{first}{pytree.keystr(path[2:])}" for first in _sources(name)] + [f"L['flat_args'][{number}]"])
     return found
 
 
-def _written(name: str) -> list[str]:
+def _sources(name: str) -> list[str]:
     """`xs_0` of the program's signature may be the first of `*xs`."""
     numbered = re.fullmatch(r"(\w+)_(\d+)", name)
     return [f"L['{name}']"] + ([f"L['{numbered[1]}'][{numbered[2]}]"] if numbered else [])

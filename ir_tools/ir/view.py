@@ -45,7 +45,7 @@ def subgraphs(program: Block, belongs: Callable[[fx.Node], bool]) -> list[Subgra
     for component in nx.weakly_connected_components(members):
         nodes = sorted(component, key=order.__getitem__)
         entries = dict.fromkeys(n for node in nodes for n in graph.predecessors(node) if n not in component)
-        exits = [n for n in nodes if any(r not in component for r in graph.successors(n))]
+        exits = [n for n in nodes if any(user not in component for user in graph.successors(n))]
         found.append(Subgraph(set(component), list(entries), exits))
     return sorted(found, key=lambda subgraph: min(order[n] for n in subgraph.nodes))
 

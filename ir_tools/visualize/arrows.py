@@ -42,7 +42,7 @@ def write_region_edges(node: fx.Node, dot: Digraph) -> None:
     for condition in filter(is_value, conditions(node)):
         dot.edge(condition.name, node.name)
     for label, body in parts(node):
-        _write_way_in(node, label, body, dot)
+        _write_entry_arrows(node, label, body, dot)
         for placeholder, given in zip(body.placeholders, inputs_of(node), strict=True):
             if not placeholder.users:
                 continue
@@ -63,7 +63,7 @@ def write_region_edges(node: fx.Node, dot: Digraph) -> None:
                 dot.edge(node.name, result.name, style="invis")  # nothing else holds it below the condition
 
 
-def _write_way_in(node: fx.Node, label: str, body: Body, dot: Digraph) -> None:
+def _write_entry_arrows(node: fx.Node, label: str, body: Body, dot: Digraph) -> None:
     """One arrow from the condition to the frame of a part; unseen ones hold all of the part below it."""
     starts = [n.name for n in sorted(filter(_is_start, drawn(body)), key=_first_use)] or [nothing_name(node, label)]
     arrow = {"label": label if node.target is not region_loop else "", "color": "#d9480f", "fontcolor": "#d9480f"}

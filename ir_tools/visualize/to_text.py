@@ -88,7 +88,7 @@ class _Listing:
         program = self.program
         by = f", captured by {program.frontend}" if program.frontend else ""
         yield f"# {len(program)} ops, {len(program.used_constants())} constants{by}"
-        for size, _ordinals in program.signature.dynamic_sizes.values():
+        for size, _locations in program.signature.dynamic_sizes.values():
             yield f"# size {size.name}: {size.least} or more" + (f", {size.most} at most" if size.most else "")
         for condition in program.signature.conditions:
             yield f"# must hold: {condition.text}"

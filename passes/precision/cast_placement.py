@@ -40,7 +40,7 @@ def placed(policy: Policy) -> set[Any]:
     costs = {value: bytes_of_cast(value, torch.float32, policy.half) for value in castable(policy)}
     one_cast = 1 + sum(costs.values())
     for value, cost in costs.items():
-        split.charge(value, [r for r in users_of_numbers(value) if takes_float(policy, r)], one_cast + cost)
+        split.charge(value, [user for user in users_of_numbers(value) if takes_float(policy, user)], one_cast + cost)
     return split.first_side() & policy.constraints.keys()
 
 
@@ -51,7 +51,7 @@ def castable(policy: Policy) -> list[Any]:
 
 
 def users_of_numbers(value: Any) -> list[Any]:
-    return [r for r in users(value) if short_name(r.target) not in NO_FLOATS]
+    return [user for user in users(value) if short_name(user.target) not in NO_FLOATS]
 
 
 def takes_float(policy: Policy, user: Any) -> bool:

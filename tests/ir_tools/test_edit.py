@@ -56,7 +56,7 @@ def test_names_survive_copying() -> None:
 # -- adding -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_is_spelled_out_and_knows_its_shape_and_origin() -> None:
+def test_a_call_is_canonicalized_and_knows_its_shape_and_origin() -> None:
     draft = Draft.of(program_of(nn.Linear(4, 3)))
     linear = node_called(draft.program, "linear")
     with draft.before(linear, "test"):
@@ -146,7 +146,7 @@ def test_a_replaced_node_hands_on_its_name() -> None:
     assert [n.name for n in after.calls] == ["relu_1"] and [n.name for n in after.copy().calls] == ["relu_1"]
 
 
-def test_sweeping_keeps_effects_and_tells_what_went() -> None:
+def test_sweeping_keeps_effects_and_returns_what_went() -> None:
     draft = Draft.of(program_of(nn.ReLU()))
     (x,) = draft.program.placeholders
     with draft.before(draft.program.output):
@@ -217,7 +217,7 @@ def test_a_constant_never_dies() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("norm", [torch.batch_norm, torch.instance_norm], ids=["batch", "instance"])
-def test_norms_write_statistics_though_no_schema_tells(norm, training: bool) -> None:
+def test_norms_write_statistics_though_no_schema_says_so(norm, training: bool) -> None:
     class Norm(nn.Module):
         def __init__(self):
             super().__init__()

@@ -46,7 +46,7 @@ def test_everybody_may_read_what_was_written_whatever_the_umask_and_the_old_file
     assert stat.S_IMODE(old.stat().st_mode) == 0o644
 
 
-def test_what_is_written_in_its_place_has_the_permissions_that_its_writer_gave(old: Path) -> None:
+def test_the_new_file_has_the_permissions_that_its_writer_gave(old: Path) -> None:
     with replacing(old) as unfinished:
         unfinished.write_bytes(b"new")
         unfinished.chmod(0o640)

@@ -50,18 +50,18 @@ def miss_of(function: Callable[..., Tensor], op: str, rule: Rule = fold) -> str 
         (lambda m, x: m.bn(m.conv(x).relu()), "relu", None),
     ],
 )  # fmt: skip
-def test_what_is_miss_of(function: Callable[..., Tensor], op: str, sentence: str | None) -> None:
+def test_the_nearest_miss_is_reported(function: Callable[..., Tensor], op: str, sentence: str | None) -> None:
     assert miss_of(function, op) == sentence
 
 
-def test_a_requirement_that_does_not_hold_is_miss_of() -> None:
+def test_a_requirement_that_does_not_hold_is_reported() -> None:
     assert miss_of(lambda m, x: m.bn(m.linear(x[:, :1].expand(-1, 4, -1, -1))), "linear") == (
         "matched, but requirement not met: The layer's channels are the axis that the batch norm normalises "
         "(convolutions batched, linears of two axes)."
     )
 
 
-def test_the_way_that_got_farthest_is_miss_of() -> None:
+def test_the_deepest_match_is_reported() -> None:
     """Through alternatives and in either order; deeper beats nearer."""
 
     def gated(op, x: Value, y: Value):
@@ -73,7 +73,7 @@ def test_the_way_that_got_farthest_is_miss_of() -> None:
     assert miss_of(lambda m, x: x.exp().tanh().sin(), "exp", rule) == "matched tanh, but its user is sin, not mul"
 
 
-def test_literals_and_lists_are_miss_of() -> None:
+def test_literals_and_lists_that_differ_are_reported() -> None:
     def softmax_of_last(op, x: Value):
         return op.softmax(op.cat([x], ...), -1, ...)
 

@@ -69,7 +69,7 @@ def test_another_number_of_outputs_is_a_failure() -> None:
     assert compare([torch.ones(1)], []).problem == "0 outputs instead of 1"
 
 
-def test_nan_and_inf_in_their_places_do_not_count() -> None:
+def test_nan_and_inf_where_the_reference_has_them_do_not_count() -> None:
     reference = torch.tensor([1.0, NAN, INF, -INF])
     assert compare([reference], [reference.clone()]).equal
     result = compare([reference], [torch.tensor([1.5, NAN, INF, -INF])])

@@ -119,8 +119,8 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(saved, monkeypatch, step
                 half.write(b"half of a file")
         raise error
 
-    location = {"to_file": package, "_flush": files, "replace": files.os}[step]
-    monkeypatch.setattr(location, step, fail)
+    owner = {"to_file": package, "_flush": files, "replace": files.os}[step]
+    monkeypatch.setattr(owner, step, fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ModelFileError):
         save(other_module(), saved, {}, [], [])
     assert saved.read_bytes() == before and os.listdir(saved.parent) == ["model.pt"]
@@ -193,7 +193,7 @@ def write_export(path):
     ],
 )
 @pytest.mark.parametrize("read", [load, read_torchscript])
-def test_what_is_no_torchscript_file_is_said(tmp_path, monkeypatch, write, message, read):
+def test_what_is_no_torchscript_file_is_reported(tmp_path, monkeypatch, write, message, read):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.pt2"
     write(path)

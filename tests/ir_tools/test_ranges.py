@@ -48,7 +48,7 @@ def test_a_range_is_what_frexp_says(dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
-def test_what_is_not_finite_is_told_and_not_counted(dtype, odd) -> None:
+def test_what_is_not_finite_is_reported_and_not_counted(dtype, odd) -> None:
     values = torch.tensor([1.0, odd, 0.0, -3.0], dtype=dtype)
     assert range_of(values) == Range({1: 1, 2: 1}, 3.0, 1.0, 1, True)
     assert range_of(torch.tensor([odd], dtype=dtype)) == Range(nonfinite=True)

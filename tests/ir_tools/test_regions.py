@@ -311,7 +311,7 @@ def test_a_result_shares_memory_with_what_escapes() -> None:
     assert torch.equal(program(X.abs()), -X.abs() + 1) and torch.equal(program(-X.abs()), X.abs())
 
 
-def test_a_body_is_told_what_others_write_into() -> None:
+def test_a_body_knows_what_others_write_into() -> None:
     """The result is written into outside, the operand is not; another round writes into what a loop carries."""
 
     def make(draft: Draft, x: fx.Node) -> fx.Node:
@@ -404,7 +404,7 @@ def writes(draft: Draft, x: fx.Node) -> list[fx.Node]:
     (lambda d, x: branches(d, is_positive(d, x), [x], writes, lambda e, a: [], []), True),
     (lambda d, x: loop(d, 3, [x], [], lambda e, i, a: [True, a]), True),
 ], ids=["pure if", "if that raises", "if that draws", "if that writes", "loop"])  # fmt: skip
-def test_an_unread_region_goes_only_where_nobody_can_tell(unread: Fill, stays: bool) -> None:
+def test_an_unread_region_goes_only_where_that_is_not_observable(unread: Fill, stays: bool) -> None:
     def make(draft: Draft, x: fx.Node) -> fx.Node:
         unread(draft, x)
         return draft.call(aten.relu.default, x)

@@ -31,7 +31,7 @@ from tests.ir_tools.rewriting import RELU, X, Y, apply, once_relu, pass_of, prog
     ],
     ids=["an op", "the output"],
 )
-def test_an_inner_value_with_another_reader_is_refused(function: Callable, reason: str) -> None:
+def test_an_inner_value_with_another_user_is_refused(function: Callable, reason: str) -> None:
     program = program_of(function)
     after, log = apply(RELU, program)
     assert after is program
@@ -103,7 +103,7 @@ def test_requirements_refuse_by_their_sentence_and_unknown_refuses_too() -> None
         assert after is program and [r.reason for r in log.refusals] == [reason]
 
 
-def test_what_an_earlier_rewrite_left_behind_is_no_reader() -> None:
+def test_what_an_earlier_rewrite_left_behind_is_no_user() -> None:
     """The dead `relu + 0 y` must not count as a user of y, or a second run would find more to do."""
 
     def plus_nothing(op, x: Value, y: Value):
@@ -147,7 +147,7 @@ def test_new_nodes_carry_where_they_come_from_and_what_made_them() -> None:
     assert (log.rewrites[0].site, log.rewrites[0].module) == ("twice_relu@relu_1", "0")
 
 
-def test_new_constants_are_named_after_their_place_in_the_model() -> None:
+def test_new_constants_are_named_after_their_module() -> None:
     def linear(op, x: Value, w: Tensor):
         return op.linear(x, w, None, name="linear")
 
@@ -159,7 +159,7 @@ def test_new_constants_are_named_after_their_place_in_the_model() -> None:
     assert sorted(after.constants) == ["0.bias@tested", "0.weight@tested"]
 
 
-def test_skipped_sites_are_left_alone_and_not_journaled() -> None:
+def test_skipped_sites_are_left_alone_and_not_logged() -> None:
     program = program_of(lambda m, x: x.relu().relu())
     log = RewriteLog.skipping({"twice_relu@relu_1"})
     assert pass_of(RELU)(program, log=log) is program
@@ -261,7 +261,7 @@ def test_options_of_a_pass() -> None:
 # -- conditions of the left side, and memory ---------------------------------------------------------------------------
 
 
-def test_where_a_condition_of_the_left_side_does_not_hold_nothing_is_said() -> None:
+def test_where_a_condition_of_the_left_side_does_not_hold_nothing_is_reported() -> None:
     def product(op, x: Value, c: float):
         return op.mul(x, c)
 
@@ -304,7 +304,7 @@ def test_outputs_get_no_memory_of_inputs_constants_or_each_other() -> None:
         assert ops(apply(rule, program_of(function))[0]) == left
 
 
-def test_one_value_at_two_places_of_the_left_side() -> None:
+def test_one_value_twice_on_the_left_side() -> None:
     def by_hand(op, x: Value, axis: list):
         return op.div(op.exp(x), op.sum(op.exp(x), axis, True, ...))
 

@@ -229,7 +229,7 @@ def test_a_right_side_may_decline_and_leaves_nothing_behind() -> None:
     assert after is program
 
 
-def test_rules_are_tried_again_when_a_later_rewrite_took_a_reader_away() -> None:
+def test_rules_are_tried_again_when_a_later_rewrite_removed_a_user() -> None:
     """relu(relu(x)) is met first, while `relu(x) + 0 y` still reads the inner one."""
 
     def minus_itself(op, x: Value):

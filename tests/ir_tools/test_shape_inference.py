@@ -31,7 +31,7 @@ def test_what_is_computed_from_the_unknown_is_unknown_and_from_nothing_nothing()
     assert compute_fact(mode, aten.relu.default, (NOTHING,), {}) is NOTHING
 
 
-def test_a_comparison_of_two_conditions_of_the_run_is_a_new_unknown():
+def test_a_comparison_of_two_runtime_conditions_is_a_new_unknown():
     """torch fails on a sympy equality of equalities."""
     mode = new_mode()
     one, other = (unknown_number(mode, "int") > 0 for _ in range(2))

@@ -70,7 +70,7 @@ def weights_as_buffers(w: Writer) -> None:
     """F.conv2d and F.linear with buffers for weights, one of them computed from another."""
     x = w.value(2, 3)
     weight = w.buffer(f"torch.randn(4, {w.shape(x)[-1]})")
-    # Its memory may have gaps, or be one number; it may come from the run; one that broadcasts is a sum.
+    # Its memory may have gaps, or be one number; it may be a runtime value; one that broadcasts is a sum.
     lies = w.pick("torch.randn(4)", "torch.randn(8)[::2]", "torch.randn(1).expand(4)", "torch.randn(1)")
     bias = w.new_input(4) if w.rarely() else w.buffer(lies)
     scaled = w.let(f"{weight} * 0.5") if w.flip() else weight

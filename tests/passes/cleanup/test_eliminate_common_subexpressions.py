@@ -13,21 +13,11 @@ from ir_tools.ir import Program
 from ir_tools.rewrite import common
 from passes import CATALOGUE
 from tests.check import assert_bitwise_equal, assert_sites_can_be_skipped, captured, ops, outputs_of, rewritten
+from tests.ir_tools.rewriting import Function
 
 eliminate = CATALOGUE["eliminate_common_subexpressions"]
 
 X, Y = torch.randn(3, 4), torch.randn(3, 4)
-
-
-class Function(nn.Module):
-    def __init__(self, function: Callable, **buffers: Tensor):
-        super().__init__()
-        self.function = function
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor)
-
-    def forward(self, *inputs: Tensor):
-        return self.function(self, *inputs)
 
 
 def program_of(function: Callable, *inputs: Tensor, frontend: str = "trace", **buffers: Tensor) -> Program:
@@ -175,7 +165,7 @@ def test_what_differs_does_not_fit(function: Callable) -> None:
     assert [name for name in ops(after) if name not in ("abs", "mT")] == left and not log.refusals
 
 
-def test_complex_products_in_another_order_round_in_another_way() -> None:
+def test_complex_products_in_another_order_round_differently() -> None:
     z = torch.randn(3, 4, dtype=torch.complex64)
     program = program_of(lambda m, x, y: (x * y).exp() + (y * x).cos(), z, z.flip(0))
     after, log = rewritten(eliminate, program, z, z.flip(0))

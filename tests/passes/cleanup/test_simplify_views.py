@@ -158,7 +158,7 @@ def test_each_site_can_be_skipped() -> None:
 # -- teeth --------------------------------------------------------------------------------------------------------------
 
 
-def test_permutations_joined_the_wrong_way_round_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permutations_joined_in_the_wrong_order_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(op, x, first, second):
         return op.permute(x, [second.axis_order[axis] for axis in first.axis_order])
 

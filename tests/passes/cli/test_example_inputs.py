@@ -53,7 +53,7 @@ def test_inputs_are_the_same_on_every_run_and_differ_from_each_other():
         ("1x3:int64:0", "asks for integers below 0"),
     ],
 )
-def test_what_is_no_input_is_said(text, message):
+def test_what_is_no_input_is_reported(text, message):
     with pytest.raises(InputError) as error:
         example_input(text)
     assert message in str(error.value)

@@ -98,7 +98,7 @@ def test_a_name_near_the_wrong_one_is_offered(zoo):
         ("", "'' is not a model"),
     ],
 )
-def test_what_is_no_model_is_said(zoo, text, message):
+def test_what_is_no_model_is_reported(zoo, text, message):
     with pytest.raises(SourceError) as error:
         load_source(text)
     assert message in str(error.value)
@@ -118,7 +118,7 @@ def test_a_file_is_handed_on_by_its_path(tmp_path):
     assert load_source(str(path)) == str(path)
 
 
-def test_a_missing_file_is_said(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(SourceError, match=r"there is no file .*missing\.pt"):
         load_source(str(tmp_path / "missing.pt"))
 
@@ -154,7 +154,7 @@ def test_a_zoo_model_near_the_wrong_name_is_offered(zoo_name):
 
 
 @pytest.mark.parametrize("zoo_name", ["torchvision", "timm"])
-def test_a_zoo_that_is_not_installed_is_said(zoo_name, monkeypatch):
+def test_a_zoo_that_is_not_installed_is_reported(zoo_name, monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] == zoo_name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, zoo_name, None)  # makes the import fail as if it were not there

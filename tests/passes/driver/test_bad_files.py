@@ -178,15 +178,15 @@ def test_a_manifest_that_is_no_manifest(tmp_path):
         load(path)
 
 
-class TellsDtype(Linear):
+class ReturnsDtype(Linear):
     def forward(self, x):
         y = self.linear(x)
         return {"y": y, "dtype": y.dtype}
 
 
-def test_a_file_that_cannot_tell_the_structure_gives_flat_tensors(tmp_path):
+def test_a_file_that_cannot_record_the_structure_gives_flat_tensors(tmp_path):
     path = tmp_path / "model.pt"
-    given = TellsDtype().eval()
+    given = ReturnsDtype().eval()
     fast = optimize(given, example_inputs=row(), frontend="trace")
     assert fast(row())["dtype"] is torch.float32
     fast.save(path)

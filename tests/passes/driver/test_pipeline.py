@@ -385,7 +385,7 @@ def test_the_report_is_plain_data() -> None:
     assert data["changed"] is True and data["sqnr_db"] > 15
 
 
-def test_nothing_changed_is_said() -> None:
+def test_nothing_changed_is_reported() -> None:
     report = optimize(nn.Tanh().eval(), DEFAULT, example_inputs=X, engine="aten").report
     assert not report.changed and "nothing changed" in str(report)
 

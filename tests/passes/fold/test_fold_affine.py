@@ -210,7 +210,7 @@ def test_other_divisions_and_run_time_values_do_not_match() -> None:
     assert refusals(fold_affine, scaled_layer, x) == []
 
 
-def test_a_second_user_and_a_run_time_weight_are_refused() -> None:
+def test_a_second_user_and_a_runtime_weight_are_refused() -> None:
     x = torch.randn(2, 4, 7, 7)
     both = Around(lambda layer, x, c: (lambda y: y * 2 + y.exp())(layer(x)), nn.Conv2d(4, 6, 3))
     (reason,) = refusals(fold_affine, both, x)

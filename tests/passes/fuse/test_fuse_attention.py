@@ -247,7 +247,7 @@ REFUSED: dict[str, tuple[Callable, tuple[Tensor, ...], dict[str, Tensor], str]] 
     "runtime mask": (
         lambda m, q, k, v, mask: attend(q @ k.mT + mask, v), (*SQUARE, torch.randn(6, 6, dtype=torch.float64)), {}, KNOWN
     ),
-    "hidden by the run": (
+    "hidden by a runtime mask": (
         lambda m, q, k, v, hidden: attend((q @ k.mT).masked_fill(hidden, -INF), v),
         (*SQUARE, torch.ones(6, 6).triu(1).bool()), {}, KNOWN,
     ),

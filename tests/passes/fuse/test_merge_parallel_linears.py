@@ -156,7 +156,7 @@ class RunTimeWeights(nn.Module):
         return F.linear(x, w).sin() + F.linear(x, w, b).cos()
 
 
-def test_weights_of_the_run_are_refused() -> None:
+def test_runtime_weights_are_refused() -> None:
     assert refusals(RunTimeWeights(), torch.randn(2, 6), torch.randn(4, 6), torch.randn(4)) == [CONSTANTS] * 2
 
 
@@ -206,7 +206,7 @@ def test_each_site_can_be_skipped() -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda ts: torch.cat(ts[::-1]), lambda ts: torch.cat(ts).flip(0)])
-def test_weights_joined_the_wrong_way_are_noticed(wrong: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_joined_in_the_wrong_order_are_noticed(wrong: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "joined", wrong)
     with pytest.raises(AssertionError, match="relative error"):
         check_merged(Heads())

@@ -36,7 +36,7 @@ def shared_exp(x: Tensor) -> Tensor:
     return e / e.sum(1, keepdim=True)
 
 
-FORMS: dict[str, tuple[Callable, Callable]] = {
+PAIRS: dict[str, tuple[Callable, Callable]] = {
     "log softmax": (lambda x: x.softmax(-1).log(), lambda x: x.log_softmax(-1)),
     "softmax": (shared_exp, lambda x: x.softmax(1)),
     "softmax, exp twice": (lambda x: x.exp() / x.exp().sum([-1], True), lambda x: x.softmax(-1)),
@@ -53,30 +53,30 @@ FORMS: dict[str, tuple[Callable, Callable]] = {
 
 
 def check_stable(name: str, pass_=use_stable_forms) -> None:
-    fragile, _ = FORMS[name]
+    fragile, _ = PAIRS[name]
     after, log = rewritten(pass_, captured(Function(fragile), X), X)
     assert log.rewrites
     assert_numbers_agree(Function(fragile), after, X, within=EXACT)
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_the_numbers_agree(name: str) -> None:
     check_stable(name)
 
 
 @pytest.mark.parametrize("frontend", ["trace", "export"])
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_the_graph_is_the_stable_form(name: str, frontend: str) -> None:
-    fragile, stable = FORMS[name]
+    fragile, stable = PAIRS[name]
     after, _ = rewritten(use_stable_forms, captured(Function(fragile), X, frontend=frontend), X)
     assert_same_graph(after, Function(stable), X, frontend=frontend)
 
 
 FRAGILE: dict[str, tuple[Callable, Tensor, Callable]] = {
-    "softmax": (FORMS["softmax, exp twice"][0], LARGE, lambda x: x.softmax(-1)),
-    "log softmax": (FORMS["log softmax"][0], torch.tensor([[200.0, 0.0, 1.0], [1.0, 2.0, -3.0]]), lambda x: x.log_softmax(-1)),
+    "softmax": (PAIRS["softmax, exp twice"][0], LARGE, lambda x: x.softmax(-1)),
+    "log softmax": (PAIRS["log softmax"][0], torch.tensor([[200.0, 0.0, 1.0], [1.0, 2.0, -3.0]]), lambda x: x.log_softmax(-1)),
     "logsumexp": (lambda x: x.exp().sum(1).log(), LARGE, lambda x: x.logsumexp(1)),
-    "log sigmoid": (FORMS["log sigmoid"][0], torch.tensor([-200.0, 1.0]), F.logsigmoid),
+    "log sigmoid": (PAIRS["log sigmoid"][0], torch.tensor([-200.0, 1.0]), F.logsigmoid),
 }
 
 
@@ -123,7 +123,7 @@ def test_nothing_to_compare_is_a_failure() -> None:
 @pytest.mark.parametrize("function, exact", [("log1p", 1e-9), ("expm1", 1e-9)])
 def test_small_values_keep_their_bits(function: str, exact: float) -> None:
     x = torch.full((1, 2, 3), exact)
-    after = use_stable_forms(captured(Function(FORMS[function][0]), x))
+    after = use_stable_forms(captured(Function(PAIRS[function][0]), x))
     torch.testing.assert_close(after.run(x)[0], x, rtol=1e-6, atol=0)
 
 
@@ -171,7 +171,7 @@ def test_it_refuses(name: str) -> None:
         lambda x: x.exp().sum(1, dtype=torch.float64).log(),
     ],
 )
-def test_what_is_another_form_does_not_fit(function: Callable) -> None:
+def test_what_differs_does_not_fit(function: Callable) -> None:
     program = captured(Function(function), CUBE)
     after, log = rewritten(use_stable_forms, program, CUBE)
     assert after is program and not log.refusals

@@ -238,7 +238,7 @@ REUSED: dict[str, Callable] = {
     "channels last": lambda y, r: F.relu(y + r.exp().contiguous(memory_format=torch.channels_last)),
     "transposed": lambda y, r: F.relu(y + r.exp().transpose(2, 3)),
     "a slice": lambda y, r: F.relu(y + torch.cat([r, r], 1).exp()[:, 3:9]),
-    "expanded": _expanded,  # many elements in one place: adding into that memory would be an error
+    "expanded": _expanded,  # many elements at one address: adding into that memory would be an error
     "read before": lambda y, r: (lambda e: F.relu(y + e))(r.exp()),
 }
 

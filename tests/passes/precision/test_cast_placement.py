@@ -107,7 +107,7 @@ def test_no_placement_needs_fewer_casts(level: str, steps: list[tuple[str, int, 
     assert log.casts.one_by_one.count >= fewest
 
 
-def test_the_search_by_hand_sees_a_dearer_choice() -> None:
+def test_the_exhaustive_search_sees_dearer_placements() -> None:
     """linear -> relu -> relu -> linear: all four in half is cheapest, the relus in float cost two casts more."""
     model = Drawn([("matrix", 0, 0), ("moves", 2, 2), ("moves", 3, 3), ("matrix", 4, 4)])
     policy = Policy(captured(model.eval(), X, Y), torch.bfloat16, "O2", {}, RewriteLog())

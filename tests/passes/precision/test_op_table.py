@@ -153,7 +153,7 @@ def test_a_kernel_that_is_fragile_inside_rounds_once(name: str, half: torch.dtyp
 
 
 @pytest.mark.parametrize("name", sorted(half_ops.FRAGILE))
-def test_a_fragile_kernel_rounds_on_the_way(name: str) -> None:
+def test_a_fragile_kernel_rounds_in_between(name: str) -> None:
     """In one of the dtypes, or it has no kernel; one that does not is better placed in INSIDE."""
     assert any(name in half_ops.NO_KERNEL[half] or worst(name, half)[0] > ONE_ROUNDING for half in HALVES)
 
@@ -219,7 +219,7 @@ def test_a_kernel_that_sums_in_half_is_no_product(name: str) -> None:
 @pytest.mark.parametrize("name", ("softmax", "layer_norm", "cumsum"))
 def test_a_kernel_that_rounds_once_is_not_fragile(name: str) -> None:
     with pytest.raises(AssertionError):
-        test_a_fragile_kernel_rounds_on_the_way(name)
+        test_a_fragile_kernel_rounds_in_between(name)
 
 
 def test_an_entry_without_a_sample_fails() -> None:

@@ -45,14 +45,14 @@ def stubs(program) -> dict[str, tuple[str, list[str]]]:
     }
 
 
-def test_a_region_gets_a_stub_at_each_end() -> None:
+def test_a_subgraph_gets_a_stub_at_each_end() -> None:
     after, log = check_stubs(Model(lambda m, x: F.relu(m.conv(x)) + 1.0, conv=nn.Conv2d(3, 4, 3)), X)
     assert ops(after) == ["quant_stub", "conv2d", "relu", "add", "quant_stub"]
     assert stubs(after) == {"region0.in0": ("inputs_0_", ["conv2d"]), "region0.out0": ("add", ["output"])}
     assert [r.site for r in log.rewrites] == ["insert_quant_stubs@inputs_0_.in.conv2d", "insert_quant_stubs@add.out"]
 
 
-def test_an_op_that_is_not_quantisable_parts_two_regions() -> None:
+def test_an_op_that_is_not_quantisable_separates_two_subgraphs() -> None:
     after, _ = check_stubs(Model(lambda m, x: m.b(m.a(x).softmax(1)), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3)), X)
     assert ops(after) == ["quant_stub", "conv2d", "quant_stub", "softmax", "quant_stub", "conv2d", "quant_stub"]
     assert list(stubs(after)) == ["region0.in0", "region0.out0", "region1.in0", "region1.out0"]
@@ -143,7 +143,7 @@ def test_a_stub_that_is_no_identity_is_noticed(monkeypatch: pytest.MonkeyPatch) 
         assert_bitwise_equal(outputs_of(program, X), outputs_of(after, X))
 
 
-def test_two_regions_that_read_one_value_have_sites_of_their_own() -> None:
+def test_two_subgraphs_that_read_one_value_have_sites_of_their_own() -> None:
     conv = nn.Conv2d(3, 3, 3)
     _, log = check_stubs(Model(lambda m, x: m.conv(x).exp() + m.conv(x).sin(), conv=conv), X)
     entries = [r.site for r in log.rewrites if ".in" in r.site]

@@ -104,7 +104,7 @@ def test_outcome_and_notes():
     assert "bf16 is native here" in text
 
 
-def test_not_verified_is_said():
+def test_not_verified_is_reported():
     report = full()
     report.verified = False
     text = str(report)
@@ -113,7 +113,7 @@ def test_not_verified_is_said():
 
 
 @pytest.mark.parametrize("dry_run, words", [(False, "nothing changed"), (True, "nothing would change")])
-def test_nothing_changed_is_said(dry_run, words):
+def test_nothing_changed_is_reported(dry_run, words):
     report = Report(steps=[StepReport("fuse_conv_bn", nodes_before=4, nodes_after=4)], dry_run=dry_run)
     assert words in str(report)
     assert not report.changed

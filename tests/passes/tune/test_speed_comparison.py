@@ -260,9 +260,9 @@ def test_progress_reports_the_model_without_the_pass(use_timer: UseTimer) -> Non
 @pytest.mark.parametrize("on_slower", ["warn", "keep", "revert"])
 def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, on_slower) -> None:
     """The second emission fails: the report says why there is no comparison, and the half model is returned."""
-    from passes.driver import compilation as api
+    from passes.driver import compilation
 
-    emit, emitted = api.emit, []
+    emit, emitted = compilation.emit, []
 
     def emit_once(program):
         if emitted:
@@ -270,7 +270,7 @@ def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, 
         emitted.append(program)
         return emit(program)
 
-    monkeypatch.setattr(api, "emit", emit_once)
+    monkeypatch.setattr(compilation, "emit", emit_once)
     fast = quietly(on_slower)
     compared = fast.report.speed
     assert (compared.decision, compared.ratio, compared.slower) == ("unknown", None, False)

@@ -279,7 +279,7 @@ def test_a_record_gives_the_same_graph_whatever_the_timer_says(use_timer: UseTim
     torch.testing.assert_close(again(x), first(x), rtol=0, atol=0)
 
 
-def test_what_a_file_lacks_is_measured_and_said(use_timer: UseTimer, tmp_path: Path) -> None:
+def test_what_a_file_lacks_is_measured_and_reported(use_timer: UseTimer, tmp_path: Path) -> None:
     model, x = net()
     path = tmp_path / "tuning.json"
     TuningRecords().save(path)
@@ -294,7 +294,7 @@ def test_what_a_file_lacks_is_measured_and_said(use_timer: UseTimer, tmp_path: P
     assert 0 < len(report.tuning_records.measured) < count and report.tuning_records.replayed
 
 
-def test_a_record_of_another_machine_is_used_and_said(use_timer: UseTimer, tmp_path: Path) -> None:
+def test_a_record_of_another_machine_is_used_and_reported(use_timer: UseTimer, tmp_path: Path) -> None:
     model, x = net()
     use_timer(winner(1))
     first = optimize(model, example_inputs=x)

@@ -1,0 +1,1 @@
+"""The handlers of the walk, by subject: each says what nodes of one kind become."""

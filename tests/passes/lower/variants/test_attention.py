@@ -218,7 +218,7 @@ USES = [{}, {"is_causal": True}, {"attn_mask": torch.randn(6, 6)}, {"scale": -0.
 
 
 @pytest.mark.parametrize("options", USES, ids=str)
-def test_whatever_its_arguments_are(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
+def test_it_is_taken_apart_with_any_arguments(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
     """The variants compute the same; with the default scale, too."""
     monkeypatch.setattr(lowering, "is_ours", lambda call: call.target is ATTENTION)
     use_timer(winner(1))
@@ -241,7 +241,7 @@ def test_other_uses_of_the_op_stay(use_timer: UseTimer, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("position", [0, 1])
-def test_a_graph_whose_layouts_tell_keeps_them(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, position: int) -> None:
+def test_observable_layouts_are_kept(use_timer: UseTimer, monkeypatch: pytest.MonkeyPatch, position: int) -> None:
     class Draws(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             y = F.scaled_dot_product_attention(q, k, v)
