@@ -43,7 +43,7 @@ def renamed(old: str, new: str, function: Callable[[], Any]) -> Any:
 
 @pytest.fixture
 def recorded(use_timer: UseTimer, tmp_path: Path) -> tuple[nn.Module, Any, Path]:
-    """A model, its optimised form, and a file of the tuning records; nothing may be measured again."""
+    """A model, the result of optimising it, and a file of the tuning records; nothing may be measured again."""
     use_timer(winner(1))
     model, path = net(), tmp_path / "choices.json"
     fast = optimize(model, example_inputs=X)

@@ -1,4 +1,4 @@
-"""Which folder may import which: arrows point one way, and torch's internals have one door.
+"""Which folder may import which: arrows point in one direction, and torch's internals have one door.
 
 And habits that can be read off the text of the passes.
 """

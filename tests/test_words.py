@@ -50,7 +50,9 @@ FINE = (
 
 OLD_NAMES = {
     "CHANGELOG.md": r"LawBroken|hold_to_laws|called choices|forms of an op|\"choices\"|--choices|choices=|report\.choices",
-    "ir_tools/rewrite/shapes.py": r"\bjournal\b",
+    "ir_tools/rewrite/rewrite_log.py": r"def choices|choices of a rewrite log",
+    "ir_tools/rewrite/rule.py": r"def place|place of a value",
+    "ir_tools/rewrite/shapes.py": r"\bjournal\b|\bspellings\b",
     "ir_tools/rewrite/__init__.py": r"Journal",
     "passes/testing/__init__.py": r"LawBroken|hold_to_laws",
     "passes/driver/optimize.py": r"\bchoices: |\"choices\", choices",
@@ -64,7 +66,7 @@ OLD_NAMES = {
     "tests/ir_tools/test_rewrite_log.py": r"\bjournal=|Journal",
     "tests/passes/testing/test_exports.py": r"LawBroken|hold_to_laws",
     "tests/passes/tune/test_tuning_records.py": r"\"choices\"|\"form\"|no choices|were choices and variants forms",
-    "tests/test_deprecation.py": r"\bchoices\b",
+    "tests/test_deprecation.py": r"\b(choices|place|spellings|journal)(?![a-z])|_the_place_|_spellings_|_journal_",
 }
 """What users of an earlier release may still write; keys of files and text of emitted modules, which stay as they were."""
 
