@@ -49,7 +49,10 @@ FINE = (
 """Meant well."""
 
 OLD_NAMES = {
-    "CHANGELOG.md": r"LawBroken|hold_to_laws|called choices|forms of an op|\"choices\"|--choices|choices=|report\.choices",
+    "CHANGELOG.md": (
+        r"`Journal`|`journal=`|`journal\.choices`|`value\.place`|`pass\.spellings`|LawBroken|hold_to_laws|called choices|"
+        r"forms of an op|\"choices\"|--choices|choices=|report\.choices"
+    ),
     "ir_tools/rewrite/rewrite_log.py": r"def choices|choices of a rewrite log",
     "ir_tools/rewrite/rule.py": r"def place|place of a value",
     "ir_tools/rewrite/shapes.py": r"\bjournal\b|\bspellings\b",
