@@ -39,8 +39,8 @@ def private_uses(path: Path) -> list[str]:
     uses: dict[tuple[int, str], str] = {}
     for node in ast.walk(tree):
         as_text = [node.value] if isinstance(node, ast.Constant) and node.value in names_behind_the_door() else []
-        for path in paths_in(node):
-            uses.setdefault((node.lineno, path), f"line {node.lineno}: {path}")
+        for text in paths_in(node):
+            uses.setdefault((node.lineno, text), f"line {node.lineno}: {text}")
         for name in (*private_names(node), *as_text):
             on_self = isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls")
             own = name in here if on_self else name in here | ours and name not in names_of_torch()

@@ -16,8 +16,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ir_tools.ir import Block
-from ir_tools.rewrite import RewriteLog
-from passes import CATALOGUE, DEFAULT, OptionError, Rule, Value, graph_pass, optimize, rule_pass
+from ir_tools.rewrite import OptionError, RewriteLog
+from passes import CATALOGUE, DEFAULT, Rule, Value, graph_pass, optimize, rule_pass
 from passes.cli.main import app
 from passes.tune.tuning_record import TuningRecords
 from tests.check import captured, graph_lines
@@ -175,6 +175,9 @@ def test_spellings_of_a_pass() -> None:
 def test_choices_of_a_rewrite_log() -> None:
     log = RewriteLog(tuning_records=TuningRecords())
     assert renamed("choices of a rewrite log", "tuning_records", lambda: log.choices) is log.tuning_records
+    records = TuningRecords()
+    renamed("choices of a rewrite log", "tuning_records", lambda: setattr(log, "choices", records))
+    assert log.tuning_records is records
 
 
 def test_a_pass_takes_journal_or_log_and_not_both() -> None:

@@ -4,7 +4,7 @@
     region_loop(trips, condition, body, carried, operands)      ->  carried values after the last round
 
 A `Body` is a graph whose placeholders are, for an if, the operands, and for a loop the number of the round, the carried
-values and the operands; its output is a tuple of results (for a loop: whether to go on, then the carried values). Run-time
+values and the operands; its output is a tuple of results (for a loop: whether to go on, then the carried values). Runtime
 values enter as operands, constants by name from the table of the Program, so that folding works inside. Bodies are
 immutable: a pass that changes one makes a new Body and a new node.
 

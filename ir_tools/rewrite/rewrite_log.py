@@ -83,6 +83,11 @@ class RewriteLog:
         warn_renamed("choices of a rewrite log", "tuning_records")
         return self.tuning_records
 
+    @choices.setter
+    def choices(self, records: Any) -> None:
+        warn_renamed("choices of a rewrite log", "tuning_records")
+        self.tuning_records = records
+
     @classmethod
     def skipping(cls, sites: Iterable[str]) -> RewriteLog:
         return cls(skip=frozenset(sites))

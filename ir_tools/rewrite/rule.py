@@ -46,6 +46,7 @@ import torch
 from torch import Tensor, fx
 
 from ir_tools.deprecation import warn_renamed
+from ir_tools.errors import OptionError
 from ir_tools.ir import alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import (
     ACTIVATIONS,
@@ -336,6 +337,8 @@ class Rule:
 
     def __post_init__(self, takes_run_numbers: bool | None) -> None:
         if takes_run_numbers is not None:
+            if self.takes_runtime_numbers:
+                raise OptionError("takes_run_numbers= is the old name of takes_runtime_numbers=; give that alone")
             warn_renamed("takes_run_numbers= of a rule", "takes_runtime_numbers=")
             object.__setattr__(self, "takes_runtime_numbers", takes_run_numbers)
         unknowns = _unknowns(self.match)

@@ -42,7 +42,7 @@ def insert_quant_stubs(program: Block, log: RewriteLog) -> Block:
                 if not copy_keeps_layout(draft.program.mode, value):
                     log.refused(site, "insert_quant_stubs", location(value), "a stub would change its memory layout")
                     continue
-                # Called a region: sites of stubs stay the same from release to release.
+                # "region" is an older word for a subgraph: the names of stubs stay the same from release to release.
                 draft.insert_after(value, users, "insert_quant_stubs", quant_stub, f"region{number}.{kind}{i}")
                 log.rewrote(site, "insert_quant_stubs", location(value))
     return draft.finish()
