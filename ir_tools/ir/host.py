@@ -108,7 +108,8 @@ def _changes(method: str) -> Callable[..., Any]:
     return change
 
 
-def _set_item(container: Any, key: Any, value: Any) -> Any:
+def set_item(container: Any, key: Any, value: Any) -> Any:
+    """The container itself, changed."""
     container[key] = value
     return container
 
@@ -182,7 +183,7 @@ def _range_length(low: Any, high: Any, step: Any) -> Any:
 MEANINGS: dict[str, Callable[..., Any]] = {
     # containers and strings
     "aten::__getitem__": operator.getitem,
-    "aten::_set_item": _set_item,
+    "aten::_set_item": set_item,
     "aten::Delete": _delete,
     "aten::append": _changes("append"),
     "aten::extend": _changes("extend"),

@@ -78,6 +78,7 @@ def optimize(
             `example_inputs` has a dict as the first argument. None: they observe the example inputs.
         tolerance: the smallest SQNR allowed, in dB; None takes it from a table by pass and dtype.
         verify: "each" pass, only the "ends", or "off".
+        on_failure: "raise", the only one that is built.
         dump_dir: a directory for numbered drawings of the graph after each step.
         progress: called with a line at the start of each step.
         dry_run: capture and run the passes, emit nothing, and return the `Report` alone.

@@ -11,10 +11,12 @@
 in float64, then back to w's dtype. What torchvision's FrozenBatchNorm2d computes is such a chain.
 """
 
+from functools import partial
+
 from torch import Tensor
 
 from ir_tools.rewrite import Known, Rule, Value, rule_pass
-from passes.fold.affine import AFFINE
+from passes.fold.affine import right_side
 from passes.fold.arithmetic import channel_axis, is_per_channel, output_channels, per_channel, refolded, scaled_outputs
 from passes.fold.fuse_conv_bn import RULES as BATCH_NORMS
 
@@ -49,19 +51,6 @@ def the_constant_is_per_output_channel(layer, w, c):
     return is_per_channel(c, output_channels(layer, w), channel_axis(w))
 
 
-def folded(written):
-    """The layer with the op `written` on its result folded into its weight and bias."""
-
-    def replace(op, layer, step, x, w, b, c):
-        return affine(op, layer, x, w, b, *AFFINE[written](step, per_channel(c, output_channels(layer, w), w)))
-
-    return replace
-
-
-def negated(op, layer, x, w, b):
-    return affine(op, layer, x, w, b, *AFFINE["-y"](None, None))
-
-
 def affine(op, layer, x, w, b, scale, shift):
     """`scale * layer(x, w, b) + shift`; a layer without bias gets one only from a shift."""
     channels = output_channels(layer, w)
@@ -72,6 +61,7 @@ def affine(op, layer, x, w, b, scale, shift):
     return refolded(op, layer, x, w, scaled_outputs(layer, w, s), bias)
 
 
+folded = partial(right_side, affine, output_channels)
 PER_CHANNEL = (the_constant_is_per_output_channel,)
 
 fold_affine = rule_pass(
@@ -82,7 +72,7 @@ fold_affine = rule_pass(
         Rule("layer(x) + c -> layer(x)", match=layer_plus_constant, requires=PER_CHANNEL, replace=folded("y + c")),
         Rule("layer(x) - c -> layer(x)", match=layer_minus_constant, requires=PER_CHANNEL, replace=folded("y - c")),
         Rule("c - layer(x) -> layer(x)", match=constant_minus_layer, requires=PER_CHANNEL, replace=folded("c - y")),
-        Rule("-layer(x) -> layer(x)", match=negated_layer, replace=negated),
+        Rule("-layer(x) -> layer(x)", match=negated_layer, replace=folded("-y")),
         *BATCH_NORMS,
     ],
     declares="reassociates",

@@ -12,10 +12,12 @@ scaled, but a shift does not reach them; and one much larger than the input vari
 `forward` normalises are such a chain.
 """
 
+from functools import partial
+
 from torch import Tensor
 
 from ir_tools.rewrite import Known, Rule, Value, rule_pass
-from passes.fold.affine import AFFINE
+from passes.fold.affine import right_side
 from passes.fold.arithmetic import (
     LARGE_SHIFT,
     channel_axis,
@@ -67,19 +69,6 @@ def the_input_is_not_widened(step, x):
     return step.shape == x.shape and step.dtype == x.dtype
 
 
-def folded(written):
-    """The layer with the op `written` on its input folded into its weight and bias."""
-
-    def replace(op, layer, step, x, w, b, c):
-        return affine(op, layer, x, w, b, *AFFINE[written](step, per_channel(c, input_channels(layer, w), w)))
-
-    return replace
-
-
-def negated(op, layer, x, w, b):
-    return affine(op, layer, x, w, b, *AFFINE["-y"](None, None))
-
-
 def affine(op, layer, x, w, b, scale, shift):
     """`layer(scale * x + shift, w, b)`; a layer without bias gets one only from a shift."""
     channels = input_channels(layer, w)
@@ -93,6 +82,7 @@ def affine(op, layer, x, w, b, scale, shift):
     return refolded(op, layer, x, w, weight, added if b is None else b.double() + added)
 
 
+folded = partial(right_side, affine, input_channels)
 SCALED = (the_constant_is_per_input_channel, the_input_is_not_widened)
 SHIFTED = (*SCALED, nothing_is_padded)
 
@@ -104,7 +94,7 @@ fold_input_affine = rule_pass(
         Rule("layer(x + c) -> layer(x)", match=layer_of_sum, requires=SHIFTED, replace=folded("y + c")),
         Rule("layer(x - c) -> layer(x)", match=layer_of_difference, requires=SHIFTED, replace=folded("y - c")),
         Rule("layer(c - x) -> layer(x)", match=layer_of_complement, requires=SHIFTED, replace=folded("c - y")),
-        Rule("layer(-x) -> layer(x)", match=layer_of_negation, replace=negated),
+        Rule("layer(-x) -> layer(x)", match=layer_of_negation, replace=folded("-y")),
     ],
     declares="reassociates",
     doc=__doc__,

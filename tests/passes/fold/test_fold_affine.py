@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 from ir_tools.torch_compat.fake import FakeTensorMode
 from ir_tools.torchvision_ops import import_torchvision
 from passes import CATALOGUE, Rule, rule_pass
+from passes.fold import affine
 from tests.check import assert_numbers_agree, assert_sites_can_be_skipped, captured, ops, rewritten, with_random_statistics
 from tests.layers import EXACT, LAYERS, Around, check_folds, layer_and_input, output_channels, per_channel, refusals
 
@@ -245,13 +246,11 @@ def test_each_site_can_be_skipped() -> None:
 
 # -- the numbers have teeth ---------------------------------------------------------------------------------------------
 
-RIGHT = {name: getattr(source, name) for name in ("scaled_outputs", "per_channel", "affine")}
+RIGHT = {name: getattr(source, name) for name in ("scaled_outputs", "per_channel")}
 SABOTAGES: dict[str, tuple[str, str, object]] = {
     "the weight is left": ("times", "scaled_outputs", lambda layer, w, s: w.double()),
-    "the bias is left": ("times", "affine", lambda op, layer, x, w, b, scale, shift:
-                         RIGHT["affine"](op, layer, x, w, b / per_one(scale, w), scale, shift)),
-    "alpha is lost": ("plus, scaled", "AFFINE", {**source.AFFINE, "y + c": lambda step, c: (None, c)}),
-    "a sum for a difference": ("minus", "AFFINE", {**source.AFFINE, "y - c": source.AFFINE["y + c"]}),
+    "alpha is lost": ("plus, scaled", "AFFINE", {**affine.AFFINE, "y + c": lambda step, c: (None, c)}),
+    "a sum for a difference": ("minus", "AFFINE", {**affine.AFFINE, "y - c": affine.AFFINE["y + c"]}),
     "the sign is lost": ("from", "scaled_outputs", lambda layer, w, s: w.double() * 1),
     "in float32": ("times", "scaled_outputs", lambda layer, w, s: RIGHT["scaled_outputs"](layer, w, s.float())),
 }  # fmt: skip
@@ -265,9 +264,20 @@ def per_one(scale: Tensor | float, w: Tensor) -> Tensor:
 def test_broken_arithmetic_is_noticed(sabotage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, name, broken = SABOTAGES[sabotage]
     layer, x = layer_and_input("conv2d")
-    monkeypatch.setattr(source, name, broken)
+    monkeypatch.setattr(affine if name == "AFFINE" else source, name, broken)
     with pytest.raises(AssertionError, match="relative error"):
         check_folds(fold_affine, model_of(function, layer), x)
+
+
+def test_a_bias_that_is_left_is_noticed() -> None:
+    def bias_left(op, layer, x, w, b, scale, shift):
+        return source.affine(op, layer, x, w, b / per_one(scale, w), scale, shift)
+
+    replace = affine.right_side(bias_left, source.output_channels, "y * c")
+    rule = Rule("wrong", match=source.layer_times_constant, replace=replace)
+    layer, x = layer_and_input("conv2d")
+    with pytest.raises(AssertionError, match="relative error"):
+        check_folds(rule_pass("wrong", [rule], declares="reassociates", doc=""), model_of("times", layer), x)
 
 
 def test_a_product_for_a_quotient_is_noticed() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from passes import CATALOGUE, Rule, rule_pass
+from passes.fold import affine
 from tests.check import assert_sites_can_be_skipped, captured
 from tests.layers import (
     LAYERS,
@@ -138,14 +139,14 @@ def test_each_site_can_be_skipped() -> None:
         ("times", "scaled_inputs", lambda layer, w, s: w.double() * s.flip(0).reshape(1, -1, 1, 1)),
         ("plus", "layer_sum", lambda layer, w, t: w.double()[:, :, 0, 0] @ t),
         ("plus", "layer_sum", lambda layer, w, t: torch.zeros(w.shape[0], dtype=torch.float64)),
-        ("plus, scaled", "AFFINE", {**source.AFFINE, "y + c": lambda step, c: (None, c)}),
-        ("minus", "AFFINE", {**source.AFFINE, "y - c": source.AFFINE["y + c"]}),
+        ("plus, scaled", "AFFINE", {**affine.AFFINE, "y + c": lambda step, c: (None, c)}),
+        ("minus", "AFFINE", {**affine.AFFINE, "y - c": affine.AFFINE["y + c"]}),
     ],
     ids=["unscaled", "other channels", "one tap", "no shift", "no alpha", "plus"],
 )
 def test_broken_arithmetic_is_noticed(function: str, name: str, broken: object, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = layer_and_input("conv2d, square")
-    monkeypatch.setattr(source, name, broken)
+    monkeypatch.setattr(affine if name == "AFFINE" else source, name, broken)
     with pytest.raises(AssertionError, match="relative error"):
         check_folds(fold_input_affine, model_of(function, layer), x)
 

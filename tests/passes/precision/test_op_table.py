@@ -17,18 +17,18 @@ from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
 from ir_tools.torch_compat import pytree
 from ir_tools.torchvision_ops import import_torchvision
-from passes.precision import op_table as half_ops
+from passes.precision import op_table
 from passes.testing.model_strategy import random_models
 from passes.testing.model_text import RandomModel
 from tests.passes.precision.half_samples import SAMPLES, Call, operator_of
 
 HALVES = (torch.bfloat16, torch.float16)
-STAYS_FLOAT = frozenset().union(*half_ops.STAYS_FLOAT.values())
+STAYS_FLOAT = frozenset().union(*op_table.STAYS_FLOAT.values())
 KINDS = {
-    name: getattr(half_ops, name)
+    name: getattr(op_table, name)
     for name in "MATRIX MOVES FOLLOWS DECIDES INSIDE FRAGILE CONSTRUCTORS PERIODIC CASTS NO_FLOATS".split()
 } | {"STAYS_FLOAT": STAYS_FLOAT}
-MEASURED = sorted(set().union(*KINDS.values()) - STAYS_FLOAT - half_ops.CASTS - half_ops.NO_FLOATS)
+MEASURED = sorted(set().union(*KINDS.values()) - STAYS_FLOAT - op_table.CASTS - op_table.NO_FLOATS)
 
 ONE_ROUNDING = 1.5
 """In ulp. Half an ulp is one rounding; the rest is for kernels that round a number of the result's size before it."""
@@ -68,7 +68,7 @@ def samples(name: str) -> list[Call]:
 
 def runnable(name: str, half: torch.dtype) -> list[Call]:
     """The sample calls of an op that has a kernel in `half`."""
-    return [] if name in half_ops.NO_KERNEL[half] else samples(name)
+    return [] if name in op_table.NO_KERNEL[half] else samples(name)
 
 
 def has_kernel(name: str, half: torch.dtype) -> bool:
@@ -139,7 +139,7 @@ def each(kind: str) -> Any:
 
 @each("MEASURED")
 def test_the_ops_without_a_kernel_are_those_listed(name: str, half: torch.dtype) -> None:
-    assert has_kernel(name, half) == (name not in half_ops.NO_KERNEL[half])
+    assert has_kernel(name, half) == (name not in op_table.NO_KERNEL[half])
 
 
 @each("MOVES")
@@ -152,10 +152,10 @@ def test_a_kernel_that_is_fragile_inside_rounds_once(name: str, half: torch.dtyp
     assert worst(name, half)[0] <= ONE_ROUNDING
 
 
-@pytest.mark.parametrize("name", sorted(half_ops.FRAGILE))
+@pytest.mark.parametrize("name", sorted(op_table.FRAGILE))
 def test_a_fragile_kernel_rounds_in_between(name: str) -> None:
     """In one of the dtypes, or it has no kernel; one that does not is better placed in INSIDE."""
-    assert any(name in half_ops.NO_KERNEL[half] or worst(name, half)[0] > ONE_ROUNDING for half in HALVES)
+    assert any(name in op_table.NO_KERNEL[half] or worst(name, half)[0] > ONE_ROUNDING for half in HALVES)
 
 
 @each("FOLLOWS")
@@ -168,7 +168,7 @@ WRITES_NUMBERS = "hardtanh clamp clip clamp_min clamp_max where masked_fill inde
 
 @pytest.mark.parametrize("name", WRITES_NUMBERS)
 def test_what_writes_a_number_moves_exactly_too(name: str) -> None:
-    assert name in half_ops.FOLLOWS
+    assert name in op_table.FOLLOWS
     assert all(commutes(name, sample, half) for half in HALVES for sample in samples(name))
 
 
@@ -182,7 +182,7 @@ EXACT = {"isnan", "isreal", "signbit"}
 """Rounding leaves NaN and the sign as they are."""
 
 
-@pytest.mark.parametrize("name", sorted(half_ops.DECIDES))
+@pytest.mark.parametrize("name", sorted(op_table.DECIDES))
 def test_what_decides_may_decide_otherwise_after_rounding(name: str) -> None:
     kept = all(commutes(name, sample, half) for half in HALVES for sample in samples(name))
     assert kept == (name in EXACT)
@@ -256,7 +256,7 @@ def test_every_name_is_an_operator() -> None:
 
 
 def test_no_name_is_in_two_kinds() -> None:
-    names = [name for kind in KINDS.values() for name in kind] + [n for ops in half_ops.STAYS_FLOAT.values() for n in ops]
+    names = [name for kind in KINDS.values() for name in kind] + [n for ops in op_table.STAYS_FLOAT.values() for n in ops]
     twice = {name for name in names if names.count(name) > 1 + (name in STAYS_FLOAT)}
     assert twice == set()
 

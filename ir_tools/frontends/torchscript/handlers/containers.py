@@ -13,7 +13,7 @@ from ir_tools.frontends.torchscript.operators import call_operator, part_of
 from ir_tools.frontends.torchscript.registry import HANDLERS, Handler, handles
 from ir_tools.frontends.torchscript.values import holds
 from ir_tools.ir import facts
-from ir_tools.ir.host import TENSOR, pop_first_item, value_type
+from ir_tools.ir.host import TENSOR, pop_first_item, set_item, value_type
 
 
 @handles("prim::ListConstruct")
@@ -122,11 +122,6 @@ _BY_VALUE = frozenset("aten::__contains__ aten::remove aten::sort".split())
 """So is a list with runtime values in it, where they are compared."""
 
 
-def _set_item(container: Any, key: Any, value: Any) -> Any:
-    container[key] = value
-    return container
-
-
 def _delete(container: Any, key: Any) -> tuple:
     del container[key]
     return ()
@@ -142,7 +137,7 @@ def _in_place(method: str) -> Callable[..., Any]:
 
 HANDLERS.update({
     "aten::__getitem__": _on_container(lambda c, key: c[key]),
-    "aten::_set_item": _on_container(_set_item, changes=True),
+    "aten::_set_item": _on_container(set_item, changes=True),
     "aten::Delete": _on_container(_delete, changes=True),
     "aten::append": _on_container(_in_place("append"), changes=True),
     "aten::insert": _on_container(_in_place("insert"), changes=True),
