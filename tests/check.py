@@ -18,7 +18,8 @@ from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Pass
 from ir_tools.torch_compat.modules import BatchNorm
 from ir_tools.verify.ranges import Observation, Range
-from passes.testing.invariants import rewritten, sketch
+from passes.testing.invariants import rewritten
+from passes.testing.true_facts import sketch
 
 # -- making Programs ----------------------------------------------------------------------------------------------------
 

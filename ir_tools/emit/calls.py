@@ -13,7 +13,7 @@ from ir_tools.emit.runtime_checks import CHECK_HOLDS
 from ir_tools.emit.variables import Variables
 from ir_tools.errors import EmitError
 from ir_tools.ir.dialect import argument_names
-from ir_tools.ir.facts import dtype
+from ir_tools.ir.facts import TensorFact, dtype
 from ir_tools.ir.program import Program
 from ir_tools.ir.shape_inference import FactError, compute_fact
 from ir_tools.torch_compat.operators import OpOverload, schema_of
@@ -84,7 +84,7 @@ def _with_bool_dtype(program: Program, node: fx.Node, target: OpOverload) -> dic
         read = compute_fact(program.mode, target, args, {k: as_number(k, v) for k, v in kwargs.items()})
     except FactError as error:
         raise EmitError(f"a bool given as a number is an int in TorchScript: {error}") from None
-    if wanted is None or not isinstance(read, torch.Tensor) or read.dtype == wanted:
+    if wanted is None or not isinstance(read, TensorFact) or read.dtype == wanted:
         return kwargs
     if "dtype" in kwargs and kwargs["dtype"] is None:
         return kwargs | {"dtype": wanted}

@@ -11,7 +11,7 @@ from ir_tools.emit.literals import int_literal, string_literal
 from ir_tools.emit.local_names import LocalNames
 from ir_tools.errors import EmitError
 from ir_tools.ir.alias_analysis import mutated_values
-from ir_tools.ir.facts import fact
+from ir_tools.ir.facts import strides
 from ir_tools.ir.program import Program
 from ir_tools.ir.signature import DynamicSize, InputSpec, Signature
 
@@ -145,12 +145,12 @@ def _checked(spec: InputSpec) -> list[int]:
 
 
 def _strides(spec: InputSpec, node: fx.Node) -> list[int]:
-    strides = fact(node).stride()
-    if not all(isinstance(s, int) for s in strides):
+    known = strides(node)
+    if known is None or not all(isinstance(s, int) for s in known):
         raise EmitError(
             f"the model writes into the input '{spec.name}', whose sizes are dynamic: what shares its memory depends on them"
         )
-    return list(strides)
+    return list(known)
 
 
 def _dtype_name_method() -> str:

@@ -22,6 +22,7 @@ from torch import fx
 from ir_tools.errors import CaptureError
 from ir_tools.ir import Draft, facts, shape_inference
 from ir_tools.ir.dialect import op_name, short_name
+from ir_tools.ir.facts import TensorFact
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten
@@ -219,13 +220,14 @@ def _to(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     x = a["self"]
     before = facts.fact(x)
     result = shape_inference.compute_fact(draft.program.mode, target, tuple(_positional(target, a)), _keyword_only(target, a))
-    if before is None or result is None:
+    if not isinstance(before, TensorFact) or not isinstance(result, TensorFact):
         return draft.call(target, **a)
     if result.device != before.device:
         raise CaptureError(
             f"the model moves a value from {before.device} to {result.device}; models over several devices cannot be captured"
         )
-    same_layout = a.get("memory_format") in (None, torch.preserve_format) or result.stride() == before.stride()
+    keeps = a.get("memory_format") in (None, torch.preserve_format)
+    same_layout = keeps or (before.strides is not None and result.strides == before.strides)
     copies = bool(a.get("copy", False)) or op_name(target) == "aten::_to_copy"
     if not same_layout:
         x = draft.call(aten.contiguous.default, x, memory_format=a["memory_format"])

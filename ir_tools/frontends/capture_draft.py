@@ -15,6 +15,9 @@ from ir_tools.frontends.functionalize import functionalize
 from ir_tools.frontends.source import Source
 from ir_tools.frontends.symbols import Symbols
 from ir_tools.ir import Draft, Program, check_wellformed
+from ir_tools.ir.facts import fact, set_fact
+from ir_tools.ir.joins import settle
+from ir_tools.ir.program import all_nodes
 from ir_tools.ir.signature import Condition
 
 
@@ -47,6 +50,9 @@ def finish(draft: Capture, outputs: Sequence[Any], conditions: Sequence[Conditio
     draft.output(values)
     functionalize(draft)
     program = draft.finish()
+    settle(all_nodes(program.graph))
+    for node in all_nodes(program.graph):  # what was found out late about symbols: that two are equal
+        set_fact(node, program.mode.settled(fact(node)))
     for name in program.state:  # nobody else may move it
         program.constants[name] = program.constants[name].clone()
     found = unique((*conditions, *draft.symbols.conditions()))

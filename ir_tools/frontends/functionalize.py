@@ -16,13 +16,12 @@ import torch
 from torch import fx
 
 from ir_tools.errors import CaptureError
-from ir_tools.ir import Draft, alias_analysis, facts
-from ir_tools.ir.dialect import getitem, op_name, short_name
+from ir_tools.ir import Draft, alias_analysis, facts, shape_inference
+from ir_tools.ir.dialect import bound_arguments, getitem, op_name, short_name
 from ir_tools.ir.effects import acts, aliased_nodes, changed_containers, has_effect, written_arguments, written_nodes
 from ir_tools.ir.origin import location
 from ir_tools.ir.program import Program
 from ir_tools.torch_compat.operators import OpOverload, schema_of
-from ir_tools.torch_compat.tensors import storage_id
 
 aten = torch.ops.aten
 
@@ -127,14 +126,13 @@ def names_of_its_memory(program: Any, name: str) -> list[str]:
 
 def _say_whether_it_copies(draft: Draft, node: fx.Node) -> None:
     """Replace an op that views or copies depending on layout by a view or by a copy: passes may change layouts."""
-    source, known = node.args[0], facts.fact(node)
-    origin = facts.fact(source)
-    if not isinstance(source, fx.Node) or not isinstance(known, torch.Tensor) or not isinstance(origin, torch.Tensor):
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or facts.tensor(node) is None or facts.tensor(source) is None:
         return
     sizes = facts.shape(node) or ()
     if op_name(node.target) != "aten::contiguous" and not all(isinstance(size, int) for size in sizes):
         return
-    copies = storage_id(known) != storage_id(origin)
+    copies = not shape_inference.shares_memory(draft.program.mode, node)
     with draft.before(node):
         new: Any = source
         if copies:
@@ -156,10 +154,10 @@ def _changes_nothing(node: fx.Node, mutated: frozenset[fx.Node]) -> bool:
         return False
     if op_name(node.target) == "aten::clone":
         return source.op == "get_attr" and not any(user.op == "output" for user in node.users)
-    known = facts.fact(source)
+    known = facts.tensor(source)
     if op_name(node.target) != "aten::contiguous" or known is None:
         return False
-    return bool(known.is_contiguous(memory_format=node.kwargs["memory_format"]))
+    return bool(facts.is_contiguous_in(known, bound_arguments(node)["memory_format"]))
 
 
 def _functionalized(
@@ -200,7 +198,7 @@ def _functionalized(
 
 def _broadcasts(writer: fx.Node, target: fx.Node) -> bool:
     """An operand of a writer has another shape than what it writes into, so that the pure result may have another one."""
-    tensors = [n for n in writer.all_input_nodes if isinstance(facts.fact(n), torch.Tensor)]
+    tensors = [n for n in writer.all_input_nodes if facts.tensor(n) is not None]
     return any(facts.shape(n) != facts.shape(target) for n in tensors)
 
 

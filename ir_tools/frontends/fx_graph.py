@@ -14,6 +14,7 @@ from ir_tools.errors import CaptureError
 from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.ir import Draft, Origin, facts
 from ir_tools.ir.dialect import map_argument
+from ir_tools.ir.facts import ScalarFact
 from ir_tools.ir.host import value_type
 from ir_tools.torch_compat.operators import (
     HigherOrderOperator,
@@ -67,7 +68,7 @@ def number_op(draft: Draft, packet: OpOverloadPacket, args: list[Any]) -> Any:
         if declared[: len(kinds)] == kinds:
             node = draft.call(overload, *args)
             known = facts.fact(node)
-            return known if isinstance(known, (bool, int, float)) else node
+            return known.value if isinstance(known, ScalarFact) and known.is_known and known.value is not None else node
     raise CaptureError(f"{packet} of {', '.join(kinds)} is not supported")
 
 

@@ -255,7 +255,7 @@ def _names_a_device(node: fx.Node) -> bool:
 def _anchor(program: Program) -> fx.Node | None:
     """A value that is where the inputs are: an input, else a constant."""
     candidates = program.placeholders or program.graph.find_nodes(op="get_attr")
-    return next((n for n in candidates if getattr(facts.fact(n), "layout", None) is torch.strided), None)
+    return next((n for n in candidates if getattr(facts.tensor(n), "layout", None) is torch.strided), None)
 
 
 _NEW = {

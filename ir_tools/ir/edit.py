@@ -16,10 +16,13 @@ from torch import fx
 from ir_tools.ir import alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import canonicalize_arguments, getitem, map_argument, short_name
 from ir_tools.ir.effects import has_effect
+from ir_tools.ir.facts import TensorFact, TupleFact
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
+from ir_tools.ir.joins import settle
 from ir_tools.ir.origin import Origin, location, origin, set_origin
 from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
 from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
+from ir_tools.ir.reinference import Stale
 from ir_tools.torch_compat.fake import FakeTensor
 from ir_tools.torch_compat.operators import OpOverload
 
@@ -41,6 +44,7 @@ class Draft(Generic[B]):
         self.graph = program.graph
         self._original = original
         self._edited = original is None
+        self._stale = Stale(program.mode)
         self._origin = Origin()
         self._constant_nodes: dict[str, fx.Node] = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
         self._identities: dict[tuple, str] | None = None
@@ -69,7 +73,17 @@ class Draft(Generic[B]):
             assert self._original is not None
             return self._original
         self.sweep()
+        self._stale.refresh_all(self.graph.nodes)
+        if self._original is not None:
+            settle(self.graph.nodes)
         return self.program
+
+    def refresh(self, node: fx.Node) -> None:
+        """Infer the fact of `node` again if an operand of it was replaced by one with another fact.
+
+        A pass that goes through the graph in order, and asks for facts, calls this for each node; `finish` does it for all.
+        """
+        self._stale.refresh(node)
 
     @property
     def _by_identity(self) -> dict[tuple, str]:
@@ -108,9 +122,9 @@ class Draft(Generic[B]):
             self._origin = previous
 
     def placeholder(self, name: str, example: torch.Tensor) -> fx.Node:
-        """A tensor input; its fact is `example` if that is fake, else taken from it (its data is not kept)."""
+        """A tensor input; its fact is taken from `example`, which may be fake (its data is not kept)."""
         node = self.graph.placeholder(name)
-        facts.set_fact(node, example if isinstance(example, FakeTensor) else self._fake(example))
+        facts.set_fact(node, self.program.mode.fact_of(example) if isinstance(example, FakeTensor) else TensorFact.of(example))
         self._head = node
         return node
 
@@ -136,7 +150,7 @@ class Draft(Generic[B]):
         node = self._constant_nodes.get(name)
         if node is None:
             node = self._constant_nodes[name] = self._insert_at_head(name)
-            facts.set_fact(node, self._fake(self.program.constants[name]))
+            facts.set_fact(node, TensorFact.of(self.program.constants[name]))
             set_origin(node, Origin(module=public_name(name), rules=self._origin.rules))
         return node
 
@@ -159,8 +173,9 @@ class Draft(Generic[B]):
 
     def size(self, value: fx.Node, axis: int) -> Any:
         """One size of a tensor of known rank: the number where it is known now, else a node that reads it."""
-        known = facts.size(facts.fact(value).shape[axis])
-        return known if isinstance(known, int) else self.call(torch.ops.aten.size.int, value, axis)
+        sizes = facts.shape(value)
+        assert sizes is not None
+        return sizes[axis] if isinstance(sizes[axis], int) else self.call(torch.ops.aten.size.int, value, axis)
 
     def again(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> fx.Node:
         """The op of `node` on other operands; a region's results keep their facts, so its operands must have kept theirs."""
@@ -185,7 +200,7 @@ class Draft(Generic[B]):
     def region(self, target: Any, args: Sequence[Any], values: Sequence[Any], types: Sequence[str]) -> list[fx.Node]:
         """A region, and a node for each of its results, with their facts and types."""
         node = self.graph.create_node("call_function", target, tuple(args), name=self._name_hint(target, tuple(args)))
-        facts.set_fact(node, tuple(values))
+        facts.set_fact(node, TupleFact(tuple(values)))
         set_value_type(node, f"Tuple[{', '.join(types)}]")
         set_origin(node, self._origin)
         results = []
@@ -218,7 +233,9 @@ class Draft(Generic[B]):
             new = [self._changed_body(body, change, alias_analysis.outside_of(node, memory)) for body in old]
             if any(a is not b for a, b in zip(old, new, strict=True)):
                 with self.graph.inserting_before(node):
-                    self.replace(node, self.again(node, with_bodies(node, new), {}))
+                    changed = self.again(node, with_bodies(node, new), {})
+                    self.replace(node, changed)
+                    self._stale.bodies_changed(changed)
 
     def _changed_body(self, body: Body, change: Callable[[Block], Block], outside: Outside) -> Body:
         before = self.program.of_body(body, outside)
@@ -246,11 +263,13 @@ class Draft(Generic[B]):
 
     def redirect(self, old: fx.Node, new: fx.Node) -> None:
         """Let every user of `old`, other than `new` itself, read `new`."""
+        self._stale.mark([user for user in old.users if user is not new], facts.fact(old), facts.fact(new))
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new, propagate_meta=False)
         self._edited = True
 
     def redirect_in(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """Let one user read `new` in place of `old`."""
+        self._stale.mark([user], facts.fact(old), facts.fact(new))
         user.replace_input_with(old, new)
         self._edited = True
 
@@ -309,9 +328,6 @@ class Draft(Generic[B]):
         if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor):
             return self.constant("constant", leaf)
         return leaf
-
-    def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.program.mode.from_tensor(tensor.detach(), static_shapes=True)
 
     def _free_name(self, name: str) -> str:
         candidate, count = name, 1

@@ -2,87 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-import torch
+from torch import fx
 
-from ir_tools.ir.facts import is_contiguous, same_layout, size, unknown_size
-from ir_tools.torch_compat.fake import FakeTensorMode
+from ir_tools.ir.facts import (
+    ABSENT,
+    UNKNOWN,
+    Fact,
+    ListFact,
+    TensorFact,
+    TupleFact,
+    contiguous_strides,
+    fact,
+    is_contiguous,
+    same_layout,
+    set_fact,
+)
+from ir_tools.ir.inference_mode import InferenceMode
 
 
-class _Nothing:
-    """The fact of a value that is no tensor yet (a None that a loop starts from), and of whatever is computed from it."""
+def join(mode: InferenceMode, one: Fact, other: Fact, free: set[Any] | None = None) -> Fact:
+    """What is true of a tensor that is one or the other: sizes that differ become symbols; UNKNOWN when too little is.
 
-    def __repr__(self) -> str:
-        return "nothing"
-
-
-NOTHING = _Nothing()
-
-
-def join(mode: FakeTensorMode, one: Any, other: Any, free: set[Any] | None = None) -> Any:
-    """What is true of a tensor that is one or the other: sizes that differ become symbols; None when too little is.
-
-    Where one is not contiguous, neither is the result. Gives `one` itself when that is true of both. The new symbols are put
-    into `free`; a size of `one` that is in it already stands for any.
+    Strides are known where both lie in memory alike. Gives `one` when that is true of both. The new symbols are put into
+    `free`; a size of `one` that is in it already stands for any.
     """
     free = set() if free is None else free
-    if one is NOTHING or other is NOTHING:
-        return other if one is NOTHING else one
-    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
-        return None
-    if (one.dim(), one.dtype, one.device, one.layout) != (other.dim(), other.dtype, other.device, other.layout):
-        return None
-    differ = [size(a) not in free and size(a) != size(b) for a, b in zip(one.shape, other.shape, strict=True)]
+    if one is ABSENT or other is ABSENT:
+        return other if one is ABSENT else one
+    if not isinstance(one, TensorFact) or not isinstance(other, TensorFact):
+        return UNKNOWN
+    if (one.rank, one.dtype, one.device, one.layout) != (other.rank, other.dtype, other.device, other.layout):
+        return UNKNOWN
+    differ = [a not in free and a != b for a, b in zip(one.shape, other.shape, strict=True)]
     if not any(differ):
-        return one if same_layout(one, other) or not is_contiguous(one) else _like(mode, one, one.shape, False)
-    sizes = [unknown_size(mode, free) if new else a for a, new in zip(one.shape, differ, strict=True)]
-    return _like(mode, one, sizes, is_contiguous(one) and is_contiguous(other))
+        return one if one.strides is None or same_layout(one, other) else _with_strides(one, None)
+    shape = tuple(mode.unknown_size(free) if new else a for a, new in zip(one.shape, differ, strict=True))
+    dense = is_contiguous(one) and is_contiguous(other)
+    return TensorFact(shape, one.dtype, one.device, contiguous_strides(shape) if dense else None, one.layout)
 
 
-def fresh(mode: FakeTensorMode, known: Any, free: set[Any]) -> Any:
+def fresh(mode: InferenceMode, known: Fact, free: set[Any]) -> Fact:
     """`known` with a new symbol for each size that is in `free`."""
-    if not isinstance(known, torch.Tensor) or not any(size(s) in free for s in known.shape):
+    if not isinstance(known, TensorFact) or not any(n in free for n in known.shape):
         return known
-    sizes = [unknown_size(mode, set()) if size(s) in free else s for s in known.shape]
-    return _like(mode, known, sizes, is_contiguous(known))
+    shape = tuple(mode.unknown_size(set()) if n in free else n for n in known.shape)
+    strides = contiguous_strides(shape) if is_contiguous(known) else None
+    return TensorFact(shape, known.dtype, known.device, strides, known.layout)
 
 
-def _like(mode: FakeTensorMode, known: torch.Tensor, sizes: Sequence[Any], contiguous: bool) -> torch.Tensor:
-    with mode:
-        if contiguous or known.dim() < 2:
-            return torch.empty(list(sizes), dtype=known.dtype, device=known.device)
-        axes = list(range(known.dim()))[::-1]
-        return torch.empty(list(sizes)[::-1], dtype=known.dtype, device=known.device).permute(axes)
+def _with_strides(known: TensorFact, strides: Any) -> TensorFact:
+    return replace(known, strides=strides, example_strides=strides)
 
 
-class Elements:
-    """The fact of a list or dict: what is true of every tensor in it. Values that are the same container share it.
+class Elements(Fact):
+    """What is known so far of a list or dict while a model is captured: of every tensor in it. It grows with what is put in.
 
-    `widened` counts how often a container that had been read turned out to hold more kinds of tensors than known then: a loop
-    in which that happens is walked again, because what was read had too narrow a fact.
+    Values that are the same container share it. `settle` makes a `ListFact` of it when the model is captured. `widened` counts
+    how often a container that had been read turned out to hold more kinds of tensors than known then: a loop in which that
+    happens is walked again, because what was read had too narrow a fact.
     """
 
     widened = 0
 
-    def __init__(self, mode: FakeTensorMode, values: Iterable[Any]):
+    def __init__(self, mode: InferenceMode, values: Iterable[Fact]):
         self.mode = mode
-        self.known: Any = NOTHING
+        self.known: Fact = ABSENT
         self.was_read = False
         self.free: set[Any] = set()
         for value in values:
             self.add(value)
 
-    def add(self, value: Any) -> None:
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def add(self, value: Fact) -> None:
         wider = join(self.mode, self.known, value, self.free)
-        if wider is not self.known:
+        if wider != self.known:
             self.known = wider
             Elements.widened += self.was_read
 
-    def read(self) -> Any:
+    def read(self) -> Fact:
         self.was_read = True
         return self.known
 
     def __repr__(self) -> str:
         return f"elements {self.known}"
+
+
+def settle(nodes: Iterable[fx.Node]) -> None:
+    """Fix the facts of the containers in a graph.
+
+    How their tensors lie in memory is left open: a pass may change that, and nothing says which containers are the same one.
+    """
+
+    def settled(known: Fact) -> Fact:
+        if isinstance(known, TupleFact):
+            return TupleFact(tuple(map(settled, known.parts)))
+        if not isinstance(known, Elements):
+            return known
+        inside = known.known
+        return ListFact(_with_strides(inside, None) if isinstance(inside, TensorFact) else inside)
+
+    for node in nodes:
+        if isinstance(fact(node), (Elements, TupleFact)):
+            set_fact(node, settled(fact(node)))

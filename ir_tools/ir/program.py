@@ -16,11 +16,10 @@ from torch import fx
 from ir_tools.ir.alias_analysis import effects_of, mutated_values
 from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.effects import is_random, live_nodes
-from ir_tools.ir.facts import new_mode
 from ir_tools.ir.host import meaning
+from ir_tools.ir.inference_mode import InferenceMode
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
-from ir_tools.torch_compat.fake import FakeTensorMode
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Block:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     state: frozenset[str] = frozenset()
     packings: dict[str, Packing] = field(default_factory=dict)
-    mode: FakeTensorMode = field(default_factory=new_mode)
+    mode: InferenceMode = field(default_factory=InferenceMode)
     name: str = ""
     outside: Outside = NOBODY
 

@@ -1,12 +1,13 @@
 """Shape inference: the fact of an op's result from those of its arguments, by running torch's fake kernels.
 
-Where these are missing or wrong, and for ops on numbers and containers, which have none, the fact is made here.
+Where these are missing or wrong (`layouts_on_cpu`), and for ops on numbers and containers, the fact is made here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,19 +15,33 @@ from torch import fx
 
 from ir_tools.errors import PassesError
 from ir_tools.ir.dialect import bound_arguments, map_argument, nodes_in, op_name, overload_name
-from ir_tools.ir.facts import SYMBOLS, fact, has_symbols, rank, same_layout, unknown_number, unknown_size
+from ir_tools.ir.facts import (
+    ABSENT,
+    SYMBOLS,
+    UNKNOWN,
+    Fact,
+    ListFact,
+    ScalarFact,
+    TensorFact,
+    TupleFact,
+    fact,
+    rank,
+    same_layout,
+)
 from ir_tools.ir.host import CONSTRUCTORS, is_host, make_list, make_tuple, meaning
-from ir_tools.ir.joins import NOTHING, Elements, join
-from ir_tools.torch_compat.dispatch import python_kernels, without_modes
+from ir_tools.ir.inference_mode import InferenceMode
+from ir_tools.ir.joins import Elements, join
+from ir_tools.ir.layouts_on_cpu import layout_on_cpu
+from ir_tools.torch_compat.dispatch import python_kernels
 from ir_tools.torch_compat.fake import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensorMode,
+    FakeTensor,
     UnsupportedOperatorException,
 )
 from ir_tools.torch_compat.operators import schema_or
 from ir_tools.torch_compat.symbols import GuardOnDataDependentSymNode, backed_size_oblivious
-from ir_tools.torch_compat.tensors import likely_memory_format
+from ir_tools.torch_compat.tensors import storage_id
 
 
 class FactError(PassesError, RuntimeError):
@@ -41,15 +56,15 @@ SAME_FACT_AS = {
 }
 
 
-def _packed_sequence(mode: FakeTensorMode, values: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
+def _packed_sequence(mode: InferenceMode, values: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any:
     """As many rows as the lengths add up to, and how many sequences each step has."""
-    rows, steps = (unknown_size(mode, set()) for _ in range(2))
-    with mode:
-        data = torch.empty([rows, *values.shape[2:]], dtype=values.dtype, device=values.device)
-        return data, torch.empty([steps], dtype=torch.int64)
+    (rows, steps), device = (mode.unknown_size(set()) for _ in range(2)), torch.device("cpu")
+    known = TensorFact.of(values)
+    data = TensorFact((rows, *known.shape[2:]), known.dtype, known.device, None)
+    return TupleFact((data, TensorFact((steps,), torch.int64, device, (1,))))
 
 
-def _recurrent(mode: FakeTensorMode, values: torch.Tensor, states: Any, parameters: Any, *options: Any) -> Any:
+def _recurrent(mode: InferenceMode, values: torch.Tensor, states: Any, parameters: Any, *options: Any) -> Any:
     """`lstm.input` and its kin: one row of features per step and direction, then the state, or (of an LSTM) both states."""
     *_, bidirectional, _ = options
     last = states if isinstance(states, (list, tuple)) else [states]
@@ -59,81 +74,102 @@ def _recurrent(mode: FakeTensorMode, values: torch.Tensor, states: Any, paramete
     return tuple(made)
 
 
-def _batch_norm_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    """Contiguous or channels-last (aten/src/ATen/native/Normalization.cpp); the fake kernel copies the input's strides."""
-    return torch.empty_like(result, memory_format=likely_memory_format(values))
-
-
-def _reshape_layout(values: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    """A reshape to the same shape gives axes of one element other strides; the fake kernel gives back its operand."""
-    if result.shape != values.shape:
-        return result
-    with without_modes():
-        plain = torch.empty_strided(tuple(values.shape), values.stride(), device="meta").reshape(values.shape)
-    return values.as_strided(values.shape, plain.stride())
-
-
-LAYOUTS_ON_CPU = {"aten::batch_norm": _batch_norm_layout, "aten::reshape": _reshape_layout, "aten::view": _reshape_layout}
-"""Ops whose results have other layouts than torch 2.13's fake kernels say. Layouts decide which kernel the next op takes."""
-
-
 # torch 2.13's fake kernels of these give the wrong sizes or dtypes, or unroll over the length of a sequence.
 OWN_FACTS = {"aten::_pack_padded_sequence": _packed_sequence}
 UNROLLED = frozenset(getattr(torch.ops.aten, kind).input for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 
-def compute_fact(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What `target` gives on the facts of its arguments; None when one of them is unknown.
+def compute_fact(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Fact:
+    """What `target` gives on the facts of its arguments; UNKNOWN when too little is known of one of them.
 
     Raises `FactError` when the op itself rejects them.
     """
-    unknown = False
-
-    def known(value: Any) -> Any:
-        nonlocal unknown
-        out = fact(value)
-        unknown = unknown or (isinstance(value, fx.Node) and out is None)
-        return out
-
-    fake_args = tuple(map_argument(a, known) for a in args)
-    fake_kwargs = {k: map_argument(v, known) for k, v in kwargs.items()}
-    nothing = any(v is NOTHING for v in _leaves((fake_args, fake_kwargs)))
+    known_args = tuple(map_argument(a, mode_fact(mode)) for a in args)
+    known_kwargs = {k: map_argument(v, mode_fact(mode)) for k, v in kwargs.items()}
+    leaves = list(_leaves((known_args, known_kwargs)))
+    unknown, absent = any(v is UNKNOWN for v in leaves), any(v is ABSENT for v in leaves)
     if is_host(target):
-        return _host_fact(mode, target, fake_args, unknown or nothing)
-    if nothing or unknown:
-        return NOTHING if nothing else None
+        return _host_fact(mode, target, known_args, unknown or absent)
+    if absent or unknown:
+        return ABSENT if absent else UNKNOWN
+    if any(isinstance(v, (Elements, ListFact)) for v in leaves):
+        joins = op_name(target) in GROWS_WITH_LIST and isinstance(known_args[0], (Elements, ListFact))
+        return _fact_of_joined_elements(mode, target, known_args, known_kwargs) if joins else UNKNOWN
+    key = (target, _frozen(known_args), _frozen(known_kwargs), torch.get_default_dtype())
+    found = mode.results.get(key)
+    if found is None:
+        found = _inferred(mode, target, known_args, known_kwargs, leaves)
+        if not any(_has_symbols(v) for v in leaves) and not _has_symbols(found):
+            mode.results[key] = found
+    return found
+
+
+def mode_fact(mode: InferenceMode) -> Any:
+    """The fact of an argument: that of its node, or of a fake tensor; a literal stands for itself."""
+    return lambda value: mode.fact_of(value) if isinstance(value, FakeTensor) else fact(value)
+
+
+def _inferred(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], leaves: list[Any]) -> Fact:
+    """Where strides of an operand are not known, the op is run on two layouts: what they agree on is known."""
+    found = _run(mode, target, args, kwargs, leaves, reversed_axes=False)
+    if not any(isinstance(v, TensorFact) and v.strides is None and v.layout is torch.strided for v in leaves):
+        return found
+    try:
+        other = _run(mode, target, args, kwargs, leaves, reversed_axes=True)
+    except FactError:
+        other = UNKNOWN
+    return _common(found, other)
+
+
+def _common(one: Fact, other: Fact) -> Fact:
+    if isinstance(one, TupleFact):
+        others = other.parts if isinstance(other, TupleFact) else [UNKNOWN] * len(one)
+        return TupleFact(tuple(map(_common, one.parts, others)))
+    if isinstance(one, TensorFact) and (not isinstance(other, TensorFact) or one.strides != other.strides):
+        return replace(one, strides=None, example_strides=None)
+    return one
+
+
+def _run(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], leaves: list[Any], reversed_axes: bool) -> Fact:
+    def fake(value: Any) -> Any:
+        return mode.fake(value, reversed_axes=reversed_axes)
+
+    fake_args = tuple(_mapped(a, fake) for a in args)
+    fake_kwargs = {k: _mapped(v, fake) for k, v in kwargs.items()}
     if target in UNROLLED:
-        return _recurrent(mode, *fake_args)
+        return mode.fact_of(_recurrent(mode, *fake_args))
     if op_name(target) in OWN_FACTS:
-        return OWN_FACTS[op_name(target)](mode, *fake_args)
-    if any(isinstance(v, Elements) for v in _leaves((fake_args, fake_kwargs))):
-        joins = op_name(target) in GROWS_WITH_LIST and isinstance(fake_args[0], Elements)
-        return _fact_of_joined_elements(mode, target, fake_args, fake_kwargs) if joins else None
-    symbolic = any(isinstance(v, SYMBOLS) or has_symbols(v) for v in _leaves((fake_args, fake_kwargs)))
+        return mode.fact_of(OWN_FACTS[op_name(target)](mode, *fake_args))
+    symbolic = any(map(_has_symbols, leaves))
     if symbolic and op_name(target).removesuffix("_") == "aten::squeeze" and not _rank_is_known(*fake_args):
-        return None
+        return UNKNOWN
     try:
         with torch.no_grad(), _for_symbols() if symbolic else nullcontext(), mode:
             if torch.Tag.inplace_view in getattr(target, "tags", ()):
                 # It changes the shape of the very tensor: give it another one over the same storage.
                 fake_args = (torch.ops.aten.alias.default(fake_args[0]), *fake_args[1:])
             result = target(*fake_args, **fake_kwargs)
-            on_cpu = None if symbolic else LAYOUTS_ON_CPU.get(op_name(target))
-            if on_cpu is not None and isinstance(result, torch.Tensor) and result.device.type == "cpu":
-                result = on_cpu(fake_args[0], result)
-            return result
+        return layout_on_cpu(op_name(target), args, mode.fact_of(result))
     except (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException):
-        return None
+        return UNKNOWN
     except UnsupportedOperatorException as error:
         like = SAME_FACT_AS.get(overload_name(target))
         if like is None:
             raise FactError(f"{overload_name(target)} has no fake kernel, so its result's shape cannot be known") from error
-        return fake_args[like]
+        return mode.fact_of(fake_args[like])
     except Exception as error:
-        if any(isinstance(v, SYMBOLS) for v in _leaves((fake_args, fake_kwargs))):
-            return None  # it may be the symbol that the op rejects, where a number would do
+        if any(isinstance(v, ScalarFact) and not v.is_known for v in leaves):
+            return UNKNOWN  # it may be the symbol that the op rejects, where a number would do
         shapes = ", ".join(_describe(a) for a in fake_args)
         raise FactError(f"{overload_name(target)}({shapes}) fails: {str(error).splitlines()[0]}") from error
+
+
+def shares_memory(mode: InferenceMode, node: fx.Node) -> bool:
+    """The result of an op is a view of its first operand, for operands that lie in memory as their facts say."""
+    args = tuple(map_argument(a, lambda v: mode.fake(fact(v))) for a in node.args)
+    kwargs = {k: map_argument(v, lambda v: mode.fake(fact(v))) for k, v in node.kwargs.items()}
+    with torch.no_grad(), _for_symbols(), mode:
+        return storage_id(node.target(*args, **kwargs)) == storage_id(args[0])  # type: ignore[operator]
 
 
 def _rank_is_known(values: torch.Tensor, axes: Any = None) -> bool:
@@ -154,8 +190,34 @@ def _for_symbols() -> Iterator[None]:
         yield
 
 
-def _leaves(value: Any) -> Iterable[Any]:
+def _mapped(value: Any, function: Any) -> Any:
+    """`function` of each leaf of an argument; facts are leaves."""
     if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(v, function) for v in value)
+    return {k: _mapped(v, function) for k, v in value.items()} if isinstance(value, dict) else function(value)
+
+
+def _frozen(value: Any) -> Any:
+    """The argument as a key, in which 1 is not 1.0."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((k, _frozen(v)) for k, v in sorted(value.items()))
+    return value if isinstance(value, Fact) else (type(value), repr(value))
+
+
+def _has_symbols(known: Any) -> bool:
+    if isinstance(known, TupleFact):
+        return any(map(_has_symbols, known.parts))
+    if isinstance(known, TensorFact):
+        return known.has_symbols
+    return isinstance(known, SYMBOLS) or (isinstance(known, ScalarFact) and not known.is_known)
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    if isinstance(value, TupleFact):
+        yield from _leaves(value.parts)
+    elif isinstance(value, (list, tuple)):
         for v in value:
             yield from _leaves(v)
     elif isinstance(value, dict):
@@ -180,61 +242,81 @@ COPIES = frozenset({"aten::copy", "aten::list", "aten::slice", "aten::values"})
 GROWS_WITH_LIST = frozenset({"aten::cat", "aten::stack"})
 
 
-def _fact_of_elements(mode: FakeTensorMode, name: str, args: tuple) -> Any:
+def _fact_of_elements(mode: InferenceMode, name: str, args: tuple) -> Fact:
     """What an op on a container gives: the container itself, a tensor in it, a new container of the same tensors."""
-    elements = args[0]
+    container = args[0]
     if name in PUTS:
-        elements.add(args[-1])
-        return elements
+        return _with(mode, container, args[-1])
     if name in ("aten::extend", "aten::add_"):
-        elements.add(args[1].read() if isinstance(args[1], Elements) else None)
-        return elements
+        return _with(mode, container, _read(args[1]))
     if name in TAKES:
-        return elements.read()
-    return Elements(mode, [elements.read()]) if name in COPIES else None
+        return _read(container)
+    if name not in COPIES:
+        return UNKNOWN
+    return Elements(mode, [container.read()]) if isinstance(container, Elements) else container  # type: ignore[no-any-return]
 
 
-def _fact_of_joined_elements(mode: FakeTensorMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _read(container: Any) -> Fact:
+    if isinstance(container, Elements):
+        return container.read()
+    return container.elements if isinstance(container, ListFact) else UNKNOWN
+
+
+def _with(mode: InferenceMode, container: Any, value: Fact) -> Fact:
+    """The container with one more tensor in it."""
+    if isinstance(container, ListFact):
+        return ListFact(join(mode, container.elements, value))
+    container.add(value)
+    return container  # type: ignore[no-any-return]
+
+
+def _fact_of_joined_elements(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any]) -> Fact:
     """`cat` and `stack` of a list of unknown length: the result of one element joined with that of two."""
-    known = args[0].read()
-    if not isinstance(known, torch.Tensor):
+    known = _read(args[0])
+    if not isinstance(known, TensorFact):
         return known
     short, long = (compute_fact(mode, target, ([known] * n, *args[1:]), kwargs) for n in (1, 2))
     return join(mode, short, long)
 
 
-def _host_fact(mode: FakeTensorMode, target: Any, args: tuple, unknown: bool) -> Any:
+def _host_fact(mode: InferenceMode, target: Any, args: tuple, unknown: bool) -> Fact:
     """A number or string where it is known, a symbol for an unknown number."""
     if target is make_tuple:
-        return args
+        return TupleFact(tuple(v if isinstance(v, Fact) else ScalarFact.of(v) for v in args))
     if target in CONSTRUCTORS:
         return Elements(mode, args if target is make_list else args[1])
-    if args and isinstance(args[0], Elements):
+    if args and isinstance(args[0], (Elements, ListFact)):
         found = _fact_of_elements(mode, op_name(target), args)
-        if found is not None:
+        if found is not UNKNOWN:
             return found
         unknown = True
+    if args and isinstance(args[0], TupleFact) and op_name(target) in TAKES and isinstance(args[1], int):
+        return args[0].parts[args[1]]
     function = meaning(target)
     assert function is not None
     # torch's own operator would take a symbol for the number of the example, and pin it.
-    unknown = unknown or (function is target and any(isinstance(v, SYMBOLS) for v in _leaves(args)))
+    unknown = unknown or (function is target and any(map(_is_symbol, _leaves(args))))
     result = None
     if not unknown and op_name(target) not in ASKS_FOR_NONE:
         try:
             with torch.no_grad(), mode:
-                result = function(*args)
+                result = function(*(_mapped(a, mode.fake) for a in args))
         except Exception:  # what symbols do not support; an error of the model's own comes when it runs
             result = None
     if isinstance(result, (list, dict)):
-        return None
+        return UNKNOWN
     returns = getattr(schema_or(target, None), "returns", ())
-    return unknown_number(mode, str(returns[0].type)) if result is None and returns else result
+    return mode.unknown_number(str(returns[0].type)) if result is None and returns else mode.fact_of(result)
 
 
-def copy_keeps_layout(mode: FakeTensorMode, value: fx.Node) -> bool:
+def _is_symbol(value: Any) -> bool:
+    return isinstance(value, SYMBOLS) or (isinstance(value, ScalarFact) and not value.is_known)
+
+
+def copy_keeps_layout(mode: InferenceMode, value: fx.Node) -> bool:
     """A copy of the value has the layout of the value; expanded values, and those with gaps, do not keep theirs."""
-    copied = compute_fact(mode, torch.ops.aten.clone.default, (value,), {})
-    return isinstance(copied, torch.Tensor) and same_layout(fact(value), copied)
+    known, copied = fact(value), compute_fact(mode, torch.ops.aten.clone.default, (value,), {})
+    return isinstance(known, TensorFact) and isinstance(copied, TensorFact) and bool(same_layout(known, copied))
 
 
 def axis_order(node: fx.Node) -> list[int] | None:

@@ -66,6 +66,7 @@ def apply_rules(program: B, rules: Sequence[Rule], log: RewriteLog, made_by: str
         del log.refusals[refused_before:]
         rewritten = len(log.rewrites)
         for node in draft.program.calls:
+            draft.refresh(node)
             if node.target in by_target:
                 work.rewrite_at(node)
         if len(log.rewrites) == rewritten:
@@ -177,7 +178,8 @@ def _changes(old: fx.Node, new: fx.Node, keeps_layout: bool) -> str | None:
         return f"the result would change shape from {facts.shape(old)} to {facts.shape(new)}"
     if facts.dtype(old) != facts.dtype(new):
         return f"the result would change dtype from {facts.dtype(old)} to {facts.dtype(new)}"
-    if keeps_layout and not facts.same_layout(facts.fact(old), facts.fact(new)):
+    one, other = facts.tensor(old), facts.tensor(new)
+    if keeps_layout and one is not None and other is not None and not facts.same_layout(one, other):
         return "the result would lie in memory in another order"
     if not alias_analysis.can_stand_for(new, old):
         return "the model's output would share memory with an input, a constant or another output"

@@ -11,6 +11,7 @@ from torch import fx
 
 from ir_tools.ir import Draft, facts
 from ir_tools.ir.dialect import aten, bound_arguments, getitem, map_argument, nodes_in, short_name
+from ir_tools.ir.facts import TensorFact, TupleFact
 from ir_tools.ir.program import Block, public_name
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.rewrite_log import Traffic
@@ -137,11 +138,11 @@ def is_filled(node: fx.Node) -> bool:
     return short_name(node.target) in FILLED and not node.all_input_nodes and "dtype" in node.kwargs
 
 
-def parts(node: fx.Node) -> list[torch.Tensor]:
+def parts(node: fx.Node) -> list[TensorFact]:
     """The facts of the tensors that an op gives in a tuple or list; none for a region, whose results have their own rules."""
     value = facts.fact(node)
-    several = isinstance(value, (tuple, list)) and not is_region(node)
-    return [v for v in value if isinstance(v, torch.Tensor)] if several else []
+    several = isinstance(value, TupleFact) and not is_region(node)
+    return [v for v in value.parts if isinstance(v, TensorFact)] if several else []
 
 
 def whole(part: fx.Node) -> fx.Node | None:

@@ -94,8 +94,8 @@ def why_apart(first: fx.Node, node: fx.Node, mutated: frozenset[fx.Node]) -> str
     """Why `node` must not be replaced by `first`, an op with the same key; None when it may be."""
     if any(value in mutated for value in (first, node, *nodes_in([*node.args, *node.kwargs.values()]))):
         return "its operands or result are written in place"
-    one, other = facts.fact(first), facts.fact(node)
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and not facts.same_layout(one, other):
+    one, other = facts.tensor(first), facts.tensor(node)
+    if one is not None and other is not None and not facts.same_layout(one, other):
         return "the two results lie in memory in different orders"
     if is_handed_out(derived(node)) and is_handed_out(derived(first)):
         return "both results are outputs of the model, which must not share memory"

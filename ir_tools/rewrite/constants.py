@@ -15,7 +15,7 @@ def is_foldable(program: Block, node: fx.Node) -> bool:
     """The node gives one tensor, which is read; it has no effect, and its tensor operands are constants, not state."""
     if not node.users or not isinstance(node.target, OpOverload) or node.target in DIALECT_ONLY or has_effect(node):
         return False
-    if not isinstance(facts.fact(node), torch.Tensor):
+    if facts.tensor(node) is None:
         return False
     return all(program.constant(n) is not None and n.target not in program.packings for n in node.all_input_nodes)
 

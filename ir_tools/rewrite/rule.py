@@ -129,8 +129,8 @@ class Value:
 
     def lies_like(self, other: Value) -> bool | None:
         """The two have the same memory layout: the same strides, or both contiguous."""
-        one, two = facts.fact(self._node), facts.fact(other._node)
-        return facts.same_layout(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else None
+        one, two = facts.tensor(self._node), facts.tensor(other._node)
+        return None if one is None or two is None else facts.same_layout(one, two)
 
     def dies_at(self, user: Value) -> bool:
         """`user` is the last user of this value, whose memory is the graph's own and shared with no other value.

@@ -230,6 +230,7 @@ def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str,
     draft = Draft.of(program)
     mutated = draft.program.mutated_values
     for node in draft.program.calls:
+        draft.refresh(node)
         entry = table.get(node.target)
         site = f"{name}@{node.name}"
         if entry is not None and log.allows(site) and name not in origin(node).rules:

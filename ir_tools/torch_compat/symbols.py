@@ -46,6 +46,11 @@ def value_for_all(condition: torch.SymBool) -> Any:
     return condition.node.shape_env._maybe_evaluate_static(condition.node.expr)
 
 
+def replaced(env: Any, expression: Any) -> Any:
+    """An expression with what was found out about its symbols: that two are equal, or one a number."""
+    return env.replace(expression)
+
+
 def declare_size(number: Any) -> None:
     """Say of a symbolic number that it is not negative."""
     torch._check(number >= 0)

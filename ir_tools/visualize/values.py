@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 
-from ir_tools.ir.facts import SYMBOLS, fact
+from ir_tools.ir import facts
+from ir_tools.ir.facts import ListFact, ScalarFact, TensorFact, TupleFact, fact, shape
 from ir_tools.ir.host import TENSOR, inner_types, value_type
-from ir_tools.ir.joins import Elements
 from ir_tools.ir.program import Program
 from ir_tools.ir.signature import DynamicSize
 
@@ -42,11 +43,10 @@ def size_names(program: Program) -> dict[str, str]:
     """The user's names for the symbols of sizes: `{"s26": "batch"}`."""
     names: dict[str, str] = {}
     for node, spec in zip(program.placeholders, program.signature.inputs, strict=False):
-        known = fact(node)
-        sizes = known.shape if isinstance(known, torch.Tensor) else ()
+        sizes = shape(node) or ()
         for declared, size in zip(spec.shape, sizes, strict=False):
-            if isinstance(declared, DynamicSize) and isinstance(size, torch.SymInt):
-                names[str(size.node.expr)] = declared.name
+            if isinstance(declared, DynamicSize) and not isinstance(size, int):
+                names[str(size)] = declared.name
     return names
 
 
@@ -63,17 +63,17 @@ class Values:
 
     def describe(self, known: Any) -> str:
         """`f32[1,64,56,56]` for a tensor, `(f32[1], i64[1])` for several, `?` for an unknown one."""
-        if isinstance(known, torch.Tensor):
+        if isinstance(known, TensorFact):
             return f"{short_dtype(known.dtype)}[{','.join(map(self.number, known.shape))}]"
-        if isinstance(known, (list, tuple)):
-            return f"({', '.join(map(self.describe, known))})"
+        if isinstance(known, TupleFact):
+            return f"({', '.join(map(self.describe, known.parts))})"
         return UNKNOWN
 
     def number(self, value: Any) -> str:
         """A number; a symbolic one in the user's names for sizes, `?` where it depends on data."""
-        if not isinstance(value, SYMBOLS):
+        if not isinstance(value, sympy.Basic):
             return repr(value)
-        text = str(value.node.expr)
+        text = str(value)
         if any(symbol not in self.names for symbol in _SYMBOL.findall(text)):
             return UNKNOWN
         text = _TWICE_IN_PARENTHESES.sub(r"(\1)", _SYMBOL.sub(lambda symbol: self.names[symbol[0]], text))
@@ -83,13 +83,13 @@ class Values:
         if annotation == TENSOR:
             return self.describe(known)
         if annotation in _NUMBERS_AND_TEXT:
-            value = self.number(known) if isinstance(known, (int, float, str, *SYMBOLS)) else UNKNOWN
+            value = self.number(known.value) if isinstance(known, ScalarFact) and known.value is not None else UNKNOWN
             return annotation if value == UNKNOWN else f"{annotation} = {value}"
         if annotation.startswith("Tuple["):
             types = inner_types(annotation)
-            parts = known if isinstance(known, (list, tuple)) and len(known) == len(types) else [None] * len(types)
+            parts = known.parts if isinstance(known, TupleFact) and len(known) == len(types) else [facts.UNKNOWN] * len(types)
             return f"({', '.join(map(self._typed, types, parts))})"
-        inside = known.known if isinstance(known, Elements) else known
-        if isinstance(inside, torch.Tensor) and annotation.count(TENSOR) == 1:
+        inside = known.elements if isinstance(known, ListFact) else known
+        if isinstance(inside, TensorFact) and annotation.count(TENSOR) == 1:
             return annotation.replace(TENSOR, self.describe(inside))
         return annotation

@@ -21,8 +21,7 @@ from torch import Tensor
 from ir_tools.errors import PassesError
 from ir_tools.frontends.source import Example
 from ir_tools.frontends.undisturbed import seeded
-from ir_tools.ir import Program, check_wellformed, facts, joins
-from ir_tools.ir.host import value_type
+from ir_tools.ir import Program, check_wellformed, facts
 from ir_tools.ir.program import all_nodes
 from ir_tools.rewrite import Pass, RewriteLog
 from ir_tools.rewrite.shapes import DECLARATIONS
@@ -30,6 +29,7 @@ from ir_tools.torch_compat.dispatch import TorchDispatchMode
 from ir_tools.torch_compat.operators import schema_of
 from ir_tools.verify.numerics import compare, smallest_sqnr
 from passes.driver.verification import narrowest_float, run_seeded
+from passes.testing.true_facts import sketch, untrue_facts
 
 LARGEST_ERROR = 1e-10
 """What reassociation may do to float64, as the largest |difference| over the largest |reference| of an output."""
@@ -104,51 +104,9 @@ def _content(tensor: Tensor) -> str:
 
 
 def assert_facts_are_true(program: Program, *inputs: Tensor) -> None:
-    """Run the Program and compare the shape and dtype of every value with what the node says. Raises `InvariantBroken`."""
-    wrong = []
-    for node, value in program.trace_values(*(t.clone() for t in inputs)):
-        if node.op == "output":
-            continue
-        if node.target in program.packings:  # opaque to shape questions in some builds: the plain constant stands for it
-            value = program.constants[str(node.target)]
-        expected = facts.fact(node)
-        if expected is None and value_type(node) != "Tensor":  # a container, or what may be None
-            continue
-        if not _fact_is_true(expected, value):
-            wrong.append(f"{node.name}: the fact says {sketch(expected)}, running gives {sketch(value)}")
-    if wrong:
+    """Run the Program and compare shape, dtype and strides of every value with what its node says. Raises `InvariantBroken`."""
+    if wrong := untrue_facts(program, *inputs):
         raise InvariantBroken("facts are not true: " + "\n".join(wrong))
-
-
-def _fact_is_true(expected: Any, value: Any) -> bool:
-    if isinstance(expected, (*facts.SYMBOLS, joins.Elements)):  # any number, any container
-        return not isinstance(value, Tensor)
-    if isinstance(value, Tensor):
-        return isinstance(expected, Tensor) and expected.dtype == value.dtype and _fits(expected.shape, value.shape)
-    if isinstance(value, (list, tuple)):
-        same = isinstance(expected, (list, tuple)) and len(expected) == len(value)
-        return same and all(_fact_is_true(e, v) for e, v in zip(expected, value))
-    return bool(expected == value)
-
-
-def _fits(sizes: Sequence[Any], at_run_time: Sequence[int]) -> bool:
-    """Symbols stand for any size."""
-    return len(sizes) == len(at_run_time) and all(
-        isinstance(size, torch.SymInt) or size == given for size, given in zip(sizes, at_run_time)
-    )
-
-
-def sketch(value: Any) -> str:
-    """Dtypes and shapes of the tensors in a value.
-
-    >>> sketch([torch.zeros(2, 3), 1])
-    '[float32[2, 3], 1]'
-    """
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(sketch, value)) + "]"
-    return repr(value)
 
 
 def check_docstring(pass_: Pass) -> None:

@@ -14,7 +14,7 @@ from ir_tools.emit.torch_jit import define, new_box, script_tree
 from ir_tools.frontends.torchscript.nodes import overload_of
 from ir_tools.ir.dialect import overload_name
 from ir_tools.ir.effects import changed_containers
-from ir_tools.ir.facts import holds_always, new_mode, unknown_number
+from ir_tools.ir.facts import holds_always
 from ir_tools.ir.host import (
     MEANINGS,
     TENSOR_READS,
@@ -27,6 +27,7 @@ from ir_tools.ir.host import (
     make_tuple,
     meaning,
 )
+from ir_tools.ir.inference_mode import InferenceMode
 from ir_tools.torch_compat.operators import schema_of
 
 INTS = ("int, int", [(7, 2), (-7, 2), (7, -2), (-7, -2), (0, 3), (2**40, 3), (-(2**40) - 1, 1000)])
@@ -227,8 +228,7 @@ def test_types_are_taken_apart(type_: str, inner: list[str]) -> None:
 
 
 def test_symbolic_numbers_stay_symbolic() -> None:
-    mode = new_mode()
-    n = unknown_number(mode, "int")
+    n = InferenceMode().unknown_number("int").symbol
     add, eq, is_true = (meaning(op) for op in (torch.ops.aten.add.int, torch.ops.aten.eq.int, torch.ops.aten.Bool.int))
     assert isinstance(add(n, 1), torch.SymInt) and isinstance(is_true(n), torch.SymBool)
     assert holds_always(eq(add(n, 1), add(n, 1))) is True
@@ -242,7 +242,7 @@ def test_symbolic_numbers_stay_symbolic() -> None:
 ])  # fmt: skip
 def test_a_symbolic_condition_is_no_number(op: Any, others: tuple) -> None:
     """torch fails later on what sympy makes of it: the fact must be a new symbol in its place."""
-    condition = unknown_number(new_mode(), "int") == 3
+    condition = InferenceMode().unknown_number("int").symbol == 3
     with pytest.raises(TypeError, match="no number"):
         meaning(op)(condition, *others)
 

@@ -31,7 +31,7 @@ def body(outer: Draft, name: str, fill: Fill, operands: list[fx.Node], carried: 
     draft = Draft.inside(outer, name)
     given = [draft.operand(f"in{i}", facts.fact(n), value_type(n)) for i, n in enumerate(operands)]
     if is_loop:
-        number = draft.operand("round", facts.unknown_number(draft.program.mode, "int"), "int")
+        number = draft.operand("round", draft.program.mode.unknown_number("int"), "int")
         next(iter(draft.graph.nodes)).prepend(number)
         given.insert(0, number)
     draft.output(fill(draft, *given))
@@ -95,8 +95,8 @@ def effects(fill: Fill, *values: tuple[Any, str], carried: int = 0, is_loop: boo
     return found[0]
 
 
-TENSOR: tuple[Any, str] = (None, "Tensor")
-LIST: tuple[Any, str] = ("unknown", "List[Tensor]")
+TENSOR: tuple[Any, str] = (facts.UNKNOWN, "Tensor")
+LIST: tuple[Any, str] = (facts.UNKNOWN, "List[Tensor]")
 
 
 # -- running ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ir_tools.frontends.torchscript.values import NUMBER_OF_DTYPE, holds, is_sma
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import canonicalize_arguments, getitem
 from ir_tools.ir.effects import written_arguments
+from ir_tools.ir.facts import UNKNOWN, ScalarFact, TupleFact
 from ir_tools.ir.host import is_host, set_value_type
 from ir_tools.torch_compat import pytree
 from ir_tools.torch_compat.operators import OpOverload, schema_of
@@ -71,8 +72,8 @@ def _host_op(env: Environment, node: Any, overload: OpOverload, arguments: list[
         return given[0] if outputs else ()
     set_value_type(new, outputs[0].type().annotation_str)
     known = facts.fact(new)
-    if isinstance(known, (bool, int, float, str, torch.device)):
-        return known
+    if isinstance(known, ScalarFact) and known.is_known and known.value is not None:
+        return known.value
     if any(a.alias_info is not None and a.alias_info.is_write for a in schema_of(overload).arguments[:1]) and (
         schema_of(overload).name in ("aten::append", "aten::add_", "aten::_set_item")
     ):
@@ -82,14 +83,14 @@ def _host_op(env: Environment, node: Any, overload: OpOverload, arguments: list[
 
 def _results(env: Environment, overload: OpOverload, value: Any) -> Any:
     """A node with several results as a Python list of them."""
-    known = facts.fact(value) if isinstance(value, fx.Node) else None
+    known = facts.fact(value) if isinstance(value, fx.Node) else UNKNOWN
     returns = [r.type.annotation_str for r in schema_of(overload).returns]
-    if isinstance(value, fx.Node) and known is None and len(returns) > 1:
+    if isinstance(value, fx.Node) and known is UNKNOWN and len(returns) > 1:
         return tuple(part_of(env, value, i, annotation) for i, annotation in enumerate(returns))
-    if isinstance(known, (tuple, list)):
+    if isinstance(known, TupleFact):
         parts = [env.draft.call(getitem, value, i) for i in range(len(known))]
-        return parts if isinstance(known, list) and len(schema_of(overload).returns) == 1 else tuple(parts)
-    if isinstance(value, fx.Node) and known is None and len(returns) == 1:
+        return parts if len(returns) == 1 else tuple(parts)
+    if isinstance(value, fx.Node) and known is UNKNOWN and len(returns) == 1:
         set_value_type(value, returns[0])
     return value
 

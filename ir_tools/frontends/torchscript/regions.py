@@ -135,7 +135,7 @@ def loop_as_region(env: Environment, node: Any, done: int) -> None:
         env.region_count += 1
         widened = joins.Elements.widened
         with env.new_frame(f"loop{env.region_count}_") as frame:
-            number = frame.draft.operand("round", facts.unknown_number(mode, "int"), "int")
+            number = frame.draft.operand("round", mode.unknown_number("int"), "int")
             operands = [
                 frame.draft.operand(f"carried{i}", known, t) for i, (known, t) in enumerate(zip(assumed, types, strict=True))
             ]
@@ -155,10 +155,10 @@ def loop_as_region(env: Environment, node: Any, done: int) -> None:
             joins.join(mode, fact, other, free) if is_tensor_type(t) else _same_elements(fact, other)
             for fact, other, t in zip(assumed, found, types, strict=True)
         ]
-        if all(a is b for a, b in zip(wider, assumed, strict=True)) and joins.Elements.widened == widened:
-            if joins.NOTHING not in wider:
+        if all(a == b for a, b in zip(wider, assumed, strict=True)) and joins.Elements.widened == widened:
+            if facts.ABSENT not in wider:
                 break
-            wider = [None if known is joins.NOTHING else known for known in wider]  # None in every round
+            wider = [facts.UNKNOWN if known is facts.ABSENT else known for known in wider]  # None in every round
         assumed = wider
     body = _close(env, frame, list(frame.operands), [goes_on, *after], [number, *operands], len(operands))
     limit = None if isinstance(trips, int) and trips >= NO_LIMIT else trips
@@ -199,20 +199,20 @@ def _same(one: Any, other: Any) -> bool:
 def _slot_fact(mode: Any, value: Any, annotation: str) -> Any:
     """What is known of a value that a region hands on: a tensor's fact (where it is one), a symbol for a number."""
     if not is_tensor_type(annotation):
-        return facts.fact(value) if annotation.startswith(("List[", "Dict[")) else facts.unknown_number(mode, annotation)
-    return joins.NOTHING if value is None else facts.fact(value)
+        return facts.fact(value) if annotation.startswith(("List[", "Dict[")) else mode.unknown_number(annotation)
+    return facts.ABSENT if value is None else facts.fact(value)
 
 
 def _after_loop(mode: Any, known: Any, annotation: str, free: set[Any]) -> Any:
     """What is known of a carried value when the loop is over."""
     if is_tensor_type(annotation):
         return joins.fresh(mode, known, free)
-    return known if isinstance(known, joins.Elements) else facts.unknown_number(mode, annotation)
+    return known if isinstance(known, joins.Elements) else mode.unknown_number(annotation)
 
 
 def _same_elements(one: Any, other: Any) -> Any:
     """The fact of a number stays its symbol; that of a container is lost where a round replaces it by another."""
-    return None if isinstance(one, joins.Elements) and other is not one else one
+    return facts.UNKNOWN if isinstance(one, joins.Elements) and other is not one else one
 
 
 def _join(mode: Any, one: Any, other: Any, annotation: str) -> Any:
@@ -220,4 +220,4 @@ def _join(mode: Any, one: Any, other: Any, annotation: str) -> Any:
     known = [_slot_fact(mode, value, annotation) for value in (one, other)]
     if is_tensor_type(annotation):
         return joins.join(mode, *known)
-    return known[0] if known[0] is known[1] else facts.unknown_number(mode, annotation)
+    return known[0] if known[0] is known[1] else mode.unknown_number(annotation)

@@ -48,8 +48,8 @@ def _stride(env: Environment, node: Any, a: list[Any]) -> Any:
           "prim::is_quantized", "prim::is_mkldnn", "prim::is_sparse", "prim::is_mps", "prim::is_meta", "prim::is_xla",
           "prim::is_nested", "aten::is_floating_point", "aten::is_complex")  # fmt: skip
 def _tensor_fact(env: Environment, node: Any, a: list[Any]) -> Any:
-    known = a[0] if isinstance(a[0], torch.Tensor) else facts.fact(a[0])
-    if not isinstance(known, torch.Tensor):
+    known = facts.TensorFact.of(a[0]) if isinstance(a[0], torch.Tensor) else facts.tensor(a[0])
+    if known is None:
         if node.kind() in ("prim::device", "aten::is_floating_point", "aten::is_complex"):
             return NotImplemented
         raise CaptureError(f"{node.kind()} of a tensor of which too little is known at capture{where(node)}")
@@ -60,5 +60,10 @@ def _tensor_fact(env: Environment, node: Any, a: list[Any]) -> Any:
         return False
     if name == "layout":
         return 0
-    value = getattr(known, name)
-    return value() if callable(value) else value
+    if name == "device":
+        return known.device
+    if name in ("is_floating_point", "is_complex"):
+        return getattr(known.dtype, name)
+    if name == "is_sparse":
+        return known.layout is torch.sparse_coo
+    return name.removeprefix("is_") == known.device.type  # is_cpu ...; no value of a Program is quantized, nested or packed

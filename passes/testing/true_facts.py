@@ -1,0 +1,124 @@
+"""Are the facts of a Program true? It is run, and each value compared with what its node says: shape, dtype, device, strides.
+
+A fact may say less than is true, never something else. Sizes that are symbols stand for any; strides that are expressions of
+symbols are computed from the sizes that the symbols had in this run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, strided
+
+from ir_tools.ir import Program, facts
+from ir_tools.ir.facts import Fact, ListFact, ScalarFact, TensorFact, TupleFact
+from ir_tools.torch_compat.tensors import likely_memory_format
+
+
+def untrue_facts(program: Program, *inputs: Tensor) -> list[str]:
+    """A line for each value that is not what its node says; `inputs` are flat tensors, which are copied.
+
+    >>> from ir_tools.frontends.capture import capture
+    >>> from ir_tools.frontends.source import prepare
+    >>> import torch
+    >>> x = torch.randn(2, 3)
+    >>> untrue_facts(capture(prepare(torch.nn.ReLU(), [((x,), {})]), "trace").program, x)
+    []
+    """
+    sizes: dict[Any, int] = {}
+    return [
+        f"{node.name}: the fact says {sketch(known)}, running gives {sketch(value)}"
+        for node, known, value in _checked(program, inputs)
+        if not _is_true(known, value, sizes)
+    ]
+
+
+@dataclass(frozen=True)
+class KnownStrides:
+    """How many tensors of a run on the CPU there are, and of how many the strides were known; what lacks them, by op."""
+
+    tensors: int
+    known: int
+    lacking: Counter[str]
+
+    @property
+    def share(self) -> float:
+        return self.known / self.tensors if self.tensors else 1.0
+
+
+def known_strides(program: Program, *inputs: Tensor) -> KnownStrides:
+    """Counted over the tensors that the ops of the Program gave when it ran on `inputs`."""
+    count, known, lacking = 0, 0, Counter[str]()
+    for node, fact, value in _checked(program, inputs):
+        if node.op != "call_function" or not isinstance(value, Tensor) or value.device.type != "cpu":
+            continue
+        count += 1
+        has = isinstance(fact, TensorFact) and fact.strides is not None
+        known += has
+        if not has:
+            lacking[str(node.target)] += 1
+    return KnownStrides(count, known, lacking)
+
+
+def _checked(program: Program, inputs: tuple[Tensor, ...]) -> Iterator[tuple[fx.Node, Fact, Any]]:
+    for node, value in program.trace_values(*(t.clone() for t in inputs)):
+        if node.op == "output":
+            continue
+        if node.target in program.packings:  # opaque to shape questions in some builds: the plain constant stands for it
+            value = program.constants[str(node.target)]
+        yield node, facts.fact(node), value
+
+
+def _is_true(known: Fact, value: Any, sizes: dict[Any, int]) -> bool:
+    if isinstance(known, TensorFact):
+        return isinstance(value, Tensor) and _describes(known, value, sizes)
+    if isinstance(known, TupleFact):
+        several = isinstance(value, (list, tuple)) and len(known) == len(value)
+        return several and all(_is_true(k, v, sizes) for k, v in zip(known.parts, value))
+    if isinstance(known, ListFact):
+        parts = list(value.values()) if isinstance(value, dict) else value
+        return isinstance(parts, list) and all(_is_true(known.elements, v, {}) for v in parts if isinstance(v, Tensor))
+    if isinstance(known, ScalarFact):
+        return not isinstance(value, Tensor) and (not known.is_known or bool(known.value == value))
+    return True
+
+
+def _describes(known: TensorFact, value: Tensor, sizes: dict[Any, int]) -> bool:
+    kind = (value.dtype, value.device.type, value.dim(), value.layout)
+    if (known.dtype, known.device.type, known.rank, known.layout) != kind:
+        return False
+    for size, given in zip(known.shape, value.shape, strict=True):
+        if isinstance(size, int) and size != given:
+            return False
+        if not isinstance(size, int) and size.is_Symbol:
+            sizes.setdefault(size, given)
+    if known.strides is None or value.layout is not strided or value.numel() == 0:
+        return True
+    for size, stride, given in zip(value.shape, known.strides, value.stride(), strict=True):
+        expected = stride if isinstance(stride, int) else stride.xreplace(sizes)
+        if size != 1 and getattr(expected, "is_number", True) and int(expected) != given:
+            return False
+    # Kernels are chosen by the strides of axes of one element too.
+    return known.has_symbols or likely_memory_format(facts.as_meta(known)) == likely_memory_format(value)
+
+
+def sketch(value: Any) -> str:
+    """Dtypes, shapes and strides of the tensors in a value or a fact.
+
+    >>> import torch
+    >>> sketch([torch.zeros(2, 3), 1])
+    '[float32[2, 3] at [3, 1], 1]'
+    """
+    if isinstance(value, Tensor):
+        return sketch(TensorFact.of(value))
+    if isinstance(value, TensorFact):
+        lies = "" if value.strides is None else f" at {list(value.strides)}"
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{lies}"
+    if isinstance(value, TupleFact):
+        return sketch(list(value.parts))
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(sketch, value)) + "]"
+    return repr(value.value) if isinstance(value, ScalarFact) else repr(value)
