@@ -22,7 +22,6 @@ from ir_tools.frontends.source import Source, prepare
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import getitem, op_name
 from ir_tools.ir.regions import is_region
-from ir_tools.torch_compat import pytree
 from ir_tools.verify.numerics import SMALLEST_SQNR_DB, compare
 
 SAME_NUMBERS_DB = SMALLEST_SQNR_DB["reassociates"][torch.float32]
@@ -116,8 +115,7 @@ def _from_inputs(program: Program) -> set[fx.Node]:
 
 
 def _gives_floats(node: fx.Node) -> bool:
-    results = pytree.tree_leaves(facts.fact(node))
-    return any(isinstance(r, torch.Tensor) and (r.is_floating_point() or r.is_complex()) for r in results)
+    return any(v.dtype.is_floating_point or v.dtype.is_complex for v in facts.tensors(node))
 
 
 def try_frontends(entry: Entry) -> FrontendsRow:

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import fx
 
 from benchmarks.zoo_models import Entry, read_list
@@ -30,7 +29,6 @@ from ir_tools.frontends.source import prepare
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.regions import is_region
-from ir_tools.torch_compat import pytree
 from passes import DEFAULT
 from passes.driver.pipeline import plan
 from passes.driver.step import run_steps
@@ -49,8 +47,7 @@ def float_ops(program: Program) -> set[str]:
 
 
 def _has_floats(nodes: list[fx.Node]) -> bool:
-    values = pytree.tree_leaves([facts.fact(node) for node in nodes])
-    return any(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+    return any(v.dtype.is_floating_point or v.dtype.is_complex for node in nodes for v in facts.tensors(node))
 
 
 def ops_of(entry: Entry) -> set[str]:

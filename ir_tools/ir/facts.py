@@ -150,6 +150,13 @@ def tensor(value: Any) -> TensorFact | None:
     return known if isinstance(known, TensorFact) else None
 
 
+def tensors(value: Any) -> list[TensorFact]:
+    """The facts of the tensors in a value: its own, or those of its parts."""
+    known = fact(value)
+    parts = known.parts if isinstance(known, TupleFact) else [known]
+    return [part for part in parts if isinstance(part, TensorFact)]
+
+
 def is_unknown(value: fx.Node) -> bool:
     """A tensor of which nothing is known."""
     return value_type(value) == TENSOR and not isinstance(fact(value), (TensorFact, TupleFact))

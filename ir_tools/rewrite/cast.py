@@ -140,9 +140,8 @@ def is_filled(node: fx.Node) -> bool:
 
 def parts(node: fx.Node) -> list[TensorFact]:
     """The facts of the tensors that an op gives in a tuple or list; none for a region, whose results have their own rules."""
-    value = facts.fact(node)
-    several = isinstance(value, TupleFact) and not is_region(node)
-    return [v for v in value.parts if isinstance(v, TensorFact)] if several else []
+    several = isinstance(facts.fact(node), TupleFact) and not is_region(node)
+    return facts.tensors(node) if several else []
 
 
 def whole(part: fx.Node) -> fx.Node | None:

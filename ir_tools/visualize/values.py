@@ -62,7 +62,9 @@ class Values:
         return self._typed(value_type(node), fact(node))
 
     def describe(self, known: Any) -> str:
-        """`f32[1,64,56,56]` for a tensor, `(f32[1], i64[1])` for several, `?` for an unknown one."""
+        """`f32[1,64,56,56]` for a tensor or its fact, `(f32[1], i64[1])` for several, `?` for an unknown one."""
+        if isinstance(known, torch.Tensor):
+            known = TensorFact.of(known)
         if isinstance(known, TensorFact):
             return f"{short_dtype(known.dtype)}[{','.join(map(self.number, known.shape))}]"
         if isinstance(known, TupleFact):

@@ -5,6 +5,7 @@ import re
 import torch
 from torch.export import Dim
 
+from ir_tools.ir import facts
 from ir_tools.visualize import to_dot, to_text
 from tests.ir_tools.drawing import Branches, aten, captured, small, start
 
@@ -35,7 +36,7 @@ def test_listing_says_when_a_fact_is_unknown():
     draft = start(torch.randn(3))
     (x,) = draft.program.placeholders
     node = draft.call(aten.relu.default, x)
-    node.meta["val"] = None
+    facts.set_fact(node, facts.UNKNOWN)
     draft.output([node])
     assert "relu = relu(self=x) : ?" in to_text(draft.finish())
 

@@ -390,6 +390,13 @@ def _(door: Any) -> None:
     assert door(size > 4) is None and not env.guards
 
 
+@canary("symbols.replaced", "torch.fx.experimental.symbolic_shapes.ShapeEnv.replace")
+def _(door: Any) -> None:
+    env, size = an_input_size("batch")
+    made = size.node._expr
+    assert door(env, made + 1) == made + 1 and bool(size == 5) and door(env, made + 1) == 6
+
+
 @canary("symbols.declare_size", "torch._check")
 def _(door: Any) -> None:
     env = file("symbols").ShapeEnv()

@@ -296,7 +296,7 @@ def test_results_that_somebody_reads_as_one_list_stay_float() -> None:
 
 def test_what_reads_a_value_of_unknown_dtype_stays_as_it_is() -> None:
     program = captured(Model(lambda m, x: m.l(m.l(x).relu()), l=nn.Linear(4, 4)).eval(), X)
-    next(n for n in program.calls if short_name(n.target) == "relu").meta.pop("val")
+    next(n for n in program.calls if short_name(n.target) == "relu").meta.pop("fact")
     constraints = policy.Policy(program, torch.bfloat16, "O3", {}, RewriteLog()).constraints
     assert [(short_name(n.target), s.reason) for n, s in constraints.items()] == [
         ("linear", ""), ("relu", policy.IS_UNKNOWN), ("linear", policy.IS_UNKNOWN)
