@@ -156,7 +156,7 @@ def _run(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], 
         like = SAME_FACT_AS.get(overload_name(target))
         if like is None:
             raise FactError(f"{overload_name(target)} has no fake kernel, so its result's shape cannot be known") from error
-        return mode.fact_of(fake_args[like])
+        return layout_on_cpu(op_name(target), args, mode.fact_of(fake_args[like]))
     except Exception as error:
         if any(isinstance(v, ScalarFact) and not v.is_known for v in leaves):
             return UNKNOWN  # it may be the symbol that the op rejects, where a number would do
