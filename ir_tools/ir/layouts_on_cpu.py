@@ -10,31 +10,54 @@ from dataclasses import replace
 
 import torch
 
-from ir_tools.ir.facts import Fact, Sizes, TensorFact, as_meta, channels_last_of, contiguous_strides
+from ir_tools.ir.facts import (
+    Fact,
+    Sizes,
+    TensorFact,
+    as_meta,
+    channels_last_of,
+    contiguous_strides,
+    is_contiguous,
+    is_contiguous_in,
+)
 from ir_tools.torch_compat.dispatch import without_modes
 from ir_tools.torch_compat.tensors import likely_memory_format
 
 
-def _batch_norm(operand: TensorFact, result: TensorFact) -> Sizes | None:
+def _batch_norm(args: tuple, result: TensorFact) -> Sizes | None:
     """Contiguous or channels-last (aten/src/ATen/native/Normalization.cpp); the fake kernel copies the input's strides."""
-    if operand.strides is None:
-        return None
-    return _new(result, likely_memory_format(as_meta(operand)))
+    return _new(result, torch.contiguous_format) if is_contiguous(args[0]) else _likely(args, result)
 
 
-def _reshape(operand: TensorFact, result: TensorFact) -> Sizes | None:
+def _likely(args: tuple, result: TensorFact) -> Sizes | None:
+    """In the memory format that the strides of the operand suggest, where the fake kernel gives a contiguous result."""
+    return _new(result, likely_memory_format(as_meta(args[0])))
+
+
+def _pad(args: tuple, result: TensorFact) -> Sizes | None:
+    """With a constant as `constant_pad_nd`; the fake kernels of the other modes are right."""
+    return _likely(args, result) if args[2] == "constant" else result.strides
+
+
+def _reshape(args: tuple, result: TensorFact) -> Sizes | None:
     """A reshape to the same shape gives axes of one element other strides; the fake kernel gives back its operand."""
-    if result.shape != operand.shape or operand.strides is None:
-        return result.strides
-    return as_meta(operand).reshape(result.shape).stride()
+    return as_meta(args[0]).reshape(result.shape).stride() if result.shape == args[0].shape else result.strides
 
 
-def _packed_convolution(operand: TensorFact, result: TensorFact) -> Sizes | None:
+def _elementwise(args: tuple, result: TensorFact) -> Sizes | None:
+    """As the sum of the operands, where the fake kernel is written in Python."""
+    total: torch.Tensor = as_meta(args[0])
+    for operand in args[1:]:
+        total = total + as_meta(operand) if isinstance(operand, TensorFact) else total
+    return total.stride()
+
+
+def _packed_convolution(args: tuple, result: TensorFact) -> Sizes | None:
     """Channels-last, whatever the input and the residual are (measured; with packed weights)."""
     return _new(result, *channels_last_of(result.rank))
 
 
-def _contiguous(operand: TensorFact, result: TensorFact) -> Sizes | None:
+def _contiguous(args: tuple, result: TensorFact) -> Sizes | None:
     """Contiguous, where the fake kernel follows the input."""
     return contiguous_strides(result.shape)
 
@@ -43,23 +66,37 @@ def _new(like: TensorFact, format: torch.memory_format) -> Sizes:
     return torch.empty(like.shape, memory_format=format, device="meta").stride()
 
 
-ON_CPU: dict[str, Callable[[TensorFact, TensorFact], Sizes | None]] = {
+ON_CPU: dict[str, Callable[[tuple, TensorFact], Sizes | None]] = {
     "aten::batch_norm": _batch_norm,
-    "aten::reshape": _reshape,
-    "aten::view": _reshape,
+    **dict.fromkeys(("aten::reshape", "aten::view"), _reshape),
+    **dict.fromkeys(("aten::constant_pad_nd", "aten::channel_shuffle"), _likely),
+    "aten::pad": _pad,
+    **dict.fromkeys((f"aten::{name}" for name in "div floor_divide copysign xlogy special_xlog1py".split()), _elementwise),
+    **dict.fromkeys(("aten::log_sigmoid", "aten::max_pool1d", "mkldnn::_linear_pointwise"), _contiguous),
     "mkldnn::_convolution_pointwise": _packed_convolution,
-    "aten::log_sigmoid": _contiguous,
-    "mkldnn::_linear_pointwise": _contiguous,
 }
 
 
 def layout_on_cpu(name: str, args: tuple, result: Fact) -> Fact:
     """The fact with the strides that the op's CPU kernel gives."""
-    layout = ON_CPU.get(name)
-    if layout is None or not isinstance(result, TensorFact) or result.device.type != "cpu":
+    operands = [a for a in args if isinstance(a, TensorFact)]
+    if not isinstance(result, TensorFact) or result.device.type != "cpu" or result.strides is None or not operands:
         return result
-    if args[0].has_symbols or result.has_symbols:
+    if result.has_symbols or any(o.has_symbols or o.strides is None for o in operands):
         return result
     with without_modes():
-        strides = layout(args[0], result)
-    return replace(result, strides=strides, example_strides=strides)
+        strides = ON_CPU[name](args, result) if name in ON_CPU else result.strides
+        if strides is not None and _lies_either_way(replace(result, strides=strides)) and any(map(_is_odd, operands)):
+            strides = None
+    return result if strides == result.strides else replace(result, strides=strides, example_strides=strides)
+
+
+def _lies_either_way(known: TensorFact) -> bool:
+    """Contiguous and channels-last at once: which of both the strides of axes of one element say, decides what follows."""
+    return bool(is_contiguous(known)) and any(is_contiguous_in(known, f) for f in channels_last_of(known.rank))
+
+
+def _is_odd(known: TensorFact) -> bool:
+    """Strides of axes of one element that no op gives, but a slice: kernels differ in what they make of these."""
+    formats = [torch.contiguous_format, *channels_last_of(known.rank)]
+    return _lies_either_way(known) and all(known.strides != _new(known, f) for f in formats)
