@@ -130,7 +130,7 @@ class Observation:
         for node, value in self.program.trace_values(*(t.clone() for t in tensors)):
             if node.op == "output":
                 outputs = value
-            elif not _is_counted(value):
+            elif not is_counted(value):
                 continue
             elif node.op != "get_attr":
                 self.ranges[node.name] = self.ranges.get(node.name, Range()) + range_of(value)
@@ -139,5 +139,5 @@ class Observation:
         return outputs
 
 
-def _is_counted(value: Any) -> bool:
+def is_counted(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in FLOATS and value.layout is torch.strided
