@@ -63,6 +63,7 @@ from passes.precision.reasons import (
     KEEPS_FLOAT,
     LACKS_A_KERNEL,
     MADE_IN_FLOAT,
+    NOT_RUN,
 )
 
 WHY_FLOAT = {
@@ -134,9 +135,10 @@ def constraint_of(node: Any, hazards: Hazards, options: PrecisionOptions, natura
     """The precision constraint of one op; parts of several results have that of the whole."""
     node = whole(node) or node
     why = why_not(node, hazards, options)
-    if why is None:
-        return by_table(node, hazards, options, natural)
-    return AS_IT_COMES if why == "" else in_float(why)
+    if why is not None:
+        return AS_IT_COMES if why == "" else in_float(why)
+    constraint = by_table(node, hazards, options, natural)
+    return in_float(NOT_RUN) if constraint is HALF and not hazards.reading.values.was_run else constraint
 
 
 def is_half_by_nature(node: Any, hazards: Hazards, options: PrecisionOptions, natural: Nature) -> bool:

@@ -2,6 +2,8 @@
 
     log(1 - p.clamp(max=1 - 1e-7))      half precision rounds the bound to 1, and the logarithm is infinite
     sin(1000 * x)                       a phase: half precision has no digits behind the point of 1000
+
+What leads to such a value, over pointwise ops, needs its digits too.
 """
 
 import math

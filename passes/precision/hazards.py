@@ -20,8 +20,9 @@ import torch
 
 from ir_tools.ir import Block
 from ir_tools.ir.dataflow import forward
-from ir_tools.ir.dialect import bound_arguments, nodes_in, short_name
+from ir_tools.ir.dialect import argument, bound_arguments, getitem, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
+from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.cast import is_filled, whole
 from passes.analysis.roles import ADDS, MASKS, divisors, mask_values
 from passes.analysis.value_ranges import ValueRanges
@@ -132,9 +133,16 @@ class Hazards:
 
 
 def masks(block: Block) -> frozenset[Any]:
-    """Inputs, and results of the model's own casts, that reach a softmax: a mask may hold -1e9, whatever the examples held."""
-    roots = (*block.placeholders, *(node for node in block.calls if short_name(node.target) in CASTS))
-    return mask_values(block, MOVES) & {value for value in roots if dtype_of(value) is torch.float32}
+    """Inputs, and results of the model's own casts and of regions, that reach a softmax.
+
+    A mask may hold -1e9, whatever the examples held.
+    """
+    given = (node for node in block.calls if short_name(node.target) in CASTS or is_result_of_region(node))
+    return mask_values(block, MOVES) & {value for value in (*block.placeholders, *given) if dtype_of(value) is torch.float32}
+
+
+def is_result_of_region(node: Any) -> bool:
+    return node.target is getitem and is_region(argument(node, "container"))
 
 
 def hazard(node: Any, known: Mapping[Any, Hazard], reading: Reading) -> Hazard:

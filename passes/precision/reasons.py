@@ -19,6 +19,8 @@ READS_UNFIT = "on the example data an operand does not fit into half precision"
 SOURCE_UNFIT = "on the example data a part of its result does not fit into half precision"
 CANCELS = "on the example data it is a small difference of larger numbers that half precision cannot distinguish"
 
+NOT_RUN = "its branch or loop was not run on the example data, so its ranges are unknown"
+
 # -- what needs every digit (guards.py) ---------------------------------------------------------------------------------
 
 IS_A_PHASE = "a sine, cosine or rounding is computed from it, for which half precision has too few digits after the point"

@@ -3,6 +3,8 @@
     unfit(v)        =   v is near the end of the range, or lost below it, or a difference that cancels
                         or the source of a value that does not fit: some user moves v, and unfit(user)
     difference(v)   =   v is divided by, and as small as the rounding errors of its terms;  or moves a difference
+
+Ranges come by the name of the value, those of a loop over all its rounds.
 """
 
 from collections.abc import Mapping, Set
