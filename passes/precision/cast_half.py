@@ -63,7 +63,8 @@ def cast_half(
     half, ranges, draft = DTYPES[dtype], log.ranges, Draft.of(program)
     options = PrecisionOptions(half, level, overrides, log.skip)
     policy = Policy.of(draft.program, options, ranges)
-    shifts, residuals = rescalings(policy), float_residuals(policy)
+    shifts = rescalings(policy)
+    residuals = float_residuals(policy, shifts)
     if shifts or residuals:  # the ops that these put into the graph need constraints of their own
         rescale(draft, shifts, log)
         take_residuals_out(draft, residuals, log)

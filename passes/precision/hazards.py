@@ -149,7 +149,9 @@ def hazard(node: Any, known: Mapping[Any, Hazard], reading: Reading) -> Hazard:
     """The hazard of a value, from those of its operands in `known`."""
     # -65504 - 20 is -inf already, while in bfloat16 the lowest number swallows what is added.
     is_wide = reading.half is torch.float16 and node in reading.masks
-    if node.op != "call_function" or whole(node) is not None or not is_eligible(node, reading.mutated, reading.half):
+    if (container := whole(node)) is not None:
+        return Hazard(known[container].wide, known[container].tiny)
+    if node.op != "call_function" or not is_eligible(node, reading.mutated, reading.half):
         return Hazard(wide=is_wide)
     name, numbers = short_name(node.target), numbers_of(node, reading.values)
     if why := why_written(node, numbers, reading):

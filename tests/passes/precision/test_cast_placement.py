@@ -16,7 +16,7 @@ from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.rewrite import RewriteLog
 from ir_tools.rewrite.cast import traffic, users
-from ir_tools.rewrite.cut import Split
+from ir_tools.rewrite.cut import Freedom, Split, cheapest
 from passes import CATALOGUE
 from passes.precision.cast_placement import casts_one_by_one, placed
 from passes.precision.constraints import (
@@ -195,3 +195,30 @@ def test_a_split_is_the_cheapest_one(data: st.DataObject) -> None:
     best = [set(s) for n in range(count + 1) for s in itertools.combinations(range(count), n)]
     first = split.first_side()
     assert cost({i for i in range(count) if i in first}) == min(map(cost, best))
+
+
+SECOND = Freedom(first=False)
+CHAIN = {"x": SECOND, "matrix": Freedom(first=True), "wide": Freedom(), "narrow": Freedom(), "out": SECOND}
+HANDED_OVER = {"x": ["matrix"], "matrix": ["wide"], "wide": ["narrow"], "narrow": ["out"]}
+
+
+@pytest.mark.parametrize(
+    "costs, expected",
+    [
+        ({"x": (1, 9), "matrix": (1, 4), "wide": (1, 8), "narrow": (1, 2)}, {"matrix", "wide", "narrow"}),
+        ({"x": (1, 9), "matrix": (1, 4), "wide": (2, 0), "narrow": (2, 0)}, {"matrix"}),
+        ({"x": (0, 9), "matrix": (0, 4), "wide": (0, 3), "narrow": (0, 5)}, {"matrix", "wide"}),
+    ],
+)
+def test_costs_are_the_callers(costs: dict[str, tuple[int, int]], expected: set[str]) -> None:
+    """The first unit decides, then the second: what hands over where it is cheapest, whatever the two sides are."""
+    assert cheapest(CHAIN, HANDED_OVER, costs.__getitem__) == expected
+
+
+def test_freedoms_bind_whatever_it_costs() -> None:
+    costs = {"x": (1, 9), "matrix": (1, 4), "wide": (1, 8), "narrow": (1, 2)}
+    bound = CHAIN | {"narrow": Freedom(only_with=["out"])}
+    assert cheapest(bound, HANDED_OVER, costs.__getitem__) == {"matrix"}
+    tied = CHAIN | {"wide": Freedom(together_with=["narrow"]), "narrow": Freedom(first=False)}
+    assert cheapest(tied, HANDED_OVER, costs.__getitem__) == {"matrix"}
+    assert cheapest(CHAIN | {"wide": Freedom(only_with=["matrix"])}, HANDED_OVER, costs.__getitem__) > {"wide"}
