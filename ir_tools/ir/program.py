@@ -121,9 +121,12 @@ class Block:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def run(self, *inputs: Any) -> list[Any]:
-        """Run the graph node by node, without gradients. State is copied first, so a run leaves no trace."""
-        return run_graph(self.graph, inputs, self._loader())
+    def run(self, *inputs: Any, watch: Watch | None = None) -> list[Any]:
+        """Run the graph node by node, without gradients. State is copied first, so a run leaves no trace.
+
+        `watch(node, value)` sees each live value as it is computed, those in the bodies of regions once per round.
+        """
+        return run_graph(self.graph, inputs, self._loader(), watch)
 
     def trace_values(self, *inputs: Any) -> Iterator[tuple[fx.Node, Any]]:
         """Run the graph and yield (node, value) for each live node; values are dropped after their last user.
@@ -212,19 +215,27 @@ def all_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 Load = Callable[[str], torch.Tensor]
+Watch = Callable[[fx.Node, Any], None]
 
 
-def run_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> list[Any]:
-    """The results of a graph on `inputs`, one per placeholder; `load(name)` gives the constants."""
+def run_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load, watch: Watch | None = None) -> list[Any]:
+    """The results of a graph on `inputs`, one per placeholder; `load(name)` gives the constants, `watch` sees all values."""
     results: list[Any] = []
-    for node, value in trace_graph(graph, inputs, load):
+    for node, value in trace_graph(graph, inputs, load, watch):
+        if watch is not None:
+            watch(node, value)
         if node.op == "output":
             results = value
     return results
 
 
-def trace_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> Iterator[tuple[fx.Node, Any]]:
-    """Run `graph` and yield (node, value) for each live node; values are dropped after their last user."""
+def trace_graph(
+    graph: fx.Graph, inputs: Sequence[Any], load: Load, watch: Watch | None = None
+) -> Iterator[tuple[fx.Node, Any]]:
+    """Run `graph` and yield (node, value) for each live node; values are dropped after their last user.
+
+    `watch` sees the values in the bodies of regions, which are not yielded.
+    """
     placeholders = len(graph.find_nodes(op="placeholder"))
     if len(inputs) != placeholders:
         raise TypeError(f"the graph takes {placeholders} inputs, got {len(inputs)}")
@@ -245,7 +256,7 @@ def trace_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> Iterator[
         return values[leaf] if isinstance(leaf, fx.Node) else leaf
 
     def run_body(body: Body, given: list[Any]) -> list[Any]:
-        return run_graph(body.graph, given, load)
+        return run_graph(body.graph, given, load, watch)
 
     with torch.no_grad():
         for node in graph.nodes:

@@ -11,7 +11,9 @@ of a cut (Picard and Queyranne, "Selected applications of minimum cuts in networ
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 from networkx.algorithms.flow import boykov_kolmogorov
@@ -87,3 +89,43 @@ class Split:
                 del known["capacity"]
             else:
                 known["capacity"] += capacity
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """Where an op may be. `first`: on the first side, or not; None leaves it open. `only_with`: on the first side only where
+    all of these are. `together_with`: on the side of these.
+    """
+
+    first: bool | None = None
+    only_with: Sequence[Hashable] = ()
+    together_with: Sequence[Hashable] = ()
+
+
+Costs = Callable[[Any], tuple[int, int]]
+"""What handing a value over costs, in two units: no amount of the second outweighs one of the first."""
+
+
+def cheapest(freedoms: Mapping[Any, Freedom], handed_over: Mapping[Any, Iterable[Hashable]], costs: Costs) -> set[Hashable]:
+    """What is on the first side of the cheapest split that the freedoms allow.
+
+    `handed_over`: the users of each value, which cost `costs(value)` once if any of them is on the other side than the value.
+
+    >>> stays = Freedom(first=False)
+    >>> sorted(cheapest({"x": stays, "conv": Freedom(first=True), "relu": Freedom(), "out": stays},
+    ...                 {"x": ["conv"], "conv": ["relu"], "relu": ["out"]}, lambda value: (1, len(value))))
+    ['conv', 'relu']
+    """
+    split = Split()
+    for node, freedom in freedoms.items():
+        if freedom.first is not None:
+            split.fix(node, first=freedom.first)
+    for node, freedom in freedoms.items():
+        split.follow(node, freedom.only_with)
+        for other in freedom.together_with:
+            split.together(node, other)
+    pairs = {value: costs(value) for value in handed_over}
+    one = 1 + sum(second for _, second in pairs.values())
+    for value, (first, second) in pairs.items():
+        split.charge(value, handed_over[value], first * one + second)
+    return split.first_side()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import fx
 
 from ir_tools.ir import Program
 
@@ -117,7 +118,8 @@ def _number(bits: int, encoding: _Format) -> float:
 class Observation:
     """The ranges of a Program's values, call after call: of inputs, constants and results, by the name of the node.
 
-    Only floating-point tensors have one. Nothing inside of regions (branches and loops) is observed.
+    Only floating-point tensors have one. Values in branches and loops have one over all calls and rounds; what is in a branch
+    that was never taken, or in a loop that made no round, has none.
     """
 
     def __init__(self, program: Program):
@@ -126,18 +128,16 @@ class Observation:
 
     def call(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
         """Run the Program on copies of `tensors`, count, and give the outputs. Constants count on the first call alone."""
-        outputs: list[Any] = []
-        for node, value in self.program.trace_values(*(t.clone() for t in tensors)):
-            if node.op == "output":
-                outputs = value
-            elif not _is_counted(value):
-                continue
-            elif node.op != "get_attr":
-                self.ranges[node.name] = self.ranges.get(node.name, Range()) + range_of(value)
-            elif node.name not in self.ranges:  # the same on every call: state is read as it is before the run
-                self.ranges[node.name] = range_of(value)
-        return outputs
+        return self.program.run(*(t.clone() for t in tensors), watch=self._count)
+
+    def _count(self, node: fx.Node, value: Any) -> None:
+        if not is_counted(value):
+            return
+        if node.op != "get_attr" or node.target in self.program.state:  # a body may read what an earlier round wrote
+            self.ranges[node.name] = self.ranges.get(node.name, Range()) + range_of(value)
+        elif node.name not in self.ranges:
+            self.ranges[node.name] = range_of(value)
 
 
-def _is_counted(value: Any) -> bool:
+def is_counted(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in FLOATS and value.layout is torch.strided

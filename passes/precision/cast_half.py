@@ -38,11 +38,11 @@ from ir_tools.rewrite.cast import Caster, traffic, whole
 from ir_tools.rewrite.nearest import locations_of
 from ir_tools.rewrite.rewrite_log import Casts
 from passes.precision.cast_placement import casts_one_by_one, placed
-from passes.precision.constraints import AS_IT_COMES, EXPECTED, Policy, site_of
-from passes.precision.hazards import CLAMPED, IS_WIDE, OVERFLOWS, VALUE_CLAMPED
+from passes.precision.constraints import AS_IT_COMES, Policy, PrecisionOptions, site_of
 from passes.precision.op_table import FLOAT_PARAMETERS, NAMED
-from passes.precision.rescaling import rescale
-from passes.precision.residuals import take_residuals_out
+from passes.precision.reasons import CLAMPED, EXPECTED, IS_WIDE, OVERFLOWS, VALUE_CLAMPED
+from passes.precision.rescaling import rescale, rescalings
+from passes.precision.residuals import float_residuals, take_residuals_out
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,18 +60,22 @@ def cast_half(
 ) -> Block:
     overrides = {**overrides, **dict.fromkeys(keep_float, "float")}
     check_names(program, overrides)
-    half, draft = DTYPES[dtype], Draft.of(program)
-    policy = Policy(draft.program, half, level, overrides, log)
-    for prepare in (rescale, take_residuals_out):
-        if prepare(draft, policy, log):
-            policy = Policy(draft.program, half, level, overrides, log)
-    prepared = {rewrite.site for rewrite in log.rewrites}
+    half, ranges, draft = DTYPES[dtype], log.ranges, Draft.of(program)
+    options = PrecisionOptions(half, level, overrides, log.skip)
+    policy = Policy.of(draft.program, options, ranges)
+    shifts = rescalings(policy)
+    residuals = float_residuals(policy, shifts)
+    if shifts or residuals:  # the ops that these put into the graph need constraints of their own
+        rescale(draft, shifts, log)
+        take_residuals_out(draft, residuals, log)
+        policy = Policy.of(draft.program, options, ranges)
+    hazards, prepared = policy.hazards, {rewrite.site for rewrite in log.rewrites}
     in_half = placed(policy)
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
     caster = Caster(draft, "cast_half")
-    caster.wide.update(policy.numbers.masks, policy.numbers.unfit.keys() & set(draft.program.placeholders))
-    original = dict(policy.original)
+    caster.wide |= hazards.clamped_inputs
+    original = {node: dtype_of(node) for node in draft.program.nodes}
 
     def in_its_dtype(node):
         if node not in in_half:
@@ -90,7 +94,7 @@ def cast_half(
             clamped = len(caster.clamped)
             new = in_its_dtype(node)
             original[new] = original[node]
-            if node in policy.numbers.wide or node in policy.numbers.unfit:
+            if hazards.is_clamped(node):
                 caster.wide.add(new)
             if len(caster.clamped) > clamped:
                 log.refused(site, "cast_half", location(node), CLAMPED)

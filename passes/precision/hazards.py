@@ -1,203 +1,239 @@
-"""Which ops stay in float for their numbers: literals in the model, values of constants, ranges observed on data.
+"""Which ops half precision would break by their numbers: literals in the model, values of constants, ranges observed on data.
 
     beyond the range of half         float; a mask is clamped where it is cast
     below its smallest number        float, with the value that the number keeps from zero: x / (norm + 1e-12)
     observed not to fit              float, with its users, except attention that reads it as a mask
+
+One forward sweep gives each value its hazard, from those of the operands; what an op is read for (divisors, masks, guards,
+phases) was found backwards before. A hazard depends on the graph, its numbers and the dtype, and on nothing that a user may
+ask for.
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ir_tools.ir import Block
-from ir_tools.ir.dialect import bound_arguments, nodes_in, numbers_in, short_name
+from ir_tools.ir.dataflow import forward
+from ir_tools.ir.dialect import argument, bound_arguments, getitem, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.rewrite import RewriteLog
-from ir_tools.verify.ranges import Range, range_of
+from ir_tools.ir.regions import is_region
+from ir_tools.rewrite.cast import is_filled, whole
+from passes.analysis.roles import ADDS, MASKS, divisors, mask_values
+from passes.analysis.value_ranges import ValueRanges
+from passes.precision import guards
+from passes.precision.eligibility import is_eligible, reads_float32
+from passes.precision.guards import MOVES_OR_FOLLOWS
 from passes.precision.op_table import CASTS, FLOAT_PARAMETERS, FOLLOWS, INSIDE, MATRIX, MOVES
-from passes.precision.representable import is_lost, is_near_the_end
-
-IS_WIDE = "a number in it exceeds the range of half precision; its result is clamped where it is cast"
-READS_WIDE = "an operand may exceed the range of half precision"
-IS_TINY = "it keeps values from zero or one by a number that half precision loses"
-READS_TINY = "an operand is kept from zero or one by a number that half precision loses"
-OVERFLOWS = "on the example data its result exceeds the range of half precision, or nearly does"
-LOSES = "on the example data its result is so small that half precision loses it"
-READS_UNFIT = "on the example data an operand does not fit into half precision"
-SOURCE_UNFIT = "on the example data a part of its result does not fit into half precision"
-CANCELS = "on the example data it is a small difference of larger numbers that half precision cannot distinguish"
-CONSTANT_LOST = "a constant operand is so small that half precision loses it"
-VALUE_CLAMPED = "a mask computed from it may exceed the range of half precision; it is clamped where it is cast"
-CLAMPED = "a constant operand exceeds the range of half precision; it is clamped to that range"
-
-MASKS = {"scaled_dot_product_attention": "attn_mask"}
-"""Operands that are added before a softmax: clamped to the range of half precision, they still mask."""
-
-DIVIDES = {"div": "other", **dict.fromkeys("reciprocal rsqrt log log2 log10 pow".split(), "self")}
-"""Ops and the operand in which a zero makes an infinity."""
-
-ADDS = frozenset("add sub rsub where masked_fill maximum minimum".split())
-"""Ops whose constants may be masks."""
-
-MOVES_OR_FOLLOWS, MOVES_OR_ADDS = MOVES | FOLLOWS, MOVES | ADDS
-
-SUMS = frozenset("add sub rsub".split())
-BOUNDS = frozenset("clamp clamp_min clamp_max clip hardtanh".split())
-"""Ops whose numbers may keep a value from 1 or -1, where a log or quotient is infinite: log(1 - p.clamp(max=1 - 1e-7))."""
+from passes.precision.reasons import (
+    CANCELS,
+    CONSTANT_LOST,
+    IS_A_PHASE,
+    IS_GUARDED,
+    IS_TINY,
+    IS_WIDE,
+    READS_INTEGERS,
+    READS_TINY,
+    READS_UNFIT,
+    READS_WIDE,
+)
+from passes.precision.representable import is_lost
+from passes.precision.unfit import cancelling_values, unfit_values
 
 SCALES = frozenset("mul div".split())
 """Ops whose number keeps nothing from zero."""
 
 
-@dataclass
-class Numbers:
-    """Why ops of a Block stay in float for their numbers. Call `why_written` and `why_read` in order of execution.
+@dataclass(frozen=True)
+class Hazard:
+    """What is wrong with one value in half precision.
 
-    `wide` and `tiny`: values that a literal of the model takes beyond half's range, or that a literal below its smallest
-    number keeps from zero. `unfit`: values observed not to fit on example data, and why. `guards`: bounds and differences
-    whose operands need every digit.
+    `wide`: a number of the model may take it beyond the range. `tiny`: a number below the smallest one keeps it from zero.
+    `written`, `read`: why a literal of its op, or the operands or the result, keep the op in float.
     """
 
-    block: Block
+    wide: bool = False
+    tiny: bool = False
+    written: str | None = None
+    read: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the sweep reads beside the graph. `unfit`: values observed not to fit, and why. `cancelling`: small differences,
+    and their terms. `guards`: bounds and differences whose operands need every digit; `guarded` and `phases` lead to them and
+    to sines. `mutated`: what is written in place.
+    """
+
+    values: ValueRanges
     half: torch.dtype
-    log: RewriteLog
-    wide: set[Any] = field(default_factory=set)
-    tiny: set[Any] = field(default_factory=set)
-    of_constants: dict[Any, Range] = field(default_factory=dict)
+    mutated: Set[Any]
+    divisors: Set[Any]
+    masks: Set[Any]
+    cancelling: Set[Any]
+    unfit: Mapping[Any, str]
+    guards: Set[Any]
+    guarded: Set[Any]
+    phases: Set[Any]
 
-    def __post_init__(self) -> None:
-        self.limits = torch.finfo(self.half)
-        self.divisors = divisors(self.block)
-        self.masks = mask_inputs(self.block)
-        if self.half is torch.float16:
-            self.wide |= self.masks  # -65504 - 20 is -inf already, while in bfloat16 the lowest number swallows what is added
-        differences = {node for node in self.divisors if self._cancels(node)}
-        self.cancelling = {value for node in differences for value in (node, *node.all_input_nodes)}
-        for node in self.block.calls:  # and the ops that move them to a division
-            if short_name(node.target) in MOVES and not differences.isdisjoint(node.all_input_nodes):
-                differences.add(node)
-        self.cancelling |= differences
-        values = (*self.block.placeholders, *self.block.calls)
-        self.unfit = {value: why for value in values if (why := self._why_unfit(value)) is not None}
-        for node in reversed(self.block.calls):  # the operand of an op that moves a value that does not fit
-            if node in self.unfit and short_name(node.target) in MOVES:
-                self.unfit |= {n: SOURCE_UNFIT for n in node.all_input_nodes if n not in self.unfit}
-        self.guards = self.cancelling | {node for node in self.block.calls if self._keeps_from_one(node)}
-
-    def why_written(self, node: Any) -> str | None:
-        """Why a literal of an op keeps it in float; also for ops without float operands."""
-        numbers = [abs(number) for number in self.numbers_of(node) if 0 < abs(number) < math.inf]
-        name = short_name(node.target)
-        if dtype_of(node) is torch.float32 and any(number >= self.limits.max for number in numbers):
-            self.wide.add(node)
-            return IS_WIDE
-        if node in self.guards or (name not in INSIDE and any(number < self.limits.smallest_normal for number in numbers)):
-            if name not in SCALES:
-                self.tiny.add(node)
-            return CANCELS if node in self.cancelling else IS_TINY
-        return None
-
-    def why_read(self, node: Any, floats: list[Any]) -> str | None:
-        """Why the values of its operands (`floats`, and constants) or of its result keep an op in float."""
-        name = short_name(node.target)
-        if name in MOVES_OR_FOLLOWS and not self.wide.isdisjoint(floats):
-            self.wide.add(node)
-            return READS_WIDE
-        if why := self.unfit.get(node) or self._why_constants(node):
-            return why
-        mask = bound_arguments(node).get(MASKS.get(name, ""))
-        if any(n in self.unfit and n is not mask for n in floats):
-            return READS_UNFIT
-        if name not in MATRIX and not self.tiny.isdisjoint(node.all_input_nodes):
-            if len(floats) <= 1 or name in MOVES:
-                self.tiny.add(node)
-            return READS_TINY
-        return None
-
-    def numbers_of(self, node: Any) -> list[float]:
-        """The numbers that an op computes with: literals, and constants that are one number."""
-        read = () if short_name(node.target) in MATRIX else node.all_input_nodes
-        constants = [self.block.constant(n) for n in read if dtype_of(n) is torch.float32]
-        return [*numbers_in(node), *(float(c) for c in constants if c is not None and c.numel() == 1)]
-
-    def _why_constants(self, node: Any) -> str | None:
-        """Why the constants of an op need float. Added constants may be masks, and are clamped; small biases may be lost."""
-        name, given = short_name(node.target), bound_arguments(node)
-        biases = (given.get("bias"), given.get("b"))
-        stay = [given.get(argument) for argument in FLOAT_PARAMETERS.get(name, ())]
-        for constant in [n for n in node.all_input_nodes if self.block.constant(n) is not None and n not in stay]:
-            tensor = self.block.constants[str(constant.target)]
-            if tensor.dtype is not torch.float32 or tensor.numel() == 0:
-                continue
-            if constant not in self.of_constants:
-                self.of_constants[constant] = range_of(tensor)
-            seen = self.of_constants[constant]
-            if seen.largest > self.limits.max and name not in ADDS and constant is not given.get(MASKS.get(name, "")):
-                self.wide.add(node)
-                return IS_WIDE
-            if constant not in biases and is_lost(seen, self.half, is_divisor=constant in self.divisors):
-                return CONSTANT_LOST
-        return None
-
-    def _cancels(self, node: Any) -> bool:
-        """A sum that a division or logarithm reads, observed to be as small as the rounding errors of its terms."""
-        seen = self.log.ranges.get(node.name)
-        if seen is None or short_name(node.target) not in SUMS:
-            return False
-        terms = [self.log.ranges[n.name].largest for n in node.all_input_nodes if n.name in self.log.ranges]
-        literals = [abs(n) for name, n in bound_arguments(node).items() if name != "alpha" and isinstance(n, (int, float))]
-        return seen.smallest < self.limits.eps * max([*terms, *literals], default=0.0)
-
-    def _keeps_from_one(self, node: Any) -> bool:
-        """A bound that keeps values from a whole number, and that half precision would round to that number."""
-        numbers = [n for n in numbers_in(node) if 0 < abs(n) < math.inf] if short_name(node.target) in BOUNDS else []
-        return any(not float(n).is_integer() and as_half(n, self.half).is_integer() for n in numbers)
-
-    def _why_unfit(self, value: Any) -> str | None:
-        """Why the values observed on example data need float, None when they do not."""
-        seen = self.log.ranges.get(value.name) if dtype_of(value) is torch.float32 else None
-        if seen is None:
-            return None
-        if value in self.cancelling:
-            return CANCELS
-        if is_near_the_end(seen, self.half):
-            return OVERFLOWS
-        return LOSES if is_lost(seen, self.half, is_divisor=value in self.divisors) else None
+    @classmethod
+    def of(cls, values: ValueRanges, half: torch.dtype) -> Reading:
+        block = values.block
+        zeros = divisors(block, MOVES)
+        cancelling = cancelling_values(values, half, zeros)
+        unfit = unfit_values(values, half, zeros, cancelling)
+        bounds = cancelling | {node for node in block.calls if guards.keeps_from_one(node, half)}
+        leading = guards.guarded_values(block, bounds), guards.phases(block)
+        return cls(values, half, block.mutated_values, zeros, masks(block), cancelling, unfit, bounds, *leading)
 
 
-def mask_inputs(block: Block) -> set[Any]:
-    """Inputs, and results of the model's own casts, that reach a softmax through sums and moves alone.
+@dataclass(frozen=True, eq=False)
+class Hazards:
+    """The hazard of each value of a Block in the dtype `half`; computed once, before anything is decided."""
+
+    reading: Reading
+    by_value: Mapping[Any, Hazard]
+
+    @classmethod
+    def of(cls, values: ValueRanges, half: torch.dtype) -> Hazards:
+        reading = Reading.of(values, half)
+        return cls(reading, forward(values.block, lambda node, known: hazard(node, known, reading)))
+
+    def __getitem__(self, value: Any) -> Hazard:
+        return self.by_value[value]
+
+    @property
+    def block(self) -> Block:
+        return self.reading.values.block
+
+    @property
+    def half(self) -> torch.dtype:
+        return self.reading.half
+
+    def is_clamped(self, value: Any) -> bool:
+        """The result of an op may lie beyond the range of half: it is clamped to it where it is cast."""
+        return self[value].wide or value in self.reading.unfit
+
+    @property
+    def clamped_inputs(self) -> Set[Any]:
+        """The same of inputs, and of what the model itself casts."""
+        return self.reading.masks | (self.reading.unfit.keys() & set(self.block.placeholders))
+
+    def floats(self, node: Any) -> list[Any]:
+        """The operands that are float32 at run time, without those that are free in either dtype."""
+        return floats(node, self.by_value, self.reading)
+
+    def is_free(self, value: Any) -> bool:
+        return is_free(value, self.by_value, self.reading)
+
+
+def masks(block: Block) -> frozenset[Any]:
+    """Inputs, and results of the model's own casts and of regions, that reach a softmax.
 
     A mask may hold -1e9, whatever the examples held.
     """
-    found: set[Any] = set()
-    for node in reversed(block.calls):
-        name = short_name(node.target)
-        if name in ("softmax", "log_softmax") or (node in found and name in MOVES_OR_ADDS):
-            found.update(node.all_input_nodes)
-        elif name in MASKS:
-            found.update(nodes_in(bound_arguments(node)[MASKS[name]]))
-    roots = (*block.placeholders, *(node for node in block.calls if short_name(node.target) in CASTS))
-    return {value for value in roots if value in found and dtype_of(value) is torch.float32}
+    given = (node for node in block.calls if short_name(node.target) in CASTS or is_result_of_region(node))
+    return mask_values(block, MOVES) & {value for value in (*block.placeholders, *given) if dtype_of(value) is torch.float32}
 
 
-def divisors(block: Block) -> set[Any]:
-    """Values in which a zero makes an infinity: operands of divisions and logarithms, and the values moved to them."""
-    found: set[Any] = set()
-    for node in reversed(block.calls):
-        name = short_name(node.target)
-        if name in DIVIDES:
-            found.update(nodes_in(bound_arguments(node).get(DIVIDES[name])))
-        elif name in MOVES and node in found:
-            found.update(node.all_input_nodes)
-    return found
+def is_result_of_region(node: Any) -> bool:
+    return node.target is getitem and is_region(argument(node, "container"))
 
 
-def as_half(number: float, half: torch.dtype) -> float:
-    return float(torch.tensor(number, dtype=half))
+def hazard(node: Any, known: Mapping[Any, Hazard], reading: Reading) -> Hazard:
+    """The hazard of a value, from those of its operands in `known`."""
+    # -65504 - 20 is -inf already, while in bfloat16 the lowest number swallows what is added.
+    is_wide = reading.half is torch.float16 and node in reading.masks
+    if (container := whole(node)) is not None:
+        return Hazard(known[container].wide, known[container].tiny)
+    if node.op != "call_function" or not is_eligible(node, reading.mutated, reading.half):
+        return Hazard(wide=is_wide)
+    name, numbers = short_name(node.target), numbers_of(node, reading.values)
+    if why := why_written(node, numbers, reading):
+        return Hazard(is_wide or why == IS_WIDE, why != IS_WIDE and name not in SCALES, written=why)
+    if not reads_float32(node):
+        return Hazard(wide=is_wide)
+    why = why_read(node, known, reading)
+    passes_tiny = why == READS_TINY and (len(floats(node, known, reading)) <= 1 or name in MOVES)
+    return Hazard(is_wide or why in (IS_WIDE, READS_WIDE), passes_tiny, read=why)
 
 
-def rounds(number: float, half: torch.dtype) -> bool:
-    return as_half(number, half) != number
+def numbers_of(node: Any, values: ValueRanges) -> list[float]:
+    """The numbers that an op computes with: literals, and constants that are one number."""
+    read = () if short_name(node.target) in MATRIX else node.all_input_nodes
+    return [*values[node].literals, *(number for n in read if (number := values[n].number) is not None)]
+
+
+def why_written(node: Any, numbers: list[float], reading: Reading) -> str | None:
+    """Why a literal of an op keeps it in float; also for ops without float operands."""
+    limits, name = torch.finfo(reading.half), short_name(node.target)
+    sizes = [abs(number) for number in numbers if 0 < abs(number) < math.inf]
+    if dtype_of(node) is torch.float32 and any(size >= limits.max for size in sizes):
+        return IS_WIDE
+    if node in reading.guards or (name not in INSIDE and any(size < limits.smallest_normal for size in sizes)):
+        return CANCELS if node in reading.cancelling else IS_TINY
+    return None
+
+
+def why_read(node: Any, known: Mapping[Any, Hazard], reading: Reading) -> str | None:
+    """Why the values of its operands and constants, or of its result, keep an op in float."""
+    name, read = short_name(node.target), floats(node, known, reading)
+    if reads_large_integers(node, reading):
+        return READS_INTEGERS
+    if name in MOVES_OR_FOLLOWS and any(known[n].wide for n in read):
+        return READS_WIDE
+    if why := reading.unfit.get(node) or why_constants(node, reading):
+        return why
+    mask = bound_arguments(node).get(MASKS.get(name, ""))
+    if any(n in reading.unfit and n is not mask for n in read):
+        return READS_UNFIT
+    if name not in MATRIX and any(known[n].tiny for n in node.all_input_nodes):
+        return READS_TINY
+    return IS_A_PHASE if node in reading.phases else IS_GUARDED if node in reading.guarded else None
+
+
+def why_constants(node: Any, reading: Reading) -> str | None:
+    """Why the constants of an op need float. Added constants may be masks, and are clamped; small biases may be lost."""
+    name, given, half = short_name(node.target), bound_arguments(node), reading.half
+    mask, biases = given.get(MASKS.get(name, "")), (given.get("bias"), given.get("b"))
+    stay = [given.get(argument) for argument in FLOAT_PARAMETERS.get(name, ())]
+    for constant in node.all_input_nodes:
+        seen = reading.values[constant].constant
+        if seen is None or constant in stay or dtype_of(constant) is not torch.float32:
+            continue
+        if seen.largest > torch.finfo(half).max and name not in ADDS and constant is not mask:
+            return IS_WIDE
+        if constant not in biases and is_lost(seen, half, is_divisor=constant in reading.divisors):
+            return CONSTANT_LOST
+    return None
+
+
+def reads_large_integers(node: Any, reading: Reading) -> bool:
+    """The op computes with integers, other than constants that half precision represents."""
+    if short_name(node.target) not in FOLLOWS:
+        return False
+    indices = set(nodes_in([bound_arguments(node).get(name) for name in ("index", "indices")]))
+    for operand in node.all_input_nodes:
+        dtype, constant = dtype_of(operand), reading.values.block.constant(operand)
+        if operand in indices or dtype is None or dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
+            continue
+        if constant is None or not torch.equal(constant.to(reading.half).to(constant.dtype), constant):
+            return True
+    return False
+
+
+def floats(node: Any, known: Mapping[Any, Hazard], reading: Reading) -> list[Any]:
+    """The operands that are float32 at run time, without those that are free in either dtype."""
+    return [n for n in node.all_input_nodes if dtype_of(n) is torch.float32 and not is_free(n, known, reading)]
+
+
+def is_free(value: Any, known: Mapping[Any, Hazard], reading: Reading) -> bool:
+    """Available in either dtype without a cast at run time: constants, and new tensors that hold one number."""
+    return reading.values.block.constant(value) is not None or (
+        is_filled(value) and not known[value].wide and value not in reading.mutated
+    )

@@ -6,6 +6,7 @@ Exact: powers of two change exponents alone, and the observed ranges leave room 
 and the result fit; only the product is in half. A fused relu or leaky_relu scales with it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ir_tools.ir.program import public_name
 from ir_tools.rewrite import RewriteLog
 from ir_tools.verify.ranges import Range
 from passes.precision.constraints import Policy, site_of
-from passes.precision.hazards import LOSES, OVERFLOWS, READS_UNFIT
+from passes.precision.reasons import LOSES, OVERFLOWS, READS_UNFIT
 from passes.precision.representable import fits
 
 LAYERS = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
@@ -36,18 +37,25 @@ SCALE_ALONG = ("", "relu", "leaky_relu")
 LARGEST_SHIFT = 24
 
 
-def rescale(draft: Draft, policy: Policy, log: RewriteLog) -> bool:
-    """Scale the products that only their ranges keep in float, where that helps; return whether there were any."""
-    edited = False
+def rescalings(policy: Policy) -> dict[Any, int]:
+    """The products that only their ranges keep in float, and the k of the power of two with which they fit."""
+    values = policy.hazards.reading.values
+    found = {}
     for node, constraint in policy.constraints.items():
         operands = operands_of(node) if constraint.reason in OUT_OF_RANGE else None
         if operands is None:
             continue
         x, b = operands
-        shift = shift_for(log.ranges.get(x.name), log.ranges.get(node.name), policy.half)
+        shift = shift_for(values[x].observed, values[node].observed, policy.hazards.half)
+        if shift != 0 and (b is None or policy.block.constant(b) is not None):
+            found[node] = shift
+    return found
+
+
+def rescale(draft: Draft, shifts: Mapping[Any, int], log: RewriteLog) -> None:
+    for node, shift in shifts.items():
+        x, b = scaled_operands(node)
         bias = draft.program.constant(b)
-        if shift == 0 or (b is not None and bias is None):
-            continue
         with draft.before(node, "cast_half"):
             scaled = {x: draft.call(aten.mul.Scalar, x, 2.0**shift)}
             if bias is not None:
@@ -56,8 +64,6 @@ def rescale(draft: Draft, policy: Policy, log: RewriteLog) -> bool:
             draft.replace(node, draft.call(aten.mul.Scalar, product, 2.0**-shift))
         name = short_name(product.target)
         log.rewrote(site_of(node), f"{name}(x) -> 2^{-shift} {name}(2^{shift} x)", location(product))
-        edited = True
-    return edited
 
 
 def with_swapped(args: Any, swapped: dict[Any, Any]) -> Any:
@@ -71,9 +77,14 @@ def operands_of(node: Any) -> tuple[Any, Any] | None:
         return None
     if given.get("act", "") not in SCALE_ALONG or given.get("residual") is not None:
         return None
-    x, b = (given.get(argument) for argument in LINEAR_IN[name])
+    x, b = scaled_operands(node)
     alone = list(node.all_input_nodes).count(x) == 1 and sum(value is x for value in given.values()) == 1
     return (x, b) if alone and facts.dtype(x) is torch.float32 else None
+
+
+def scaled_operands(node: Any) -> tuple[Any, Any]:
+    x, b = (bound_arguments(node).get(argument) for argument in LINEAR_IN[short_name(node.target)])
+    return x, b
 
 
 def shift_for(x: Range | None, result: Range | None, half: torch.dtype) -> int:

@@ -7,7 +7,7 @@ symbols are computed from the sizes that the symbols had in this run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,14 @@ def untrue_facts(program: Program, *inputs: Tensor) -> list[str]:
     []
     """
     sizes: dict[Any, int] = {}
-    return [
-        f"{node.name}: the fact says {sketch(known)}, running gives {sketch(value)}"
-        for node, known, value in _checked(program, inputs)
-        if not _is_true(known, value, sizes)
-    ]
+    wrong: dict[str, str] = {}
+
+    def see(node: fx.Node, known: Fact, value: Any) -> None:
+        if not _is_true(known, value, sizes):
+            wrong[node.name] = f"{node.name}: the fact says {sketch(known)}, running gives {sketch(value)}"
+
+    _watched(program, inputs, see)
+    return list(wrong.values())
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,29 @@ class KnownStrides:
 
 def known_strides(program: Program, *inputs: Tensor) -> KnownStrides:
     """Counted over the tensors that the ops of the Program gave when it ran on `inputs`."""
-    count, known, lacking = 0, 0, Counter[str]()
-    for node, fact, value in _checked(program, inputs):
-        if node.op != "call_function" or not isinstance(value, Tensor) or value.device.type != "cpu":
-            continue
-        count += 1
-        has = isinstance(fact, TensorFact) and fact.strides is not None
-        known += has
-        if not has:
-            lacking[str(node.target)] += 1
-    return KnownStrides(count, known, lacking)
+    known: dict[str, bool] = {}
+    ops: dict[str, str] = {}
+
+    def see(node: fx.Node, fact: Fact, value: Any) -> None:
+        if node.op == "call_function" and isinstance(value, Tensor) and value.device.type == "cpu":
+            known[node.name] = isinstance(fact, TensorFact) and fact.strides is not None
+            ops[node.name] = str(node.target)
+
+    _watched(program, inputs, see)
+    return KnownStrides(len(known), sum(known.values()), Counter(ops[name] for name, has in known.items() if not has))
 
 
-def _checked(program: Program, inputs: tuple[Tensor, ...]) -> Iterator[tuple[fx.Node, Fact, Any]]:
-    for node, value in program.trace_values(*(t.clone() for t in inputs)):
+def _watched(program: Program, inputs: tuple[Tensor, ...], see: Callable[[fx.Node, Fact, Any], None]) -> None:
+    """Run the Program; `see` gets each value with its node and fact, those in the bodies of regions too."""
+
+    def watch(node: fx.Node, value: Any) -> None:
         if node.op == "output":
-            continue
+            return
         if node.target in program.packings:  # opaque to shape questions in some builds: the plain constant stands for it
             value = program.constants[str(node.target)]
-        yield node, facts.fact(node), value
+        see(node, facts.fact(node), value)
+
+    program.run(*(t.clone() for t in inputs), watch=watch)
 
 
 def _is_true(known: Fact, value: Any, sizes: dict[Any, int]) -> bool:
@@ -94,7 +101,7 @@ def _describes(known: TensorFact, value: Tensor, sizes: dict[Any, int]) -> bool:
         if isinstance(size, int) and size != given:
             return False
         if not isinstance(size, int) and size.is_Symbol:
-            sizes.setdefault(size, given)
+            sizes[size] = given  # a symbol of a loop is another size in each round
     if known.strides is None or value.layout is not strided or value.numel() == 0:
         return True
     for size, stride, given in zip(value.shape, known.strides, value.stride(), strict=True):

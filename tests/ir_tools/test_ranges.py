@@ -157,11 +157,68 @@ class Branches(nn.Module):
         return F.relu(y)
 
 
-def test_what_is_inside_a_branch_has_no_range_and_its_result_has_one() -> None:
+def test_values_in_a_branch_count_on_the_calls_that_take_it() -> None:
     x = torch.rand(2, 2)
     program = captured(Branches().eval(), x, frontend="script")
-    found = observe(program, [[x]])
-    outside = {node.name for node in program.nodes}
-    inside = {node.name for node in program.all_calls} - outside
-    assert inside and not inside & set(found) and set(found) <= outside
-    assert any(r.largest == pytest.approx((x * 3).exp().max().item() * 7) for r in found.values())
+    taken = [x, 2 * x]
+    found = observe(program, [[taken[0]], [-x], [taken[1]]])
+    assert found["if1_then_exp"] == by_frexp(torch.cat([(y * 3).exp() for y in taken]))
+    assert found["if1_then_mul_1"] == by_frexp(torch.cat([(y * 3).exp() * 7 for y in taken]))
+    assert found["mul"] == by_frexp(torch.cat([x * 3, -x * 3, x * 6]))
+    assert not any(name.startswith("if1_then") for name in observe(program, [[-x]]))
+    assert found["region_if_0"].largest == pytest.approx((x * 6).exp().max().item() * 7)
+
+
+class Grows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("w", torch.tensor([3.0, -2.0]))
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        for _ in range(int(n)):
+            x = x * self.w
+            if bool(x.sum() > 100):
+                x = x - 50
+        return x
+
+
+def test_values_in_a_loop_count_in_all_rounds_and_constants_once() -> None:
+    x, n = torch.tensor([[1.0, 4.0]]), torch.tensor(6)
+    program = captured(Grows().eval(), x, n, frontend="script")
+    found = observe(program, [[x, n], [x, torch.tensor(1)]])
+    carried, products, taken = [], [], []
+    for rounds in (6, 1):
+        y = x
+        for _ in range(rounds):
+            carried.append(y)
+            products.append(y * torch.tensor([3.0, -2.0]))
+            y = products[-1]
+            if y.sum() > 100:
+                taken.append(y)
+                y = y - 50
+    assert len(products) == 7 and taken, "the test needs rounds of both kinds"
+    assert found["loop1_carried0"] == by_frexp(torch.cat(carried))
+    assert found["loop1_mul"] == by_frexp(torch.cat(products))
+    assert found["loop1_if2_then_sub"] == by_frexp(torch.cat(taken) - 50)
+    assert found["loop1_w"] == by_frexp(torch.tensor([3.0, -2.0]))
+    assert not any(name.startswith("loop1") for name in observe(program, [[x, torch.tensor(0)]]))
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.ones(1))
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        for _ in range(int(n)):
+            self.count.mul_(10)
+            x = x + self.count
+        return x
+
+
+def test_state_that_a_loop_writes_counts_as_each_round_reads_it() -> None:
+    x, n = torch.ones(2), torch.tensor(3)
+    program = captured(Counts().eval(), x, n, frontend="script")
+    found = observe(program, [[x, n]])
+    assert found["loop1_count"] == by_frexp(torch.tensor([1.0, 10.0, 100.0]))
+    assert observe(program, [[x, n]]) == found, "a run leaves no trace"

@@ -17,8 +17,7 @@ from tests.check import captured, observe, outputs_of, relative_error, rewritten
 
 cast_half = CATALOGUE["cast_half"]
 source = importlib.import_module("passes.precision.cast_half")
-policy = importlib.import_module("passes.precision.constraints")
-numbers = importlib.import_module("passes.precision.hazards")
+reasons = importlib.import_module("passes.precision.reasons")
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHIN = {"bfloat16": 4e-2, "float16": 5e-3}

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import argument, aten, short_name
 from ir_tools.rewrite import RewriteLog
+from passes.precision.constraints import Policy, PrecisionOptions
 from passes.precision.op_table import PERIODIC
 from passes.precision.rescaling import LARGEST_SHIFT
 from tests.check import captured, outputs_of, relative_error, rewritten
-from tests.passes.precision.half_casts import HALVES, LEVELS, Model, X, cast_half, check_cast, numbers, policy, seen_on
+from tests.passes.precision.half_casts import HALVES, LEVELS, Model, X, cast_half, check_cast, reasons, seen_on
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
@@ -50,7 +51,7 @@ def test_what_comes_near_the_end_of_the_range_stays_float(share: float, expected
     x = torch.tensor([[1.0, 0.5, -0.25, 0.75]])
     after, log = seen_on(captured(model, x), x)
     assert marked(after) == ["linear*", expected]
-    assert (numbers.OVERFLOWS in {r.reason for r in log.refusals}) == (expected == "mul")
+    assert (reasons.OVERFLOWS in {r.reason for r in log.refusals}) == (expected == "mul")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -67,10 +68,10 @@ def test_a_divisor_of_which_one_number_would_become_zero_stays_float(moved: bool
     program = captured(model, X, d)
     after, log = seen_on(program, X, d, level=level)
     assert relative_error(outputs_of(program, X, d), outputs_of(after, X, d)) <= 5e-3
-    assert numbers.LOSES in {r.reason for r in log.refusals}
+    assert reasons.LOSES in {r.reason for r in log.refusals}
     model.function = lambda m, x, d: m.l(x) * m.l(d)  # a factor may become zero
     _, log = seen_on(captured(model, X, d), X, d, level=level)
-    assert numbers.LOSES not in {r.reason for r in log.refusals}
+    assert reasons.LOSES not in {r.reason for r in log.refusals}
 
 
 @pytest.mark.parametrize("magnitudes, expected", [((1, 1), "abs"), ((1, 2), "abs*"), ((0.5, 0.5), "abs")])
@@ -79,7 +80,7 @@ def test_values_that_lose_one_bit_stay_float(magnitudes: tuple[float, float], ex
     x = torch.tensor(magnitudes * 2)[None] * (1.5 * 2.0**-15)
     after, log = seen_on(captured(Model(lambda m, x: m.l(x).abs(), l=identity()).eval(), x), x)
     assert marked(after)[-1] == expected
-    assert ({numbers.LOSES, numbers.READS_UNFIT} <= {r.reason for r in log.refusals}) == (expected == "abs")
+    assert ({reasons.LOSES, reasons.READS_UNFIT} <= {r.reason for r in log.refusals}) == (expected == "abs")
 
 
 @pytest.mark.parametrize("shift, found", [(20, True), (LARGEST_SHIFT + 8, False)])
@@ -168,8 +169,8 @@ def test_what_the_model_keeps_out_of_autocast_is_float(level: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_small_factor_is_float_and_what_reads_it_is_free(level: str) -> None:
     model = Model(lambda m, x: m.l(x) * 1e-12 + m.l(x), l=nn.Linear(4, 4))
-    found, reasons = cast(model, X, level=level)
-    assert found[:3] == ["linear*", "mul", "linear*"] and numbers.IS_TINY in reasons
+    found, said = cast(model, X, level=level)
+    assert found[:3] == ["linear*", "mul", "linear*"] and reasons.IS_TINY in said
     if level == "O3":
         assert found[3] == "add*"
     model = Model(lambda m, x: (m.l(x) + 1e-12) + m.l(x), l=nn.Linear(4, 4))
@@ -211,11 +212,11 @@ def test_constants_beyond_the_range_are_clamped_where_they_are_added_alone(name:
     function = {**MASKED, **SCALED}[name]
     constant = LARGE if name in MASKED else LARGE - 1e9
     after, log = cast_half_of(Model(lambda m, x: m.l(function(m.l(x), m.k)), l=nn.Linear(4, 4), k=constant), X)
-    reasons = {r.reason for r in log.refusals}
+    said = {r.reason for r in log.refusals}
     if name in MASKED:
-        assert f"{name}*" in marked(after) and numbers.CLAMPED in reasons and numbers.IS_WIDE not in reasons
+        assert f"{name}*" in marked(after) and reasons.CLAMPED in said and reasons.IS_WIDE not in said
     else:
-        assert name in marked(after) and numbers.IS_WIDE in reasons and numbers.CLAMPED not in reasons
+        assert name in marked(after) and reasons.IS_WIDE in said and reasons.CLAMPED not in said
 
 
 def test_a_constant_mask_of_attention_is_clamped() -> None:
@@ -227,7 +228,7 @@ def test_a_constant_mask_of_attention_is_clamped() -> None:
         return F.scaled_dot_product_attention(y, y, y, attn_mask=m.mask)
 
     after, log = cast_half_of(Model(attend, l=nn.Linear(4, 4), mask=mask), X)
-    assert marked(after)[-1] == "scaled_dot_product_attention*" and numbers.CLAMPED in {r.reason for r in log.refusals}
+    assert marked(after)[-1] == "scaled_dot_product_attention*" and reasons.CLAMPED in {r.reason for r in log.refusals}
 
 
 @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
@@ -291,13 +292,13 @@ def test_results_that_somebody_reads_as_one_list_stay_float() -> None:
     with draft.before(joined):
         draft.replace(joined, draft.call(aten.cat.default, split, 1))
     after, log = rewritten(cast_half, draft.finish(), X)
-    assert marked(after)[:2] == ["linear*", "split"] and policy.IS_READ_WHOLE in {r.reason for r in log.refusals}
+    assert marked(after)[:2] == ["linear*", "split"] and reasons.IS_READ_WHOLE in {r.reason for r in log.refusals}
 
 
 def test_what_reads_a_value_of_unknown_dtype_stays_as_it_is() -> None:
     program = captured(Model(lambda m, x: m.l(m.l(x).relu()), l=nn.Linear(4, 4)).eval(), X)
     next(n for n in program.calls if short_name(n.target) == "relu").meta.pop("fact")
-    constraints = policy.Policy(program, torch.bfloat16, "O3", {}, RewriteLog()).constraints
+    constraints = Policy.of(program, PrecisionOptions(torch.bfloat16, "O3")).constraints
     assert [(short_name(n.target), s.reason) for n, s in constraints.items()] == [
-        ("linear", ""), ("relu", policy.IS_UNKNOWN), ("linear", policy.IS_UNKNOWN)
+        ("linear", ""), ("relu", reasons.IS_UNKNOWN), ("linear", reasons.IS_UNKNOWN)
     ]  # fmt: skip

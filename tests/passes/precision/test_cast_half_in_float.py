@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import argument, short_name
+from passes.precision import constraints
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
-from tests.passes.precision.half_casts import HALVES, LEVELS, WITHIN, Model, X, cast_half, check_cast, computes_in, policy
+from tests.passes.precision.half_casts import HALVES, LEVELS, WITHIN, Model, X, cast_half, check_cast, computes_in, reasons
 from tests.passes.precision.test_cast_half_ranges import fused
 
 # -- what stays as it is -----------------------------------------------------------------------------------------------
@@ -182,10 +183,10 @@ def test_what_meets_another_half_dtype_or_complex_numbers_stays() -> None:
     mixed = Model(lambda m, x, h: m.l(m.l(x) * h), l=nn.Linear(4, 4))
     after, log = check_cast(mixed, X, torch.randn(3, 4).half())
     assert ops(after) == ["to", "linear", "to", "mul", "to", "linear", "to"]
-    assert policy.HAS_OTHERS in [r.reason for r in log.refusals]
+    assert reasons.HAS_OTHERS in [r.reason for r in log.refusals]
     turned = Model(lambda m, x: m.l((m.l(x) * m.turn).real), l=nn.Linear(4, 4), turn=torch.randn(4, dtype=torch.complex64))
     after, log = check_cast(turned, X)
-    assert policy.HAS_OTHERS in [r.reason for r in log.refusals]
+    assert reasons.HAS_OTHERS in [r.reason for r in log.refusals]
 
 
 def test_complex_numbers_stay() -> None:
@@ -202,8 +203,8 @@ def test_ops_without_a_kernel_for_half_stay_float(dtype: str, level: str) -> Non
         return torch.cdist(pooled.flatten(1), pooled.flatten(1) + 1)
 
     _, log = check_cast(Model(function, c=nn.Conv3d(2, 3, 1)), torch.randn(2, 2, 4, 4, 4), dtype=dtype, level=level)
-    reasons = [r.reason for r in log.refusals]
-    assert reasons.count("torch has no kernel for it in half precision on the CPU") == 2
+    said = [r.reason for r in log.refusals]
+    assert said.count("torch has no kernel for it in half precision on the CPU") == 2
 
 
 # -- sites and teeth ---------------------------------------------------------------------------------------------------
@@ -212,8 +213,7 @@ def test_ops_without_a_kernel_for_half_stay_float(dtype: str, level: str) -> Non
 def test_an_exponential_in_half_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(lambda m, x: (m.l(x) * 0 + 12.0).exp().log() * x, l=nn.Linear(4, 4))
     check_cast(model, X, dtype="float16")
-    monkeypatch.setattr(policy, "FOLLOWS", policy.FOLLOWS | {"exp", "log"})
-    monkeypatch.setattr(policy, "INSIDE", policy.INSIDE - {"exp", "log"})
+    monkeypatch.setattr(constraints, "INSIDE", constraints.INSIDE - {"exp", "log"})
     with pytest.raises(AssertionError, match="relative error"):
         check_cast(model, X, dtype="float16")
 
@@ -280,9 +280,9 @@ def test_no_float_value_is_rounded_for_what_decides_by_it(case: str, level: str)
 def test_integers_beside_halves_are_counted_in_float() -> None:
     model = Model(lambda m, x, p: m.l(m.l(x) * 1e-4 * p[:, None]), l=nn.Linear(4, 4)).eval()
     _, log = check_cast(model, X, torch.tensor([0, 70000, 90000]), dtype="float16")
-    assert policy.READS_INTEGERS in [r.reason for r in log.refusals]
+    assert reasons.READS_INTEGERS in [r.reason for r in log.refusals]
     small = Model(lambda m, x: m.l(m.l(x) * m.steps), l=nn.Linear(4, 4), steps=torch.arange(4))
-    assert policy.READS_INTEGERS not in [r.reason for r in check_cast(small, X)[1].refusals], "half holds 0 to 3"
+    assert reasons.READS_INTEGERS not in [r.reason for r in check_cast(small, X)[1].refusals], "half holds 0 to 3"
 
 
 def test_an_op_with_another_dtype_argument_than_floats_stays() -> None:

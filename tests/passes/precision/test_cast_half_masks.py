@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ir_tools.ir.dialect import short_name
+from passes.analysis import value_ranges
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
 from tests.passes.precision.half_casts import (
     HALVES,
@@ -21,7 +22,7 @@ from tests.passes.precision.half_casts import (
     cast_half,
     check_cast,
     computes_in,
-    numbers,
+    reasons,
     seen_on,
     source,
 )
@@ -60,9 +61,9 @@ def test_masks_stay_finite(mask: str, low: float, dtype: str, level: str) -> Non
     model = Model(MASKS[mask](low), l=nn.Linear(4, 4))
     _, log = check_cast(model, X, KEEP, dtype=dtype, level=level)
     if abs(low) > torch.finfo(HALVES[dtype]).max:
-        assert numbers.IS_WIDE in [r.reason for r in log.refusals], "that a number was out of range is said"
+        assert reasons.IS_WIDE in [r.reason for r in log.refusals], "that a number was out of range is said"
     else:
-        assert numbers.IS_WIDE not in [r.reason for r in log.refusals]
+        assert reasons.IS_WIDE not in [r.reason for r in log.refusals]
 
 
 def test_two_masks_may_be_added() -> None:
@@ -92,7 +93,7 @@ def test_what_may_be_out_of_range_stays_float_until_something_reads_it_in_half()
 def test_infinite_masks_stay_half() -> None:
     model = Model(lambda m, x: m.l(x).masked_fill(x > 9, float("-inf")), l=nn.Linear(4, 4))
     after, log = check_cast(model, X, dtype="float16")
-    assert computes_in(after)["masked_fill"] is torch.float16 and not any(r.reason == numbers.IS_WIDE for r in log.refusals)
+    assert computes_in(after)["masked_fill"] is torch.float16 and not any(r.reason == reasons.IS_WIDE for r in log.refusals)
 
 
 # -- sites and teeth ---------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def test_infinite_masks_stay_half() -> None:
 
 @pytest.mark.parametrize("mask", ["masked_fill", "added", "where a tensor"])
 def test_an_overflowing_mask_is_noticed(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numbers, "numbers_in", lambda node: [])
+    monkeypatch.setattr(value_ranges, "numbers_in", lambda node: [])
     with pytest.raises((AssertionError, RuntimeError), match=r"relative error inf|without overflow"):
         check_cast(Model(MASKS[mask](LOWEST), l=nn.Linear(4, 4)), X, KEEP, dtype="float16")
 
@@ -122,7 +123,7 @@ def test_a_wide_result_that_is_not_clamped_is_noticed(monkeypatch: pytest.Monkey
 def test_clamped_constants_are_reported() -> None:
     model = Model(lambda m, x: m.l(x) + m.mask, l=nn.Linear(4, 4), mask=torch.tensor([0.0, -1e9, 1.0, 2.0]))
     _, log = rewritten(cast_half.with_options(dtype="float16"), captured(model.eval(), X), X)
-    assert [r.reason for r in log.refusals] == [numbers.CLAMPED]
+    assert [r.reason for r in log.refusals] == [reasons.CLAMPED]
     _, log = rewritten(cast_half, captured(model, X), X)
     assert not log.refusals
 
@@ -168,7 +169,7 @@ def test_a_mask_among_the_inputs_gives_no_nan(case: str, low: float, dtype: str,
     rows = [0, 2]  # the masked one is uniform in float32 only because -1e9 swallows its scores
     assert relative_error([expected[..., rows, :]], [got[..., rows, :]]) <= WITHIN[dtype]
     clamps = [n for n in after.calls if short_name(n.target) == "clamp"]
-    said = {numbers.VALUE_CLAMPED, numbers.OVERFLOWS, numbers.IS_WIDE} & {r.reason for r in log.refusals}
+    said = {reasons.VALUE_CLAMPED, reasons.OVERFLOWS, reasons.IS_WIDE} & {r.reason for r in log.refusals}
     assert said or not clamps
 
 

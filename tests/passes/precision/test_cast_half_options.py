@@ -10,7 +10,7 @@ from ir_tools.ir import facts
 from ir_tools.ir.dialect import short_name
 from passes import CATALOGUE, OptionError
 from tests.check import captured, ops, rewritten
-from tests.passes.precision.half_casts import IMAGE, Model, X, assert_casts_are_lean, cast_half, every_kind, policy
+from tests.passes.precision.half_casts import IMAGE, Model, X, assert_casts_are_lean, cast_half, every_kind, reasons
 
 # -- the table of levels -----------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ def test_modules_and_ops_that_the_user_keeps_in_float(options: dict, expected: s
     after, log = rewritten(cast_half.with_options(**options), program, X)
     found = [(short_name(n.target), facts.dtype(n)) for n in after.calls if short_name(n.target) != "to"]
     assert " ".join(name + "*" * (dtype is torch.bfloat16) for name, dtype in found) == expected
-    kept = [r for r in log.refusals if r.reason == policy.IS_KEPT]
+    kept = [r for r in log.refusals if r.reason == reasons.IS_KEPT]
     assert bool(kept) and all(r.rule == "cast_half" for r in kept)
 
 

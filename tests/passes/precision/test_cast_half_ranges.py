@@ -12,8 +12,9 @@ from torch import nn
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.rewrite import RewriteLog
+from passes.precision.op_table import MATRIX
 from tests.check import captured, observe, outputs_of, relative_error
-from tests.passes.precision.half_casts import LEVELS, WITHIN, Model, X, cast_half, computes_in, numbers, policy, seen_on
+from tests.passes.precision.half_casts import LEVELS, WITHIN, Model, X, cast_half, computes_in, reasons, seen_on
 
 # -- small numbers -----------------------------------------------------------------------------------------------------
 
@@ -23,7 +24,7 @@ def test_a_small_difference_that_is_divided_by_is_float_where_data_shows_it() ->
     x = X * 12
     program = captured(model, x)
     after, log = seen_on(program, x, dtype="bfloat16")
-    assert computes_in(after)["sigmoid"] is torch.float32 and numbers.CANCELS in [r.reason for r in log.refusals]
+    assert computes_in(after)["sigmoid"] is torch.float32 and reasons.CANCELS in [r.reason for r in log.refusals]
     assert cast_half(program) is not program and computes_in(cast_half(program))["sigmoid"] is torch.bfloat16
 
 
@@ -57,10 +58,10 @@ def test_values_that_do_not_fit_stay_float(case: str, level: str) -> None:
     after, log = seen_on(program, X, level=level)
     expected, got = outputs_of(program, X), outputs_of(after, X)
     assert got[0].isfinite().all() and relative_error(expected, got) <= 2e-2
-    reasons = {r.reason for r in log.refusals}
-    assert getattr(numbers, why, None) in reasons or not why
+    said = {r.reason for r in log.refusals}
+    assert getattr(reasons, why, None) in said or not why
     after, log = seen_on(program, X, dtype="bfloat16", level=level)
-    assert not {numbers.OVERFLOWS, numbers.LOSES, numbers.READS_UNFIT} & {r.reason for r in log.refusals}
+    assert not {reasons.OVERFLOWS, reasons.LOSES, reasons.READS_UNFIT} & {r.reason for r in log.refusals}
 
 
 @pytest.mark.parametrize("case", ["a product", "an exponential", "small values"])
@@ -95,12 +96,12 @@ def test_products_out_of_range_are_scaled_by_a_power_of_two(case: str, level: st
     program = captured(Model(RESCALED[case], **parts).eval(), X)
     after, log = seen_on(program, X, level=level)
     (rewrite,) = [r for r in log.rewrites if "->" in r.rule]
-    products = [n for n in after.calls if short_name(n.target) in policy.MATRIX]
+    products = [n for n in after.calls if short_name(n.target) in MATRIX]
     assert [facts.dtype(n) for n in products] == [torch.float16], rewrite.rule
     assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
     left_alone, log = cast_half.with_options(dtype="float16", level=level), RewriteLog.skipping({rewrite.site})
     log.ranges = observe(program, [[X]])
-    products = [n for n in left_alone(program, log=log).calls if short_name(n.target) in policy.MATRIX]
+    products = [n for n in left_alone(program, log=log).calls if short_name(n.target) in MATRIX]
     assert [facts.dtype(n) for n in products] == [torch.float32]
 
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from passes import CATALOGUE
+from passes.precision import hazards
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
-from tests.passes.precision.half_casts import HALVES, LEVELS, WITHIN, Model, X, cast_half, check_cast, computes_in, numbers
+from tests.passes.precision.half_casts import HALVES, LEVELS, WITHIN, Model, X, cast_half, check_cast, computes_in, reasons
 
 GUARDED: dict[str, Callable] = {
     "norm plus epsilon": lambda m, x: m.l(m.l(x) / (m.l(x).norm(dim=-1, keepdim=True) + 1e-12)),
@@ -31,15 +32,15 @@ def test_epsilons_below_half_precision_still_guard(case: str, level: str) -> Non
     model = Model(GUARDED[case], l=linear, eps=torch.tensor(1e-12)).eval()
     x = torch.cat([torch.zeros(1, 4), torch.randn(2, 4)])
     _, log = check_cast(model, x, dtype="float16", level=level)
-    assert numbers.IS_TINY in [r.reason for r in log.refusals]
+    assert reasons.IS_TINY in [r.reason for r in log.refusals]
     _, log = check_cast(model, x, dtype="bfloat16", level=level)
-    assert numbers.IS_TINY not in [r.reason for r in log.refusals], "bfloat16 has the exponents of float32"
+    assert reasons.IS_TINY not in [r.reason for r in log.refusals], "bfloat16 has the exponents of float32"
 
 
 def test_an_epsilon_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(GUARDED["norm plus epsilon"], l=nn.Linear(4, 4, bias=False))
     x = torch.cat([torch.zeros(1, 4), torch.randn(2, 4)])
-    monkeypatch.setattr(numbers.Numbers, "numbers_of", lambda self, node: [])
+    monkeypatch.setattr(hazards, "numbers_of", lambda node, values: [])
     with pytest.raises(AssertionError, match="relative error inf"):
         check_cast(model, x, dtype="float16", level="O3")
 
@@ -60,7 +61,7 @@ def test_constants_that_do_not_fit_keep_their_op_in_float(case: str, level: str)
     program = CATALOGUE["fold_constants"](captured(model.eval(), X))
     after, log = rewritten(cast_half.with_options(dtype="float16", level=level), program, X)
     assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
-    assert {numbers.CONSTANT_LOST, numbers.IS_WIDE} & {r.reason for r in log.refusals}
+    assert {reasons.CONSTANT_LOST, reasons.IS_WIDE} & {r.reason for r in log.refusals}
 
 
 def test_small_biases_keep_nothing_in_float() -> None:

@@ -16,10 +16,19 @@ from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import short_name
 from ir_tools.rewrite import RewriteLog
 from ir_tools.rewrite.cast import traffic, users
-from ir_tools.rewrite.cut import Split
+from ir_tools.rewrite.cut import Freedom, Split, cheapest
 from passes import CATALOGUE
 from passes.precision.cast_placement import casts_one_by_one, placed
-from passes.precision.constraints import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_USERS, Policy
+from passes.precision.constraints import (
+    AS_IT_COMES,
+    BETWEEN,
+    EITHER,
+    HALF,
+    WITH_OPERANDS,
+    WITH_USERS,
+    Policy,
+    PrecisionOptions,
+)
 from tests.check import captured, ops
 
 cast_half = CATALOGUE["cast_half"]
@@ -75,7 +84,7 @@ def all_placements(policy: Policy) -> Iterator[set]:
 
 def allowed(policy: Policy, node: object, half: set) -> bool:
     constraint, in_half = policy.constraints[node], node in half
-    operands = [n for n in node.all_input_nodes if policy.original[n] is torch.float32 and n.op != "get_attr"]
+    operands = [n for n in node.all_input_nodes if facts.dtype(n) is torch.float32 and n.op != "get_attr"]
     if short_name(node.target) == "getitem":
         return in_half == (node.args[0] in half)
     if constraint is WITH_OPERANDS:
@@ -87,7 +96,7 @@ def allowed(policy: Policy, node: object, half: set) -> bool:
 
 def casts(policy: Policy, half: set) -> int:
     """One per value that an op reads in the other dtype."""
-    values = [n for n, dtype in policy.original.items() if dtype is torch.float32 and n.op in ("placeholder", "call_function")]
+    values = [n for n in (*policy.block.placeholders, *policy.block.calls) if facts.dtype(n) is torch.float32]
     return sum(
         any((r in half) != (v in half) for r in v.users if policy.constraints.get(r) is not AS_IT_COMES) for v in values
     )
@@ -97,7 +106,7 @@ def casts(policy: Policy, half: set) -> int:
 @given(steps=STEPS)
 def test_no_placement_needs_fewer_casts(level: str, steps: list[tuple[str, int, int]]) -> None:
     program = captured(Drawn(steps).eval(), X, Y)
-    policy = Policy(program, torch.bfloat16, level, {}, RewriteLog())
+    policy = Policy.of(program, PrecisionOptions(torch.bfloat16, level))
     fewest = min(casts(policy, half) for half in all_placements(policy)) if HALF in policy.constraints.values() else 0
     log = RewriteLog()
     after = cast_half.with_options(level=level)(program, log=log)
@@ -110,7 +119,7 @@ def test_no_placement_needs_fewer_casts(level: str, steps: list[tuple[str, int, 
 def test_the_exhaustive_search_sees_dearer_placements() -> None:
     """linear -> relu -> relu -> linear: all four in half is cheapest, the relus in float cost two casts more."""
     model = Drawn([("matrix", 0, 0), ("moves", 2, 2), ("moves", 3, 3), ("matrix", 4, 4)])
-    policy = Policy(captured(model.eval(), X, Y), torch.bfloat16, "O2", {}, RewriteLog())
+    policy = Policy.of(captured(model.eval(), X, Y), PrecisionOptions(torch.bfloat16, "O2"))
     counts = sorted(casts(policy, half) for half in all_placements(policy))
     assert counts == [2, 4, 4, 4]
 
@@ -144,8 +153,8 @@ def test_what_autocast_would_do_is_counted() -> None:
     assert log.casts.before == traffic(program) and log.casts.before.count == 0
     assert log.casts.one_by_one.count == 6 and log.casts.one_by_one.bytes == 6 * 16 * 6
     assert log.casts.after.count == traffic(after).count == 3
-    assert placed(Policy(program, torch.bfloat16, "O2", {}, RewriteLog())) == set(program.calls)
-    assert casts_one_by_one(Policy(program, torch.bfloat16, "O2", {}, RewriteLog())).count == 6
+    assert placed(Policy.of(program, PrecisionOptions(torch.bfloat16, "O2"))) == set(program.calls)
+    assert casts_one_by_one(Policy.of(program, PrecisionOptions(torch.bfloat16, "O2"))).count == 6
 
 
 def test_casts_of_the_model_itself_are_counted() -> None:
@@ -186,3 +195,30 @@ def test_a_split_is_the_cheapest_one(data: st.DataObject) -> None:
     best = [set(s) for n in range(count + 1) for s in itertools.combinations(range(count), n)]
     first = split.first_side()
     assert cost({i for i in range(count) if i in first}) == min(map(cost, best))
+
+
+SECOND = Freedom(first=False)
+CHAIN = {"x": SECOND, "matrix": Freedom(first=True), "wide": Freedom(), "narrow": Freedom(), "out": SECOND}
+HANDED_OVER = {"x": ["matrix"], "matrix": ["wide"], "wide": ["narrow"], "narrow": ["out"]}
+
+
+@pytest.mark.parametrize(
+    "costs, expected",
+    [
+        ({"x": (1, 9), "matrix": (1, 4), "wide": (1, 8), "narrow": (1, 2)}, {"matrix", "wide", "narrow"}),
+        ({"x": (1, 9), "matrix": (1, 4), "wide": (2, 0), "narrow": (2, 0)}, {"matrix"}),
+        ({"x": (0, 9), "matrix": (0, 4), "wide": (0, 3), "narrow": (0, 5)}, {"matrix", "wide"}),
+    ],
+)
+def test_costs_are_the_callers(costs: dict[str, tuple[int, int]], expected: set[str]) -> None:
+    """The first unit decides, then the second: what hands over where it is cheapest, whatever the two sides are."""
+    assert cheapest(CHAIN, HANDED_OVER, costs.__getitem__) == expected
+
+
+def test_freedoms_bind_whatever_it_costs() -> None:
+    costs = {"x": (1, 9), "matrix": (1, 4), "wide": (1, 8), "narrow": (1, 2)}
+    bound = CHAIN | {"narrow": Freedom(only_with=["out"])}
+    assert cheapest(bound, HANDED_OVER, costs.__getitem__) == {"matrix"}
+    tied = CHAIN | {"wide": Freedom(together_with=["narrow"]), "narrow": Freedom(first=False)}
+    assert cheapest(tied, HANDED_OVER, costs.__getitem__) == {"matrix"}
+    assert cheapest(CHAIN | {"wide": Freedom(only_with=["matrix"])}, HANDED_OVER, costs.__getitem__) > {"wide"}
