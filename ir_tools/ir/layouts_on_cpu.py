@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from ir_tools.ir.dialect import op_name, overload_name
 from ir_tools.ir.facts import (
     Fact,
     Sizes,
@@ -21,6 +23,7 @@ from ir_tools.ir.facts import (
     is_contiguous_in,
 )
 from ir_tools.torch_compat.dispatch import without_modes
+from ir_tools.torch_compat.operators import schema_of
 from ir_tools.torch_compat.tensors import likely_memory_format
 
 
@@ -46,10 +49,14 @@ def _reshape(args: tuple, result: TensorFact) -> Sizes | None:
 
 def _elementwise(args: tuple, result: TensorFact) -> Sizes | None:
     """As the sum of the operands, where the fake kernel is written in Python."""
-    total: torch.Tensor = as_meta(args[0])
-    for operand in args[1:]:
-        total = total + as_meta(operand) if isinstance(operand, TensorFact) else total
-    return total.stride()
+    operands = [as_meta(a) for a in args if isinstance(a, TensorFact)]
+    strides = sum(operands[1:], operands[0]).stride()
+    return strides if not _lies_either_way(replace(result, strides=strides)) else contiguous_strides(result.shape)
+
+
+def _like_first(args: tuple, result: TensorFact) -> Sizes | None:
+    """As an elementwise op of the first operand, where each element has a result of its own."""
+    return (as_meta(args[0]) + 1).stride() if result.shape == args[0].shape else result.strides
 
 
 def _packed_convolution(args: tuple, result: TensorFact) -> Sizes | None:
@@ -69,26 +76,55 @@ def _new(like: TensorFact, format: torch.memory_format) -> Sizes:
 ON_CPU: dict[str, Callable[[tuple, TensorFact], Sizes | None]] = {
     "aten::batch_norm": _batch_norm,
     **dict.fromkeys(("aten::reshape", "aten::view"), _reshape),
-    **dict.fromkeys(("aten::constant_pad_nd", "aten::channel_shuffle"), _likely),
+    **dict.fromkeys(("aten::constant_pad_nd", "aten::channel_shuffle", "aten::max_unpool2d"), _likely),
     "aten::pad": _pad,
+    "aten::binary_cross_entropy": _like_first,
     **dict.fromkeys((f"aten::{name}" for name in "div floor_divide copysign xlogy special_xlog1py".split()), _elementwise),
     **dict.fromkeys(("aten::log_sigmoid", "aten::max_pool1d", "mkldnn::_linear_pointwise"), _contiguous),
     "mkldnn::_convolution_pointwise": _packed_convolution,
 }
 
 
-def layout_on_cpu(name: str, args: tuple, result: Fact) -> Fact:
+def layout_on_cpu(target: Any, args: tuple, result: Fact) -> Fact:
     """The fact with the strides that the op's CPU kernel gives."""
+    name = op_name(target)
     operands = [a for a in args if isinstance(a, TensorFact)]
     if not isinstance(result, TensorFact) or result.device.type != "cpu" or result.strides is None or not operands:
         return result
     if result.has_symbols or any(o.has_symbols or o.strides is None for o in operands):
         return result
     with without_modes():
-        strides = ON_CPU[name](args, result) if name in ON_CPU else result.strides
+        if name in ON_CPU:
+            strides = ON_CPU[name](args, result)
+        else:
+            strides = contiguous_strides(result.shape) if _ignores_formats(target, args, operands, result) else result.strides
         if strides is not None and _lies_either_way(replace(result, strides=strides)) and any(map(_is_odd, operands)):
             strides = None
     return result if strides == result.strides else replace(result, strides=strides, example_strides=strides)
+
+
+def _ignores_formats(target: Any, args: tuple, operands: list[TensorFact], result: TensorFact) -> bool:
+    """An elementwise kernel takes operands of one shape that are contiguous for plain ones, whatever axes of one element say.
+
+    TensorIterator's fast path (aten/src/ATen/TensorIterator.cpp); a number in the place of a tensor keeps it off, and the fake
+    kernels have no such path.
+    """
+    elementwise = torch.Tag.pointwise in getattr(target, "tags", ()) or op_name(target) in UNTAGGED
+    if not elementwise or op_name(target) in SLOW or overload_name(target) in SLOW:
+        return False
+    declared = [a.type for a in schema_of(target).arguments]
+    numbers = any(str(t) == "Tensor" and isinstance(a, (int, float)) for a, t in zip(args, declared))
+    return not numbers and all(o.shape == result.shape and is_contiguous(o) for o in operands)
+
+
+UNTAGGED = frozenset({"aten::hardswish"})
+"""Elementwise ops that torch does not tag as such."""
+
+SLOW = frozenset(
+    {"aten::clone", "aten::to", "aten::_to_copy", "aten::hardtanh", "aten::relu6", "aten::rsub"}
+    | {f"aten::{name}.Scalar" for name in ("add", "sub", "mul", "div")}
+)
+"""Elementwise kernels without the fast path: copies, and those that make a tensor of a number."""
 
 
 def _lies_either_way(known: TensorFact) -> bool:

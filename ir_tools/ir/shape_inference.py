@@ -149,14 +149,14 @@ def _run(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], 
                 # It changes the shape of the very tensor: give it another one over the same storage.
                 fake_args = (torch.ops.aten.alias.default(fake_args[0]), *fake_args[1:])
             result = target(*fake_args, **fake_kwargs)
-        return layout_on_cpu(op_name(target), args, mode.fact_of(result))
+        return layout_on_cpu(target, args, mode.fact_of(result))
     except (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException):
         return UNKNOWN
     except UnsupportedOperatorException as error:
         like = SAME_FACT_AS.get(overload_name(target))
         if like is None:
             raise FactError(f"{overload_name(target)} has no fake kernel, so its result's shape cannot be known") from error
-        return layout_on_cpu(op_name(target), args, mode.fact_of(fake_args[like]))
+        return layout_on_cpu(target, args, mode.fact_of(fake_args[like]))
     except Exception as error:
         if any(isinstance(v, ScalarFact) and not v.is_known for v in leaves):
             return UNKNOWN  # it may be the symbol that the op rejects, where a number would do
