@@ -50,6 +50,8 @@ def _reshape(args: tuple, result: TensorFact) -> Sizes | None:
 def _elementwise(args: tuple, result: TensorFact) -> Sizes | None:
     """As the sum of the operands, where the fake kernel is written in Python."""
     operands = [as_meta(a) for a in args if isinstance(a, TensorFact)]
+    if len(operands) == 1:
+        return result.strides
     strides = sum(operands[1:], operands[0]).stride()
     return strides if not _lies_either_way(replace(result, strides=strides)) else contiguous_strides(result.shape)
 
