@@ -16,7 +16,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ir_tools.ir import Block
-from ir_tools.rewrite import OptionError, RewriteLog
+from ir_tools.rewrite import Artifacts, OptionError, RewriteLog
+from ir_tools.rewrite.cast import Casts, Traffic
 from passes import CATALOGUE, DEFAULT, Rule, Value, graph_pass, optimize, rule_pass
 from passes.cli.main import app
 from passes.tune.tuning_record import TuningRecords
@@ -172,12 +173,31 @@ def test_spellings_of_a_pass() -> None:
     assert renamed("spellings of a pass", "option_syntax", lambda: pass_.spellings) == pass_.option_syntax
 
 
-def test_choices_of_a_rewrite_log() -> None:
-    log = RewriteLog(tuning_records=TuningRecords())
-    assert renamed("choices of a rewrite log", "tuning_records", lambda: log.choices) is log.tuning_records
+@pytest.mark.parametrize("name", ["choices", "tuning_records"])
+def test_tuning_records_of_a_rewrite_log(name: str) -> None:
+    log, artifacts = RewriteLog(), Artifacts()
+    CATALOGUE["lower_onednn"](captured(net(), X), log=log, artifacts=artifacts)
+    old, new = f"{name} of a rewrite log", "the artifact TuningRecords of a pass"
+    assert renamed(old, new, lambda: getattr(log, name)) is artifacts[TuningRecords]
     records = TuningRecords()
-    renamed("choices of a rewrite log", "tuning_records", lambda: setattr(log, "choices", records))
-    assert log.tuning_records is records
+    renamed(old, new, lambda: setattr(log, name, records))
+    assert artifacts[TuningRecords] is records
+
+
+def test_casts_of_a_rewrite_log() -> None:
+    """A pass may still enter them there, and the report has them; or read them behind a pass."""
+    moved = Casts(after=Traffic(2, 10))
+
+    @graph_pass(declares="exact")
+    def counts_casts(program: Block, log: RewriteLog) -> Block:
+        renamed("casts of a rewrite log", "the artifact Casts of a pass", lambda: setattr(log, "casts", moved))
+        return program
+
+    report = optimize(net(), [counts_casts], example_inputs=X).report
+    assert report.steps[0].casts == moved
+    log = RewriteLog()
+    counts_casts(captured(net(), X), log=log)
+    assert renamed("casts of a rewrite log", "the artifact Casts of a pass", lambda: log.casts) == moved
 
 
 def test_a_pass_takes_journal_or_log_and_not_both() -> None:

@@ -22,6 +22,7 @@ from ir_tools.ir import Block, Draft
 from ir_tools.ir.origin import location, origin
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
+from ir_tools.rewrite.artifacts import Artifacts, pass_signature
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.rewrite_log import RewriteLog
 from ir_tools.rewrite.rule import Call, Rule
@@ -54,9 +55,18 @@ class Pass:
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(
-        self, program: B, *, skip: Iterable[str] = (), log: RewriteLog | None = None, journal: RewriteLog | None = None
+        self,
+        program: B,
+        *,
+        skip: Iterable[str] = (),
+        log: RewriteLog | None = None,
+        artifacts: Artifacts | None = None,
+        journal: RewriteLog | None = None,
     ) -> B:
-        """Run the pass; sites whose id is in `skip` are left alone; rewrites and refusals are written into `log`."""
+        """Run the pass; sites whose id is in `skip` are left alone; rewrites and refusals are written into `log`.
+
+        What the pass `needs` it takes from `artifacts`, or takes an empty one; what it `gives` is added to them.
+        """
         if journal is not None:
             if log is not None:
                 raise OptionError(f"{self.name}: journal= is the old name of log=; give log alone")
@@ -64,18 +74,36 @@ class Pass:
             log = journal
         if log is None:
             log = RewriteLog.skipping(skip)
-        return self._on(program, log)
+        artifacts = log.bind(artifacts)
+        inputs = pass_signature(self.function).inputs(artifacts)  # once: the blocks of a Program share them
+        return self._on(program, log, inputs, artifacts)
 
-    def _on(self, block: B, log: RewriteLog) -> B:
+    def _on(self, block: B, log: RewriteLog, inputs: Sequence[Any], artifacts: Artifacts) -> B:
         """Run the function on the bodies of a block's regions, each as a block of its own, then on the block.
 
         In this order, because a lowering may let the block write into what a region gives it, if that is read no more.
         """
         if any(is_region(node) for node in block.calls):
             draft = Draft.of(block)
-            draft.change_bodies(lambda body: self._on(body, log))
+            draft.change_bodies(lambda body: self._on(body, log, inputs, artifacts))
             block = draft.finish()
-        return self.function(block, log, **self.given)
+        result = self.function(block, log, *inputs, **self.given)
+        after, *given = result if isinstance(result, tuple) else (result,)
+        pass_signature(self.function).check(self.name, tuple(given))
+        for artifact in given:
+            if artifact is not None:
+                artifacts.give(artifact)
+        return after  # type: ignore[no-any-return]
+
+    @property
+    def needs(self) -> frozenset[type]:
+        """The classes of the artifacts that the pass takes beside a Program."""
+        return frozenset(pass_signature(self.function).needs)
+
+    @property
+    def gives(self) -> frozenset[type]:
+        """The classes of the artifacts that the pass gives beside a Program."""
+        return frozenset(pass_signature(self.function).gives)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -255,13 +283,16 @@ def _replace_node(
     log.rewrote(site, name, location(node))
 
 
-def graph_pass(*, declares: Declares, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[..., Block]], Pass]:
+def graph_pass(*, declares: Declares, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[..., Any]], Pass]:
     """Decorator: a function `(program, log, *, options) -> program` as a pass of the same name.
 
-    `renamed` maps old names of options to new ones: users may still give the old ones, and get a `DeprecationWarning`.
+    It may need artifacts, `(program, log, ranges: Ranges, *, options)`, and give some, `-> tuple[Block, Casts]`:
+    `ir_tools.rewrite.artifacts`. `renamed` maps old names of options to new ones: users may still give the old ones, and get a
+    `DeprecationWarning`.
     """
 
-    def decorate(function: Callable[..., Block]) -> Pass:
+    def decorate(function: Callable[..., Any]) -> Pass:
+        pass_signature(function)  # an annotation that says nothing is an error now
         doc = inspect.getmodule(function).__doc__  # type: ignore[union-attr]
         return Pass(function.__name__, function, declares, doc or "", renamed=renamed or {})
 

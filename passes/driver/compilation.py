@@ -77,7 +77,7 @@ class CompilationContext:
         hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on)]
         hooks += [numerics.hook] if self.verify == "each" else []
         program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
-        tuned = [step.log.tuning_records for step in steps if step.log.tuning_records is not None]
+        tuned = [records for step in steps if (records := step.artifacts.get(TuningRecords)) is not None]
         notes = [note for records in tuned for note in records.notes()]
         if self.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
             program, stays = follow_inputs(program, self.source)

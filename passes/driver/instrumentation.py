@@ -12,9 +12,9 @@ from ir_tools.errors import first_line
 from ir_tools.frontends.source import Example
 from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, check_wellformed
-from ir_tools.rewrite import Pass
+from ir_tools.rewrite.cast import Casts
 from ir_tools.rewrite.nearest import near_misses
-from ir_tools.verify.ranges import Observation
+from ir_tools.verify.ranges import Observation, Ranges
 from ir_tools.visualize import write_dump
 from passes.driver.step import Hook, Run, Step
 from passes.errors import InputError
@@ -31,14 +31,14 @@ def timed(run: Run) -> Run:
         step.report.nodes_after = len(after)
         step.report.rewrites = step.log.rewrites
         step.report.refusals = step.log.refusals
-        step.report.casts = step.log.casts
+        step.report.casts = step.artifacts.get(Casts)
         return after
 
     return timed_run
 
 
 def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.Tensor]] | None) -> Hook:
-    """The magnitudes of all values, for a pass that lowers precision: on the calibration calls, or else on the examples.
+    """The magnitudes of all values, for a pass that needs them: on the calibration calls, or else on the examples.
 
     Raises `InputError` for a calibration call that fails, or gives NaN where the model gives none on the examples.
     """
@@ -48,7 +48,7 @@ def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.T
 
     def hook(run: Run) -> Run:
         def observed_run(step: Step, program: Program) -> Program:
-            if asks_for_ranges(step.pass_):
+            if Ranges in step.pass_.needs:
                 observation = Observation(program)
                 for i, tensors in enumerate(calls):
                     try:
@@ -65,17 +65,13 @@ def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.T
                             f"the model gives NaN on calibration_data[{i}], and ranges seen there would mislead: "
                             "leave this call out, or correct it"
                         )
-                step.log.ranges = observation.ranges
+                step.artifacts.put(Ranges(observation.ranges))
                 step.report.ranges = f"{len(calls)} {'call' if len(calls) == 1 else 'calls'} {what}"
             return run(step, program)
 
         return observed_run
 
     return hook
-
-
-def asks_for_ranges(pass_: Pass) -> bool:
-    return pass_.declares == "lower_precision"
 
 
 def _holds_nan(output: torch.Tensor) -> bool:

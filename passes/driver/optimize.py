@@ -16,6 +16,7 @@ from ir_tools.ir.dialect import op_name
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.nearest import locations_of
 from ir_tools.verify.numerics import SMALLEST_GOLDEN_SQNR_DB
+from ir_tools.verify.ranges import Ranges
 from passes.driver.compilation import CompilationContext, count_ops
 from passes.driver.compiled_model import OptimizedModel
 from passes.driver.inputs import (
@@ -29,7 +30,7 @@ from passes.driver.inputs import (
     refuse_autocast,
     under_either_name,
 )
-from passes.driver.instrumentation import Drawings, announced, asks_for_ranges
+from passes.driver.instrumentation import Drawings, announced
 from passes.driver.manifest import build_manifest
 from passes.driver.on_slower import Forking, faster
 from passes.driver.pipeline import DEFAULT, LOWERINGS, lowering_of, plan, with_lowering
@@ -202,7 +203,7 @@ def _not_used(
     notes = []
     if tuning_records is not None and not any("records" in p.options for p in pipeline):
         notes.append(f"tuning_records={os.fspath(tuning_records)!r} was not used: only lower_onednn measures kernel variants")
-    if observe_on is not None and not any(map(asks_for_ranges, pipeline)):
+    if observe_on is not None and not any(Ranges in p.needs for p in pipeline):
         notes.append("calibration_data was not used: only passes that lower precision observe ranges")
     if explain_at is not None and not any(explain_at in locations_of(node) for node in captured.all_calls):
         notes.append(f"explain_at={explain_at!r}: no op of the captured graph comes from there")

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from ir_tools.ir import Program
-from ir_tools.rewrite import Pass, RewriteLog
+from ir_tools.rewrite import Artifacts, Pass, RewriteLog
 from passes.report.data import StepReport
 
 Run = Callable[["Step", Program], Program]
@@ -19,18 +19,22 @@ Hook = Callable[[Run], Run]
 
 
 class Step:
-    """One pass to run, its position in the pipeline, and the report it fills."""
+    """One pass to run, its position in the pipeline, and the report it fills.
+
+    `artifacts`: hooks enter what the pass needs, and read what it gave.
+    """
 
     def __init__(self, index: int, pass_: Pass):
         self.index = index
         self.pass_ = pass_
         self.log = RewriteLog()
+        self.artifacts = Artifacts()
         self.report = StepReport(pass_.name, dict(pass_.given), pass_.declares)
 
 
 def run_pass(step: Step, program: Program) -> Program:
     """The innermost run: the pass itself."""
-    return step.pass_(program, log=step.log)  # type: ignore[no-any-return]
+    return step.pass_(program, log=step.log, artifacts=step.artifacts)  # type: ignore[no-any-return]
 
 
 def wrap(run: Run, hooks: Sequence[Hook]) -> Run:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from ir_tools.ir.dialect import nodes_in, short_name
-from ir_tools.rewrite.cast import bytes_of_cast, state_nodes, traffic, users, whole
+from ir_tools.rewrite.cast import Traffic, bytes_of_cast, state_nodes, traffic, users, whole
 from ir_tools.rewrite.cut import Split
-from ir_tools.rewrite.rewrite_log import Traffic
 from passes.precision.constraints import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_USERS, Policy
 from passes.precision.op_table import NO_FLOATS
 

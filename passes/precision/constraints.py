@@ -31,6 +31,7 @@ from ir_tools.ir.view import upstream
 from ir_tools.rewrite import RewriteLog
 from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
 from ir_tools.rewrite.nearest import locations_of
+from ir_tools.verify.ranges import Ranges
 from passes.precision.hazards import MOVES_OR_FOLLOWS, READS_TINY, READS_WIDE, Numbers, rounds
 from passes.precision.op_table import (
     CASTS,
@@ -113,13 +114,14 @@ class Policy:
     level: str
     overrides: Mapping[str, str]
     log: RewriteLog
+    ranges: Ranges = field(default_factory=Ranges)
     constraints: dict[Any, PrecisionConstraint] = field(default_factory=dict)
     natural: set[Any] = field(default_factory=set)
     rounded: dict[Any, bool] = field(default_factory=dict)
     adds_a_float: set[Any] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.numbers = Numbers(self.block, self.half, self.log)
+        self.numbers = Numbers(self.block, self.half, self.ranges)
         self.guarded = upstream(self.block, self.numbers.guards.__contains__, is_pointwise)
         self.mutated = self.block.mutated_values
         self.original = {node: dtype_of(node) for node in self.block.nodes}

@@ -14,8 +14,7 @@ import torch
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments, nodes_in, numbers_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.rewrite import RewriteLog
-from ir_tools.verify.ranges import Range, range_of
+from ir_tools.verify.ranges import Range, Ranges, range_of
 from passes.precision.op_table import CASTS, FLOAT_PARAMETERS, FOLLOWS, INSIDE, MATRIX, MOVES
 from passes.precision.representable import is_lost, is_near_the_end
 
@@ -62,7 +61,7 @@ class Numbers:
 
     block: Block
     half: torch.dtype
-    log: RewriteLog
+    ranges: Ranges
     wide: set[Any] = field(default_factory=set)
     tiny: set[Any] = field(default_factory=set)
     of_constants: dict[Any, Range] = field(default_factory=dict)
@@ -143,10 +142,10 @@ class Numbers:
 
     def _cancels(self, node: Any) -> bool:
         """A sum that a division or logarithm reads, observed to be as small as the rounding errors of its terms."""
-        seen = self.log.ranges.get(node.name)
+        seen = self.ranges.get(node.name)
         if seen is None or short_name(node.target) not in SUMS:
             return False
-        terms = [self.log.ranges[n.name].largest for n in node.all_input_nodes if n.name in self.log.ranges]
+        terms = [self.ranges[n.name].largest for n in node.all_input_nodes if n.name in self.ranges]
         literals = [abs(n) for name, n in bound_arguments(node).items() if name != "alpha" and isinstance(n, (int, float))]
         return seen.smallest < self.limits.eps * max([*terms, *literals], default=0.0)
 
@@ -157,7 +156,7 @@ class Numbers:
 
     def _why_unfit(self, value: Any) -> str | None:
         """Why the values observed on example data need float, None when they do not."""
-        seen = self.log.ranges.get(value.name) if dtype_of(value) is torch.float32 else None
+        seen = self.ranges.get(value.name) if dtype_of(value) is torch.float32 else None
         if seen is None:
             return None
         if value in self.cancelling:

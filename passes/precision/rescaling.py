@@ -44,7 +44,7 @@ def rescale(draft: Draft, policy: Policy, log: RewriteLog) -> bool:
         if operands is None:
             continue
         x, b = operands
-        shift = shift_for(log.ranges.get(x.name), log.ranges.get(node.name), policy.half)
+        shift = shift_for(policy.ranges.get(x.name), policy.ranges.get(node.name), policy.half)
         bias = draft.program.constant(b)
         if shift == 0 or (b is not None and bias is None):
             continue

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ir_tools.deprecation import warn_renamed
+from ir_tools.rewrite.cast import Casts
 from ir_tools.rewrite.nearest import NearMiss
-from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite
+from ir_tools.rewrite.rewrite_log import Refusal, Rewrite
 from passes.report.formatting import option
 from passes.tune.speed_comparison import Speed
 from passes.tune.tuning_record import TuningRecords

@@ -24,7 +24,7 @@ from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, check_wellformed, facts, joins
 from ir_tools.ir.host import value_type
 from ir_tools.ir.program import all_nodes
-from ir_tools.rewrite import Pass, RewriteLog
+from ir_tools.rewrite import Artifacts, Pass, RewriteLog
 from ir_tools.rewrite.shapes import DECLARATIONS
 from ir_tools.torch_compat.dispatch import TorchDispatchMode
 from ir_tools.torch_compat.operators import schema_of
@@ -52,10 +52,13 @@ class InvariantBroken(PassesError, AssertionError):
 # -- invariants that need no reference ----------------------------------------------------------------------------------
 
 
-def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = ()) -> tuple[Program, RewriteLog]:
+def rewritten(
+    pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = (), artifacts: Artifacts | None = None
+) -> tuple[Program, RewriteLog]:
     """Run a pass and check the invariants that need no reference; return the new Program and the rewrite log.
 
-    `inputs` are flat tensors of one call: the new Program is run on copies of them. Raises `InvariantBroken`.
+    `inputs` are flat tensors of one call: the new Program is run on copies of them. `artifacts` have what the pass needs, and
+    get what it gives. Raises `InvariantBroken`.
 
     >>> import passes
     >>> from ir_tools.frontends.capture import capture
@@ -68,7 +71,9 @@ def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str
     """
     skip = frozenset(skip)
     before, log = fingerprint(program), RewriteLog.skipping(skip)
-    after = pass_(program, log=log)
+    artifacts = Artifacts() if artifacts is None else artifacts
+    needed = list(artifacts)
+    after = pass_(program, log=log, artifacts=artifacts)
     if fingerprint(program) != before:
         raise InvariantBroken(f"{pass_} changed its input")
     if not log.rewrites and after is not program:
@@ -79,7 +84,7 @@ def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str
         check_wellformed(after)
         assert_facts_are_true(after, *inputs)
     again = RewriteLog.skipping(skip)
-    if pass_(after, log=again) is not after:
+    if pass_(after, log=again, artifacts=Artifacts(*needed)) is not after:
         found = f": {again.rewrites[0].rule} at {again.rewrites[0].module}" if again.rewrites else ""
         raise InvariantBroken(f"a second run of {pass_} found more to do{found}")
     return after, log

@@ -9,8 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from ir_tools.ir import Block
 from ir_tools.rewrite import RewriteLog, graph_pass
-from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite, Traffic
+from ir_tools.rewrite.cast import Casts, Traffic
+from ir_tools.rewrite.rewrite_log import Refusal, Rewrite
 from passes import optimize
 from passes.cli import commands
 from passes.report.data import StepReport
@@ -273,9 +275,8 @@ def test_casts_add_up():
 
 def test_what_a_pass_says_of_its_casts_is_in_the_report():
     @graph_pass(declares="exact")
-    def counts_casts(program, log: RewriteLog):
-        log.casts = (log.casts or Casts()) + MOVED
-        return program
+    def counts_casts(program: Block, log: RewriteLog) -> tuple[Block, Casts]:
+        return program, MOVED
 
     report = optimize(torch.nn.ReLU().eval(), [counts_casts, "remove_dropout"], example_inputs=torch.ones(2)).report
     assert [step.casts for step in report.steps[:2]] == [MOVED, None]
