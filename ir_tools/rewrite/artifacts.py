@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from ir_tools.errors import PassesError
 
@@ -47,9 +47,15 @@ class Artifacts:
             raise KeyError(f"there is no artifact {kind.__name__}; there are: {have}")
         return self._by_class[kind]  # type: ignore[no-any-return]
 
-    def get(self, kind: type[A]) -> A | None:
-        """The artifact of a class, None where there is none."""
-        return self._by_class.get(kind)
+    @overload
+    def get(self, kind: type[A]) -> A | None: ...
+
+    @overload
+    def get(self, kind: type[A], otherwise: A) -> A: ...
+
+    def get(self, kind: type[A], otherwise: A | None = None) -> A | None:
+        """The artifact of a class, or what is given for the case that there is none."""
+        return self._by_class.get(kind, otherwise)
 
     def put(self, artifact: Any) -> None:
         """Enter an artifact in place of another one of its class."""

@@ -1,4 +1,4 @@
-"""The hooks of a compilation other than verification: timing, ranges, near misses, IR invariants, progress, drawings."""
+"""The hooks of a compilation other than verification: timing, what passes need, near misses, invariants, progress, drawings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 
 from ir_tools.errors import first_line
-from ir_tools.frontends.source import Example
+from ir_tools.frontends.portability import factories_behind
+from ir_tools.frontends.source import Example, Source
 from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, check_wellformed
+from ir_tools.rewrite import Pass
 from ir_tools.rewrite.cast import Casts
 from ir_tools.rewrite.nearest import near_misses
+from ir_tools.verify.device_placement import Factories
 from ir_tools.verify.ranges import Observation, Ranges
 from ir_tools.visualize import write_dump
 from passes.driver.step import Hook, Run, Step
@@ -48,7 +51,7 @@ def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.T
 
     def hook(run: Run) -> Run:
         def observed_run(step: Step, program: Program) -> Program:
-            if Ranges in step.pass_.needs:
+            if needs_ranges(step.pass_):
                 observation = Observation(program)
                 for i, tensors in enumerate(calls):
                     try:
@@ -72,6 +75,24 @@ def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.T
         return observed_run
 
     return hook
+
+
+def placed(source: Source) -> Hook:
+    """Where the model's factory ops put their tensors, for a pass that needs it."""
+
+    def hook(run: Run) -> Run:
+        def placed_run(step: Step, program: Program) -> Program:
+            if Factories in step.pass_.needs:
+                step.artifacts.put(factories_behind(source, program))
+            return run(step, program)
+
+        return placed_run
+
+    return hook
+
+
+def needs_ranges(pass_: Pass) -> bool:
+    return Ranges in pass_.needs or pass_.reads_log_ranges
 
 
 def _holds_nan(output: torch.Tensor) -> bool:

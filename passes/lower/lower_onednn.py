@@ -40,7 +40,7 @@ SUPPORTED = (torch.float32, torch.bfloat16)
 LAYERS = (conv_act, aten.conv2d.default, aten.conv3d.default, linear_act, aten.linear.default)
 
 
-@graph_pass(declares="reassociates", renamed={"choose": "variant", "choices": "records"})
+@graph_pass(effects={"rounds"}, renamed={"choose": "variant", "choices": "records"})
 def lower_onednn(
     program: Block,
     log: RewriteLog,

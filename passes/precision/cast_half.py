@@ -47,7 +47,7 @@ from passes.precision.residuals import take_residuals_out
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@graph_pass(declares="lower_precision")
+@graph_pass(effects={"rounds", "lowers_precision"})
 def cast_half(
     program: Block,
     log: RewriteLog,

@@ -39,7 +39,7 @@ def with_branches() -> Program:
     return captured(torch.jit.script(Branches()), torch.ones(2), frontend="script")
 
 
-@graph_pass(declares="exact")
+@graph_pass(effects=())
 def counts(program: Block, log: RewriteLog, table: Table, start: Count, *, by: int = 1) -> tuple[Block, Count, Table | None]:
     table[f"block {len(table)}"] = len(program.calls)
     return program, Count(by * len(program.calls) + start.ops), table if by == 1 else None
@@ -77,13 +77,13 @@ def test_none_gives_nothing() -> None:
 def test_a_parameter_without_a_class_is_an_error() -> None:
     with pytest.raises(PassSignatureError, match=r"parameter ranges of the pass looks .* got None: a pass is"):
 
-        @graph_pass(declares="exact")
+        @graph_pass(effects=())
         def looks(program: Block, log: RewriteLog, ranges) -> Block:  # type: ignore[no-untyped-def]
             return program
 
     with pytest.raises(PassSignatureError, match=r"the result of the pass gives .* got int \| str"):
 
-        @graph_pass(declares="exact")
+        @graph_pass(effects=())
         def gives(program: Block, log: RewriteLog) -> tuple[Block, int | str]:
             return program, 1
 
@@ -97,6 +97,6 @@ def test_giving_what_the_signature_does_not_say_is_an_error() -> None:
 
     program = with_branches()
     with pytest.raises(PassSignatureError, match=r"the pass silent gives Count, .* it returns tuple\[Block, Count\]"):
-        Pass("silent", silent, "exact")(program)
+        Pass("silent", silent, frozenset())(program)
     with pytest.raises(PassSignatureError, match=r"the pass forgets returns 0 artifacts beside the Program, where .* Count"):
-        Pass("forgets", forgets, "exact")(program)
+        Pass("forgets", forgets, frozenset())(program)

@@ -43,7 +43,7 @@ def full() -> Report:
             StepReport("remove_dropout", nodes_before=175, nodes_after=175, sqnr_db=math.inf, max_abs_error=0.0),
             StepReport(
                 "fuse_conv_bn",
-                declares="reassociates",
+                effects=("rounds",),
                 seconds=0.21,
                 nodes_before=175,
                 nodes_after=122,
@@ -55,7 +55,7 @@ def full() -> Report:
             StepReport(
                 "cast_half",
                 {"dtype": torch.bfloat16, "level": "O2"},
-                "lower_precision",
+                ("rounds", "lowers_precision"),
                 nodes_before=122,
                 nodes_after=130,
                 rewrites=rewrites(4),
@@ -274,7 +274,7 @@ def test_casts_add_up():
 
 
 def test_what_a_pass_says_of_its_casts_is_in_the_report():
-    @graph_pass(declares="exact")
+    @graph_pass(effects=())
     def counts_casts(program: Block, log: RewriteLog) -> tuple[Block, Casts]:
         return program, MOVED
 
