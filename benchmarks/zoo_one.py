@@ -31,7 +31,7 @@ from passes import DEFAULT, Report, load, optimize
 FULL = (*DEFAULT[: DEFAULT.index("fuse_attention")], "merge_parallel_linears", *DEFAULT[DEFAULT.index("fuse_attention") :])
 """All that changes no precision, the pass that pays on other devices than a CPU too."""
 HALF = (*FULL, "cast_half")
-FULL_SQNR_DB = SMALLEST_SQNR_DB["reassociates"][torch.float32]
+FULL_SQNR_DB = SMALLEST_SQNR_DB["rounds"][torch.float32]
 
 
 AnyRow = TypeVar("AnyRow", bound="BaseRow")

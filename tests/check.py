@@ -17,7 +17,7 @@ from ir_tools.ir.dialect import bound_arguments, conv_act, linear_act, nodes_in,
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Pass
 from ir_tools.torch_compat.modules import BatchNorm
-from ir_tools.verify.ranges import Observation, Range
+from ir_tools.verify.ranges import Observation, Ranges
 from passes.testing.invariants import rewritten
 from passes.testing.true_facts import sketch
 
@@ -196,9 +196,9 @@ def assert_sites_can_be_skipped(pass_: Pass, capture_again: Callable[[], Program
     assert pass_(program, skip=sites) is program
 
 
-def observe(program: Program, calls: Iterable[Sequence[torch.Tensor]]) -> dict[str, Range]:
+def observe(program: Program, calls: Iterable[Sequence[torch.Tensor]]) -> Ranges:
     """The ranges over several calls, each of which is the Program's flat inputs. Seed torch for equal random draws."""
     observation = Observation(program)
     for tensors in calls:
         observation.call(tensors)
-    return observation.ranges
+    return Ranges(observation.ranges)

@@ -16,7 +16,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from ir_tools.ir import Block
-from ir_tools.rewrite import OptionError, RewriteLog
+from ir_tools.rewrite import Artifacts, OptionError, Pass, RewriteLog, table_pass
+from ir_tools.rewrite.cast import Casts, Traffic
 from passes import CATALOGUE, DEFAULT, Rule, Value, graph_pass, optimize, rule_pass
 from passes.cli.main import app
 from passes.tune.tuning_record import TuningRecords
@@ -87,7 +88,7 @@ def test_options_of_the_lowering(recorded: tuple[nn.Module, Any, Path]) -> None:
 
 
 def test_a_pass_of_the_users_own_may_rename_its_options() -> None:
-    @graph_pass(declares="exact", renamed={"speed": "mode"})
+    @graph_pass(effects=(), renamed={"speed": "mode"})
     def looks_around(program: Block, log: RewriteLog, *, mode: Literal["fast", "slow"] = "fast") -> Block:
         return program
 
@@ -153,7 +154,7 @@ def test_a_requirement_asks_for_the_place_of_a_value() -> None:
 
     rule = Rule("relu(relu(x)) -> relu(x)", match=pair, requires=[is_asked], replace=lambda op, x: op.relu(x))
     model = nn.Sequential(nn.ReLU(), nn.ReLU()).eval()
-    rule_pass("one_relu", [rule], declares="exact", doc="")(captured(model, X))
+    rule_pass("one_relu", [rule], effects=(), doc="")(captured(model, X))
     assert asked == ["0"]
 
 
@@ -172,12 +173,93 @@ def test_spellings_of_a_pass() -> None:
     assert renamed("spellings of a pass", "option_syntax", lambda: pass_.spellings) == pass_.option_syntax
 
 
-def test_choices_of_a_rewrite_log() -> None:
-    log = RewriteLog(tuning_records=TuningRecords())
-    assert renamed("choices of a rewrite log", "tuning_records", lambda: log.choices) is log.tuning_records
+DECLARED = {
+    "exact": (),
+    "reassociates": ("rounds",),
+    "stabilises": ("rounds", "non_finite_may_become_finite"),
+    "lower_precision": ("rounds", "lowers_precision"),
+    "quantizes": ("rounds", "quantizes"),
+}
+"""Old declarations and the effects that they stand for."""
+
+
+@pytest.mark.parametrize("old", DECLARED)
+def test_a_pass_declares(old: str) -> None:
+    def function(program: Block, log: RewriteLog) -> Block:
+        return program
+
+    effects = DECLARED[old]
+    names = f"declares={old!r} of a pass", f"effects={{{', '.join(map(repr, effects))}}}" if effects else "effects=()"
+    for make in (
+        lambda: graph_pass(declares=old)(function),
+        lambda: rule_pass("function", [], declares=old, doc=""),
+        lambda: table_pass("function", {}, declares=old, doc=""),
+        lambda: Pass("function", function, old),  # type: ignore[arg-type]
+    ):
+        pass_ = renamed(*names, make)
+        assert pass_.effects == set(effects)
+        assert renamed("declares of a pass", "effects", lambda made=pass_: made.declares) == old
+    report = optimize(net(), [pass_], example_inputs=X).report
+    assert renamed("declares of a step", "effects", lambda: report.steps[0].declares) == old
+    step = report.to_dict()["steps"][0]
+    assert step["declares"] == old and step["effects"] == list(effects)
+
+
+def test_effects_are_known_and_given_once() -> None:
+    with pytest.raises(OptionError, match=r"declares is the old name of effects; give effects alone"):
+        graph_pass(declares="exact", effects=())
+    with pytest.raises(OptionError, match="a pass needs effects=, what it may do to numbers"):
+        graph_pass()
+    with pytest.raises(OptionError, match=r"effects must be a set of 'rounds', .*; got \{'rounding'\}"):
+        graph_pass(effects={"rounding"})  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"effects must be a set of 'rounds', .*; got 'rounds'"):
+        graph_pass(effects="rounds")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"declares must be one of 'exact', .*, got 'rounds'; give effects="):
+        graph_pass(declares="rounds")
+
+
+def test_ranges_of_a_rewrite_log() -> None:
+    """A pass that declared that it lowers precision, when that gave it ranges in its log."""
+    seen: list[Any] = []
+
+    def looks(program: Block, log: RewriteLog) -> Block:
+        old, new = "ranges of a rewrite log", "the artifact Ranges of a pass"
+        seen.append(renamed(old, new, lambda: log.ranges))
+        return program
+
+    with pytest.warns(DeprecationWarning):
+        pass_ = graph_pass(declares="lower_precision")(looks)
+    report = optimize(net(), [pass_], example_inputs=X, calibration_data=[X]).report
+    assert report.steps[0].ranges == "1 call of calibration_data" and next(iter(seen[0].values())).largest > 0
+    pass_(captured(net(), X))
+    assert seen[1] == {}
+
+
+@pytest.mark.parametrize("name", ["choices", "tuning_records"])
+def test_tuning_records_of_a_rewrite_log(name: str) -> None:
+    log, artifacts = RewriteLog(), Artifacts()
+    CATALOGUE["lower_onednn"](captured(net(), X), log=log, artifacts=artifacts)
+    old, new = f"{name} of a rewrite log", "the artifact TuningRecords of a pass"
+    assert renamed(old, new, lambda: getattr(log, name)) is artifacts[TuningRecords]
     records = TuningRecords()
-    renamed("choices of a rewrite log", "tuning_records", lambda: setattr(log, "choices", records))
-    assert log.tuning_records is records
+    renamed(old, new, lambda: setattr(log, name, records))
+    assert artifacts[TuningRecords] is records
+
+
+def test_casts_of_a_rewrite_log() -> None:
+    """A pass may still enter them there, and the report has them; or read them behind a pass."""
+    moved = Casts(after=Traffic(2, 10))
+
+    @graph_pass(effects=())
+    def counts_casts(program: Block, log: RewriteLog) -> Block:
+        renamed("casts of a rewrite log", "the artifact Casts of a pass", lambda: setattr(log, "casts", moved))
+        return program
+
+    report = optimize(net(), [counts_casts], example_inputs=X).report
+    assert report.steps[0].casts == moved
+    log = RewriteLog()
+    counts_casts(captured(net(), X), log=log)
+    assert renamed("casts of a rewrite log", "the artifact Casts of a pass", lambda: log.casts) == moved
 
 
 def test_a_pass_takes_journal_or_log_and_not_both() -> None:

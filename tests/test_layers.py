@@ -135,6 +135,13 @@ def test_rooms_of_passes_import_downwards_only(path: Path) -> None:
     assert imported <= ROOMS[room], f"{name_of(path)} must not import passes.{(imported - ROOMS[room]).pop()}"
 
 
+@pytest.mark.parametrize("path", [path for path in PASSES if folder_of(path) in KINDS], ids=name_of)
+def test_only_the_driver_runs_the_model(path: Path) -> None:
+    """What a run shows comes to a pass as an artifact."""
+    assert not [m for m in imports(path) if m.startswith(("ir_tools.frontends", "ir_tools.emit"))]
+    assert not re.findall(r"\.run\(|\btrace_values\b|\bObservation\b", path.read_text())
+
+
 @pytest.mark.parametrize("path", PASSES, ids=name_of)
 def test_passes_import_from_the_file_that_defines_a_name(path: Path) -> None:
     """Not from the package, which would hide what a room imports."""

@@ -209,7 +209,7 @@ def is_caught(pass_: Pass, rule: Rule, broken: Rule, trap: tuple | None, example
 
 def with_rule(pass_: Pass, rule: Rule, other: Rule) -> Pass:
     rules = [other if each is rule else each for each in pass_.rules]
-    return rule_pass(pass_.name, rules, declares=pass_.declares, doc=pass_.doc)
+    return rule_pass(pass_.name, rules, effects=pass_.effects, doc=pass_.doc)
 
 
 def breaks(pipeline: tuple[Pass, ...], trap: tuple) -> bool:

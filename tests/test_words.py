@@ -54,7 +54,7 @@ OLD_NAMES = {
         r"called choices|reader=|layout_tells|"
         r"forms of an op|\"choices\"|--choices|choices=|report\.choices"
     ),
-    "ir_tools/rewrite/rewrite_log.py": r"def choices|choices of a rewrite log|@choices",
+    "ir_tools/rewrite/former_fields.py": r"def choices|\"choices\"|@choices",
     "ir_tools/rewrite/rule.py": r"def place|place of a value",
     "ir_tools/rewrite/shapes.py": r"\bjournal\b|\bspellings\b",
     "ir_tools/rewrite/__init__.py": r"Journal",

@@ -56,10 +56,9 @@ class SpeedComparisons:
 
 def lowering_with(records: TuningRecords) -> Pass:
     """`lower_onednn` with these tuning records."""
-    lower: Callable[..., Block] = CATALOGUE["lower_onednn"].function
+    lower: Callable[..., Any] = CATALOGUE["lower_onednn"].function
 
-    def with_records(program: Block, log: RewriteLog) -> Block:
-        log.tuning_records = records
-        return lower(program, log)
+    def with_records(program: Block, log: RewriteLog) -> tuple[Block, TuningRecords]:
+        return lower(program, log, records)
 
     return replace(CATALOGUE["lower_onednn"], function=with_records)

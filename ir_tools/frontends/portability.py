@@ -1,22 +1,16 @@
-"""Device constants that capture baked in: those that the model took from its inputs follow them again, others are reported.
+"""Which of a model's factory ops put their tensors where the inputs are: the model runs on wrapper tensors.
 
-    zeros(size, device=cpu)          ->  new_zeros(x, size)          x: an input; likewise ones, full, empty
-    arange(n, device=cpu)            ->  to(arange(n, device=cpu), new_empty(x, [0], dtype))       and every other factory
-
-Whether a factory follows the inputs is found by running the model on wrapper tensors that claim to be on another device: a
-factory that then asks for that device, or whose tensor is moved to it later, follows. (Dtypes need none of this: a file checks
-those of its inputs.)
+Capture bakes devices in. The wrapper tensors claim to be on another device: a factory that then asks for that device, or whose
+tensor is moved to it later, follows the inputs. The pass `follow_inputs` takes what is found here. (Dtypes need none of this: a
+file checks those of its inputs.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
 from torch.func import functional_call
 
 from ir_tools.errors import first_line
@@ -26,61 +20,14 @@ from ir_tools.frontends.source import Source
 from ir_tools.frontends.undisturbed import seeded, undisturbed
 from ir_tools.frontends.user_model import FlatModel
 from ir_tools.frontends.wrapper_tensors import WrapperFunctions, WrapperMode, WrapperTensor, given, wrap_result, written
-from ir_tools.ir import Draft, Program, facts
-from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
+from ir_tools.ir import Program
+from ir_tools.ir.dialect import short_name
 from ir_tools.ir.origin import origin
 from ir_tools.torch_compat import pytree
 from ir_tools.torch_compat.operators import OpOverload, schema_of
+from ir_tools.verify.device_placement import ELSEWHERE, DevicePlacement, Factories, Made, names_a_device
 
 aten = torch.ops.aten
-
-ELSEWHERE = torch.device("meta")
-"""The device that wrapper tensors claim. Any but the inputs' would do; torch has no lazy start or missing guard here."""
-
-
-class DevicePlacement(Enum):
-    """Where a factory op puts its tensor."""
-
-    FOLLOWS = "on the inputs' device"
-    FIXED = "on a device that the source names, or the default one"
-    UNKNOWN = "not known"
-
-
-@dataclass(eq=False)
-class Made:
-    """One factory op of a run, in the order of execution. `location` is "file.py:12"."""
-
-    location: str
-    op: str
-    device: torch.device
-    moved: bool = False
-    stayed: bool = False
-
-    @property
-    def placement(self) -> DevicePlacement:
-        """A tensor made on a fixed device, all uses of which move it to the inputs', follows as well."""
-        follows = self.device == ELSEWHERE or (self.moved and not self.stayed)
-        return DevicePlacement.FOLLOWS if follows else DevicePlacement.FIXED
-
-
-@dataclass
-class Factories:
-    """The factory ops of a model; `unknown` says why they could not be found."""
-
-    made: list[Made] = field(default_factory=list)
-    unknown: str = ""
-
-    def placement(self, location: str, op: str) -> DevicePlacement:
-        """The placement of a node of the captured graph, by its source line and the op's short name.
-
-        Where no factory was seen at the line (the lines of an ExportedProgram's code are not those of its source), the op alone
-        decides. If several factories match, they must agree.
-        """
-        at_line = [m for m in self.made if m.location == location]
-        candidates = [m for m in at_line if m.op == op] or at_line or [m for m in self.made if m.op == op]
-        placements = {m.placement for m in candidates}
-        return placements.pop() if len(placements) == 1 else DevicePlacement.UNKNOWN
-
 
 def factories_of(source: Source, tensors: Sequence[torch.Tensor] | None = None) -> Factories:
     """Run the model, its inputs and parameters elsewhere, and note where factory ops put their tensors.
@@ -104,11 +51,15 @@ def factories_of(source: Source, tensors: Sequence[torch.Tensor] | None = None) 
     return Factories(mode.made)
 
 
-def _factories_behind(source: Source, wanted: Collection[tuple[str, str]]) -> Factories:
-    """The factories of the example's run, and of runs on perturbed inputs while one of `wanted` is unknown.
+def factories_behind(source: Source, program: Program) -> Factories:
+    """The factories of the model behind the ops of a Program that name a device; none, and no run, where there is no such op.
 
-    A captured graph may hold what the example's own run left out: models skip a mask of ones unless they are traced.
+    They are those of the example's run, and of runs on perturbed inputs while the placement of one of these ops is unknown: a
+    captured graph may hold what the example's own run left out, as models skip a mask of ones unless they are traced.
     """
+    wanted = {(origin(node).source, short_name(node.target)) for node in program.calls if names_a_device(node)}
+    if not wanted:
+        return Factories()
     found = factories_of(source)
     for _, tensors in perturbed(source.tensors):
         if found.unknown or all(found.placement(*node) is not DevicePlacement.UNKNOWN for node in wanted):
@@ -205,75 +156,3 @@ class _Literals(WrapperFunctions):
         if func in (torch.tensor, torch.as_tensor, torch.asarray) and wanted is not None and torch.device(wanted) == ELSEWHERE:
             return func(*args, **{**kwargs, "device": self.home}).to(ELSEWHERE)
         return super().__torch_function__(func, types, args, kwargs)
-
-
-# -- rewriting ----------------------------------------------------------------------------------------------------------
-
-
-def follow_inputs(program: Program, source: Source) -> tuple[Program, list[str]]:
-    """The Program with every device constant that the model took from its inputs replaced by an input's device.
-
-    Also gives a line for the report for each of those that stay. Numbers, shapes and dtypes are the same. `program` comes
-    from `source`, and may have been through passes: what they folded into a constant moves with the module as it is.
-    """
-    fixed = [node for node in program.calls if _names_a_device(node)]
-    if not fixed:
-        return program, []
-    factories = _factories_behind(source, {(origin(node).source, short_name(node.target)) for node in fixed})
-    draft = Draft.of(program)
-    anchor = _anchor(draft.program)
-    notes: dict[str, None] = {}
-    for node in draft.program.calls:
-        if not _names_a_device(node):
-            continue
-        at, op = origin(node).source, short_name(node.target)
-        placement = factories.placement(at, op)
-        if placement is DevicePlacement.FOLLOWS and anchor is not None:
-            with draft.before(node, "follow_inputs"):
-                new = _following(draft, node, anchor)
-            draft.redirect(node, new)
-            continue
-        device = facts.device(node)
-        what = f"{at + ': ' if at else ''}{op} makes a tensor on {device}"
-        if placement is DevicePlacement.FIXED:
-            notes[f"{what} whatever the inputs' device: the file cannot move to another device"] = None
-        else:
-            why = f" ({factories.unknown})" if factories.unknown else ""
-            notes[f"{what}, and whether that follows the inputs is not known{why}: keep the file on that device"] = None
-    return draft.finish(), list(notes)
-
-
-def _names_a_device(node: fx.Node) -> bool:
-    """The op puts its result on a device of its own, a constant or the default one, and there it stays."""
-    if not isinstance(node.target, OpOverload) or "device" not in sum(argument_names(node.target), ()):
-        return False
-    if all(user.target is aten.to.other for user in node.users):
-        return False
-    return bound_arguments(node)["device"] is not None or not node.all_input_nodes
-
-
-def _anchor(program: Program) -> fx.Node | None:
-    """A value that is where the inputs are: an input, else a constant."""
-    candidates = program.placeholders or program.graph.find_nodes(op="get_attr")
-    return next((n for n in candidates if getattr(facts.tensor(n), "layout", None) is torch.strided), None)
-
-
-_NEW = {
-    aten.zeros.default: aten.new_zeros.default,
-    aten.ones.default: aten.new_ones.default,
-    aten.full.default: aten.new_full.default,
-    aten.empty.memory_format: aten.new_empty.default,
-}
-
-
-def _following(draft: Draft, node: fx.Node, anchor: fx.Node) -> fx.Node:
-    """The tensor of a factory on the device of `anchor`."""
-    dtype = facts.dtype(node)
-    arguments = bound_arguments(node)
-    plain = not arguments.get("pin_memory") and arguments.get("layout") in (None, torch.strided)
-    if node.target in _NEW and plain and arguments.get("memory_format") is None:
-        sizes = [arguments[name] for name in ("size", "fill_value") if name in arguments]
-        return draft.call(_NEW[node.target], anchor, *sizes, dtype=dtype)
-    where = draft.call(aten.new_empty.default, anchor, [0], dtype=dtype)
-    made = draft.call(node.target, *node.args, **node.kwargs)
-    return draft.call(aten.to.other, made, where)

@@ -5,13 +5,14 @@ from typing import Any
 from ir_tools.deprecation import warn_renamed
 from ir_tools.errors import OptionError
 from ir_tools.rewrite.apply import apply_rules
+from ir_tools.rewrite.artifacts import Artifacts
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.rewrite_log import Refusal, Rewrite, RewriteLog
 from ir_tools.rewrite.rule import Call, Known, Rule, Value
 from ir_tools.rewrite.shapes import Pass, graph_pass, replace_by_table, rule_pass, table_pass
 
 __all__ = [
-    "Call", "Known", "Ops", "OptionError", "Pass", "Refusal", "Rewrite", "RewriteLog", "Rule", "Value",
+    "Artifacts", "Call", "Known", "Ops", "OptionError", "Pass", "Refusal", "Rewrite", "RewriteLog", "Rule", "Value",
     "apply_rules", "graph_pass", "replace_by_table", "rule_pass", "table_pass",
 ]  # fmt: skip
 

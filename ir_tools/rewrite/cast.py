@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,33 @@ from ir_tools.ir.dialect import aten, bound_arguments, getitem, map_argument, no
 from ir_tools.ir.facts import TensorFact, TupleFact
 from ir_tools.ir.program import Block, public_name
 from ir_tools.ir.regions import is_region
-from ir_tools.rewrite.rewrite_log import Traffic
 
 FILLED = frozenset("zeros ones full eye empty scalar_tensor".split())
 """Ops that fill a tensor with one number. With another `dtype` they give their cast result, if that dtype holds the number."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """A number of casts, and the bytes that they read and write in one run."""
+
+    count: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.count + other.count, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Casts:
+    """Casts between floating dtypes: in the graph before a pass, in the graph after it, and as per-op autocast has them
+    (`one_by_one`: each op casts its own operands)."""
+
+    before: Traffic = Traffic()
+    one_by_one: Traffic = Traffic()
+    after: Traffic = Traffic()
+
+    def __add__(self, other: Casts) -> Casts:
+        return Casts(self.before + other.before, self.one_by_one + other.one_by_one, self.after + other.after)
 
 
 class Caster:

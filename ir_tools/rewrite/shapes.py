@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -22,41 +22,50 @@ from ir_tools.ir import Block, Draft
 from ir_tools.ir.origin import location, origin
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
+from ir_tools.rewrite.artifacts import Artifacts, pass_signature
 from ir_tools.rewrite.build import Ops
+from ir_tools.rewrite.numeric_effects import NumericEffect, NumericEffects, declaration, declared, numeric_effects
 from ir_tools.rewrite.rewrite_log import RewriteLog
 from ir_tools.rewrite.rule import Call, Rule
 
 B = TypeVar("B", bound=Block)
-
-Declares = Literal["exact", "reassociates", "stabilises", "lower_precision", "quantizes"]
-"""What a pass may do to numbers, mildest first.
-
-"stabilises": rounding, as "reassociates", and what overflowed to NaN or Inf may become finite.
-"""
-
-DECLARATIONS: tuple[str, ...] = typing.get_args(Declares)
 
 
 @dataclass(frozen=True)
 class Pass:
     """A function `Block -> Block`. It returns the very object that it was given when it changes nothing.
 
-    `name` equals its file and its test; `declares` says what it may do to numbers; `given` are options set by the user;
-    `rules` are those of a pass made of rules; `renamed` maps the old names of options, which users may still give, to the new.
+    `name` equals its file and its test; `effects` are what it may do to numbers; `given` are options set by the user;
+    `rules` are those of a pass made of rules; `renamed` maps the old names of options, which users may still give, to the new;
+    `reads_log_ranges`: it was made with `declares=`, when ranges were in the log, for one more release.
     """
 
     name: str
     function: Callable[..., Any]
-    declares: Declares
+    effects: NumericEffects
     doc: str = ""
     given: Mapping[str, Any] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    reads_log_ranges: bool = False
+
+    def __post_init__(self) -> None:
+        old = isinstance(self.effects, str)  # what was `declares`
+        object.__setattr__(self, "effects", declared(str(self.effects)) if old else numeric_effects(self.effects))
 
     def __call__(
-        self, program: B, *, skip: Iterable[str] = (), log: RewriteLog | None = None, journal: RewriteLog | None = None
+        self,
+        program: B,
+        *,
+        skip: Iterable[str] = (),
+        log: RewriteLog | None = None,
+        artifacts: Artifacts | None = None,
+        journal: RewriteLog | None = None,
     ) -> B:
-        """Run the pass; sites whose id is in `skip` are left alone; rewrites and refusals are written into `log`."""
+        """Run the pass; sites whose id is in `skip` are left alone; rewrites and refusals are written into `log`.
+
+        What the pass `needs` it takes from `artifacts`, or takes an empty one; what it `gives` is added to them.
+        """
         if journal is not None:
             if log is not None:
                 raise OptionError(f"{self.name}: journal= is the old name of log=; give log alone")
@@ -64,18 +73,47 @@ class Pass:
             log = journal
         if log is None:
             log = RewriteLog.skipping(skip)
-        return self._on(program, log)
+        artifacts = log.bind(artifacts)
+        inputs = pass_signature(self.function).inputs(artifacts)  # once: the blocks of a Program share them
+        return self._on(program, log, inputs, artifacts)
 
-    def _on(self, block: B, log: RewriteLog) -> B:
+    def _on(self, block: B, log: RewriteLog, inputs: Sequence[Any], artifacts: Artifacts) -> B:
         """Run the function on the bodies of a block's regions, each as a block of its own, then on the block.
 
         In this order, because a lowering may let the block write into what a region gives it, if that is read no more.
         """
         if any(is_region(node) for node in block.calls):
             draft = Draft.of(block)
-            draft.change_bodies(lambda body: self._on(body, log))
+            draft.change_bodies(lambda body: self._on(body, log, inputs, artifacts))
             block = draft.finish()
-        return self.function(block, log, **self.given)
+        result = self.function(block, log, *inputs, **self.given)
+        after, *given = result if isinstance(result, tuple) else (result,)
+        pass_signature(self.function).check(self.name, tuple(given))
+        for artifact in given:
+            if artifact is not None:
+                artifacts.give(artifact)
+        return after  # type: ignore[no-any-return]
+
+    @property
+    def needs(self) -> frozenset[type]:
+        """The classes of the artifacts that the pass takes beside a Program."""
+        return frozenset(pass_signature(self.function).needs)
+
+    @property
+    def gives(self) -> frozenset[type]:
+        """The classes of the artifacts that the pass gives beside a Program."""
+        return frozenset(pass_signature(self.function).gives)
+
+    @property
+    def is_exact(self) -> bool:
+        """The numbers stay as they are, bit for bit."""
+        return not self.effects
+
+    @property
+    def declares(self) -> str:
+        """The old word for `effects`."""
+        warn_renamed("declares of a pass", "effects")
+        return declaration(self.effects)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -196,28 +234,51 @@ def _option_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parame
     return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def rule_pass(name: str, rules: Sequence[Rule], *, declares: Declares, doc: str | None) -> Pass:
-    """A pass that applies `rules`."""
+Effects = Collection[NumericEffect]
+
+
+def _either(effects: Effects | None, declares: str | None) -> NumericEffects:
+    """The effects of a pass, which an author may still give under the old name."""
+    if effects is not None and declares is not None:
+        raise OptionError("declares is the old name of effects; give effects alone")
+    if effects is None and declares is None:
+        raise OptionError("a pass needs effects=, what it may do to numbers: () for nothing, {'rounds'} for rounding, ...")
+    return numeric_effects(effects) if effects is not None else declared(str(declares))
+
+
+def rule_pass(
+    name: str, rules: Sequence[Rule], *, effects: Effects | None = None, doc: str | None, declares: str | None = None
+) -> Pass:
+    """A pass that applies `rules`. `declares` is the old name of `effects`."""
+    found = _either(effects, declares)
 
     def run(program: Block, log: RewriteLog) -> Block:
-        return apply_rules(program, rules, log, name, exact=declares == "exact")
+        return apply_rules(program, rules, log, name, exact=not found)
 
-    return Pass(name, run, declares, doc or "", rules=tuple(rules))
+    return Pass(name, run, found, doc or "", rules=tuple(rules))
 
 
 TableEntry = Callable[[Ops, Call], Any]
 
 
-def table_pass(name: str, table: Mapping[Any, TableEntry], *, declares: Declares, doc: str | None) -> Pass:
+def table_pass(
+    name: str,
+    table: Mapping[Any, TableEntry],
+    *,
+    effects: Effects | None = None,
+    doc: str | None,
+    declares: str | None = None,
+) -> Pass:
     """A pass that replaces each op of `table` by what its entry builds.
 
     An entry takes `(op, call)` and returns the new Value, or None to leave the op alone; `op.decline(why)` says why not.
+    `declares` is the old name of `effects`.
     """
 
     def run(program: Block, log: RewriteLog) -> Block:
         return replace_by_table(program, table, name, log)
 
-    return Pass(name, run, declares, doc or "")
+    return Pass(name, run, _either(effects, declares), doc or "")
 
 
 def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str, log: RewriteLog) -> Block:
@@ -256,14 +317,21 @@ def _replace_node(
     log.rewrote(site, name, location(node))
 
 
-def graph_pass(*, declares: Declares, renamed: Mapping[str, str] | None = None) -> Callable[[Callable[..., Block]], Pass]:
+def graph_pass(
+    *, effects: Effects | None = None, renamed: Mapping[str, str] | None = None, declares: str | None = None
+) -> Callable[[Callable[..., Any]], Pass]:
     """Decorator: a function `(program, log, *, options) -> program` as a pass of the same name.
 
-    `renamed` maps old names of options to new ones: users may still give the old ones, and get a `DeprecationWarning`.
+    It may need artifacts, `(program, log, ranges: Ranges, *, options)`, and give some, `-> tuple[Block, Casts]`:
+    `ir_tools.rewrite.artifacts`. `renamed` maps old names of options to new ones: users may still give the old ones, and get a
+    `DeprecationWarning`. `declares` is the old name of `effects`.
     """
+    found = _either(effects, declares)
+    old = declares == "lower_precision"
 
-    def decorate(function: Callable[..., Block]) -> Pass:
+    def decorate(function: Callable[..., Any]) -> Pass:
+        pass_signature(function)  # an annotation that says nothing is an error now
         doc = inspect.getmodule(function).__doc__  # type: ignore[union-attr]
-        return Pass(function.__name__, function, declares, doc or "", renamed=renamed or {})
+        return Pass(function.__name__, function, found, doc or "", renamed=renamed or {}, reads_log_ranges=old)
 
     return decorate

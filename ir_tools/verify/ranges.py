@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,27 @@ class Range:
         exponents = {exponent + exponent_shift: count for exponent, count in self.exponents.items()}
         scale = 2.0**exponent_shift
         return Range(exponents, self.largest * scale, self.smallest * scale, self.zeros, self.nonfinite)
+
+
+class Ranges(Mapping[str, Range]):
+    """The ranges of a Program's values by the name of the node; `Ranges()` where nothing was observed.
+
+    >>> seen = Ranges({"x": range_of(torch.tensor([0.5, 3.0]))})
+    >>> seen["x"].largest, seen.get("y"), len(Ranges())
+    (3.0, None, 0)
+    """
+
+    def __init__(self, by_node: Mapping[str, Range] | None = None):
+        self._by_node = dict(by_node or {})
+
+    def __getitem__(self, name: str) -> Range:
+        return self._by_node[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_node)
+
+    def __len__(self) -> int:
+        return len(self._by_node)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ir_tools.rewrite.common import Keys, why_apart
 RULE = "the same computation -> once"
 
 
-@graph_pass(declares="exact")
+@graph_pass(effects=())
 def eliminate_common_subexpressions(program: Block, log: RewriteLog) -> Block:
     draft = Draft.of(program)
     keys = Keys(draft.program)

@@ -14,7 +14,7 @@ LARGEST = 1 << 20
 """Bytes up to which any result is kept; beyond, only one no larger than its operands together."""
 
 
-@graph_pass(declares="exact")
+@graph_pass(effects=())
 def fold_constants(program: Block, log: RewriteLog) -> Block:
     if not any(is_foldable(program, node) for node in program.calls):
         return program

@@ -7,7 +7,7 @@ from ir_tools.ir import Block, Draft
 from ir_tools.rewrite import RewriteLog, graph_pass
 
 
-@graph_pass(declares="exact")
+@graph_pass(effects=())
 def remove_dead_code(program: Block, log: RewriteLog) -> Block:
     draft = Draft.of(program)
     for name, where in draft.sweep():

@@ -23,6 +23,6 @@ def operand(x):
 remove_dropout = rule_pass(
     "remove_dropout",
     [Rule("dropout(x) -> x", match=dropout, requires=(dropout_is_off,), replace=operand)],
-    declares="exact",
+    effects=(),
     doc=__doc__,
 )

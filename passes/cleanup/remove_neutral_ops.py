@@ -116,6 +116,6 @@ remove_neutral_ops = rule_pass(
         neutral("-(-x), not(not(x)) -> x", undone),
         Rule("f(f(x)) -> f(x)", match=done_again, replace=first_result),
     ],
-    declares="exact",
+    effects=(),
     doc=__doc__,
 )  # fmt: skip

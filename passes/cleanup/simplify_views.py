@@ -74,6 +74,6 @@ simplify_views = rule_pass(
         Rule("reshape(reshape(x)) -> reshape(x)", match=reshapings, replace=joined_reshaping,
              takes_runtime_numbers=True),
     ],
-    declares="exact",
+    effects=(),
     doc=__doc__,
 )

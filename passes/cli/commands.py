@@ -97,16 +97,16 @@ def explain(
 
 def list_passes() -> None:
     """List the passes, what each may do to numbers, their options, and the groups."""
+    from ir_tools.rewrite.numeric_effects import in_words
     from passes.driver.catalogue import CATALOGUE, GROUPS
 
     console = Console()
     console.print(
-        "What a pass may do to numbers: exact (nothing), reassociates (rounds), stabilises (rounds, and "
-        "may turn NaN and Inf into numbers), lower_precision, quantizes. Options are written behind the name, as in "
+        "Behind the name of a pass stands what it may do to numbers. Options are written behind the name, as in "
         "cast_half:level=O1:keep_float=head+softmax; of several values the first is the default."
     )
     for name, entry in CATALOGUE.items():
-        console.print(Text.assemble((f"\n{name}", "bold"), (f"  {entry.declares}", "cyan")))
+        console.print(Text.assemble((f"\n{name}", "bold"), (f"  {in_words(entry.effects)}", "cyan")))
         console.print(Padding(Text(entry.summary), (0, 0, 0, 2), expand=False))
         for syntax in entry.option_syntax.values():
             console.print(Text(f"  :{syntax}", style="cyan"), soft_wrap=True)

@@ -28,6 +28,7 @@ from passes.fuse.fuse_attention import fuse_attention
 from passes.fuse.fuse_conv_relu import fuse_conv_relu
 from passes.fuse.merge_parallel_linears import merge_parallel_linears
 from passes.fuse.use_stable_forms import use_stable_forms
+from passes.lower.follow_inputs import follow_inputs
 from passes.lower.lower_aten import lower_aten
 from passes.lower.lower_onednn import lower_onednn
 from passes.precision.cast_half import cast_half
@@ -55,6 +56,7 @@ CATALOGUE: dict[str, Pass] = {
         remove_dead_code,
         lower_aten,
         lower_onednn,
+        follow_inputs,
     )
 }
 

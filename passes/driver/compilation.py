@@ -12,13 +12,13 @@ import torch
 from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for
 from ir_tools.emit.to_torchscript import emit
-from ir_tools.frontends.portability import follow_inputs
 from ir_tools.frontends.source import Source
-from ir_tools.ir import Program, check_wellformed
+from ir_tools.ir import Program
 from ir_tools.ir.dialect import short_name
 from ir_tools.rewrite import Pass
+from ir_tools.rewrite.notes import Notes
 from passes.driver.compiled_model import call_flat
-from passes.driver.instrumentation import explained, observed, timed, wellformed
+from passes.driver.instrumentation import explained, observed, placed, timed, wellformed
 from passes.driver.step import Hook, Step, run_steps
 from passes.driver.verification import Numerics
 from passes.report.report import Report
@@ -60,7 +60,6 @@ class CompilationContext:
     """
 
     source: Source
-    engine: str
     verify: str
     explain_at: str | None
     observe_on: Sequence[Sequence[torch.Tensor]] | None
@@ -74,16 +73,13 @@ class CompilationContext:
         self, program: Program, pipeline: Sequence[Pass], numerics: Numerics, outer: Sequence[Hook]
     ) -> CompilationResult:
         """Run the passes under the hooks `outer` and the usual ones."""
-        hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on)]
+        hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on), placed(self.source)]
         hooks += [numerics.hook] if self.verify == "each" else []
         program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
-        tuned = [step.log.tuning_records for step in steps if step.log.tuning_records is not None]
+        tuned = [records for step in steps if (records := step.artifacts.get(TuningRecords)) is not None]
         notes = [note for records in tuned for note in records.notes()]
-        if self.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
-            program, stays = follow_inputs(program, self.source)
-            check_wellformed(program)
-            notes += stays
-        numerics.declare(pipeline)
+        notes += [line for step in steps for line in step.artifacts.get(Notes, Notes()).lines]
+        numerics.allow([step.pass_ for step in steps if step.changed])
         return CompilationResult(program, numerics, steps, count_ops(program), tuned[-1] if tuned else None, notes)
 
     def emitted(self, result: CompilationResult) -> CompilationResult:

@@ -1,4 +1,4 @@
-"""The hooks of a compilation other than verification: timing, ranges, near misses, IR invariants, progress, drawings."""
+"""The hooks of a compilation other than verification: timing, what passes need, near misses, invariants, progress, drawings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 
 from ir_tools.errors import first_line
-from ir_tools.frontends.source import Example
+from ir_tools.frontends.portability import factories_behind
+from ir_tools.frontends.source import Example, Source
 from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, check_wellformed
 from ir_tools.rewrite import Pass
+from ir_tools.rewrite.cast import Casts
 from ir_tools.rewrite.nearest import near_misses
-from ir_tools.verify.ranges import Observation
+from ir_tools.verify.device_placement import Factories
+from ir_tools.verify.ranges import Observation, Ranges
 from ir_tools.visualize import write_dump
 from passes.driver.step import Hook, Run, Step
 from passes.errors import InputError
@@ -31,14 +34,14 @@ def timed(run: Run) -> Run:
         step.report.nodes_after = len(after)
         step.report.rewrites = step.log.rewrites
         step.report.refusals = step.log.refusals
-        step.report.casts = step.log.casts
+        step.report.casts = step.artifacts.get(Casts)
         return after
 
     return timed_run
 
 
 def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.Tensor]] | None) -> Hook:
-    """The magnitudes of all values, for a pass that lowers precision: on the calibration calls, or else on the examples.
+    """The magnitudes of all values, for a pass that needs them: on the calibration calls, or else on the examples.
 
     Raises `InputError` for a calibration call that fails, or gives NaN where the model gives none on the examples.
     """
@@ -48,7 +51,7 @@ def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.T
 
     def hook(run: Run) -> Run:
         def observed_run(step: Step, program: Program) -> Program:
-            if asks_for_ranges(step.pass_):
+            if needs_ranges(step.pass_):
                 observation = Observation(program)
                 for i, tensors in enumerate(calls):
                     try:
@@ -65,7 +68,7 @@ def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.T
                             f"the model gives NaN on calibration_data[{i}], and ranges seen there would mislead: "
                             "leave this call out, or correct it"
                         )
-                step.log.ranges = observation.ranges
+                step.artifacts.put(Ranges(observation.ranges))
                 step.report.ranges = f"{len(calls)} {'call' if len(calls) == 1 else 'calls'} {what}"
             return run(step, program)
 
@@ -74,8 +77,22 @@ def observed(examples: Sequence[Example], calibration: Sequence[Sequence[torch.T
     return hook
 
 
-def asks_for_ranges(pass_: Pass) -> bool:
-    return pass_.declares == "lower_precision"
+def placed(source: Source) -> Hook:
+    """Where the model's factory ops put their tensors, for a pass that needs it."""
+
+    def hook(run: Run) -> Run:
+        def placed_run(step: Step, program: Program) -> Program:
+            if Factories in step.pass_.needs:
+                step.artifacts.put(factories_behind(source, program))
+            return run(step, program)
+
+        return placed_run
+
+    return hook
+
+
+def needs_ranges(pass_: Pass) -> bool:
+    return Ranges in pass_.needs or pass_.reads_log_ranges
 
 
 def _holds_nan(output: torch.Tensor) -> bool:

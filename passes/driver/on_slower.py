@@ -69,7 +69,7 @@ def faster(
     at = fork.step.index
     first, rest = pipeline[:at], pipeline[at:]
     first = [p for p in first if not asks_for_speed_comparison(p)]  # any before that asks changed nothing
-    fork.numerics.declare(first)  # with verify="ends" nothing was declared before
+    fork.numerics.allow(first)  # with verify="ends" nothing was allowed before
     try:
         other = context.run_passes(fork.program, rest, fork.numerics, [aside])
         progress(f"emitting TorchScript without {pass_.name}")

@@ -29,7 +29,7 @@ from passes.driver.inputs import (
     refuse_autocast,
     under_either_name,
 )
-from passes.driver.instrumentation import Drawings, announced, asks_for_ranges
+from passes.driver.instrumentation import Drawings, announced, needs_ranges
 from passes.driver.manifest import build_manifest
 from passes.driver.on_slower import Forking, faster
 from passes.driver.pipeline import DEFAULT, LOWERINGS, lowering_of, plan, with_lowering
@@ -142,7 +142,7 @@ def optimize(
     if tuning_records is not None:
         pipeline = [p.with_options(records=os.fspath(tuning_records)) if "records" in p.options else p for p in pipeline]
 
-    context = CompilationContext(source, report.engine, verify, explain_at, observe_on)
+    context = CompilationContext(source, verify, explain_at, observe_on)
     forking = Forking(numerics)
     drawings.draw(program, 0, "captured", None)
     result = context.run_passes(program, pipeline, numerics, [announced(progress), drawings.hook, forking.hook])
@@ -202,8 +202,8 @@ def _not_used(
     notes = []
     if tuning_records is not None and not any("records" in p.options for p in pipeline):
         notes.append(f"tuning_records={os.fspath(tuning_records)!r} was not used: only lower_onednn measures kernel variants")
-    if observe_on is not None and not any(map(asks_for_ranges, pipeline)):
-        notes.append("calibration_data was not used: only passes that lower precision observe ranges")
+    if observe_on is not None and not any(map(needs_ranges, pipeline)):
+        notes.append("calibration_data was not used: no pass of the pipeline needs ranges")
     if explain_at is not None and not any(explain_at in locations_of(node) for node in captured.all_calls):
         notes.append(f"explain_at={explain_at!r}: no op of the captured graph comes from there")
     return notes

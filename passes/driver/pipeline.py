@@ -48,6 +48,7 @@ ORDER_RULES: tuple[tuple[str, str, str], ...] = (
         for lowering in ("lower_aten", "lower_onednn")
         for name in LOOK_FOR_OPS
     ),
+    ("fold_constants", "follow_inputs", "a tensor that is made on an input's device is no constant"),
     ("lower_onednn", "lower_aten", "lower_aten would undo the fusions that oneDNN's kernels take"),
 )
 """(first, second, why): where a pipeline has both, `first` comes first."""
@@ -98,8 +99,11 @@ def lowering_of(passes: Sequence[Pass]) -> str:
 
 
 def with_lowering(passes: Sequence[Pass], engine: str, source: Source) -> list[Pass]:
-    """The passes, and behind them the lowering of the engine where they have none."""
-    return [*passes, *([] if lowering_of(passes) else [CATALOGUE[lowering_for(engine, source)]])]
+    """The passes, and behind them what the engine needs where they lack it: its lowering, and `follow_inputs` for "aten"."""
+    found = [*passes, *([] if lowering_of(passes) else [CATALOGUE[lowering_for(engine, source)]])]
+    # Only the files of "aten" move between devices. Last, so that nothing is kept from folding.
+    needed = LOWERINGS[lowering_of(found)] == "aten" and CATALOGUE["follow_inputs"] not in found
+    return [*found, *([CATALOGUE["follow_inputs"]] if needed else [])]
 
 
 def lowering_for(engine: str, source: Source) -> str:

@@ -11,7 +11,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 from ir_tools.ir import Program
-from ir_tools.rewrite import Pass, RewriteLog
+from ir_tools.rewrite import Artifacts, Pass, RewriteLog
+from ir_tools.rewrite.numeric_effects import in_order
 from passes.report.data import StepReport
 
 Run = Callable[["Step", Program], Program]
@@ -19,18 +20,25 @@ Hook = Callable[[Run], Run]
 
 
 class Step:
-    """One pass to run, its position in the pipeline, and the report it fills."""
+    """One pass to run, its position in the pipeline, and the report it fills.
+
+    `artifacts`: hooks enter what the pass needs, and read what it gave. `changed`: it gave another Program than it was given.
+    """
 
     def __init__(self, index: int, pass_: Pass):
         self.index = index
+        self.changed = False
         self.pass_ = pass_
         self.log = RewriteLog()
-        self.report = StepReport(pass_.name, dict(pass_.given), pass_.declares)
+        self.artifacts = Artifacts()
+        self.report = StepReport(pass_.name, dict(pass_.given), in_order(pass_.effects))
 
 
 def run_pass(step: Step, program: Program) -> Program:
     """The innermost run: the pass itself."""
-    return step.pass_(program, log=step.log)  # type: ignore[no-any-return]
+    after = step.pass_(program, log=step.log, artifacts=step.artifacts)
+    step.changed = after is not program
+    return after
 
 
 def wrap(run: Run, hooks: Sequence[Hook]) -> Run:

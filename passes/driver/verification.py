@@ -13,10 +13,13 @@ from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import nodes_in, short_name
 from ir_tools.rewrite import Pass
-from ir_tools.rewrite.shapes import DECLARATIONS
+from ir_tools.rewrite.numeric_effects import NumericEffects
 from ir_tools.verify.numerics import PERFECT, Comparison, compare, smallest_sqnr
 from passes.driver.step import Run, Step
 from passes.errors import NumericsError
+
+ROUNDS: NumericEffects = frozenset({"rounds"})
+"""The effects of capturing and of emitting: sums may be added in another order."""
 
 
 class Numerics:
@@ -25,8 +28,7 @@ class Numerics:
     def __init__(self, examples: Sequence[Example], tolerance: float | None):
         self.examples = examples
         self.tolerance = tolerance
-        self.declared = "reassociates"
-        self.stabilised = False
+        self.effects: NumericEffects = ROUNDS
         self.captured: Comparison | None = None
         self.largest = 0.0
         self.last: list[list[torch.Tensor]] = []
@@ -42,13 +44,13 @@ class Numerics:
             after = run(step, program)
             if after is program:
                 return after
-            self.declare([step.pass_])
+            self.allow([step.pass_])
             outputs = self._run(after)
-            if step.pass_.declares == "exact":
+            if step.pass_.is_exact:
                 self._check_exact(program, outputs, _blame(step))
                 step.report.tolerance = "bitwise"
             else:
-                left_out = ", where the model gives no NaN or Inf" if self.stabilised else ""
+                left_out = ", where the model gives no NaN or Inf" if self._where_finite else ""
                 step.report.tolerance = f"SQNR >= {self._smallest(after):g} dB{left_out}"
             comparison = self._judge(after, outputs, _blame(step))
             step.report.max_abs_error, step.report.sqnr_db = comparison.max_abs_error, comparison.sqnr_db
@@ -57,10 +59,13 @@ class Numerics:
 
         return verified_run
 
-    def declare(self, passes: Sequence[Pass]) -> None:
-        """From here on, the numbers may differ as the passes declare."""
-        self.declared = max((self.declared, *(p.declares for p in passes)), key=DECLARATIONS.index)
-        self.stabilised = self.stabilised or any(p.declares == "stabilises" for p in passes)
+    def allow(self, passes: Sequence[Pass]) -> None:
+        """From here on, the numbers may differ by the effects of the passes too."""
+        self.effects = self.effects.union(*(p.effects for p in passes))
+
+    @property
+    def _where_finite(self) -> bool:
+        return "non_finite_may_become_finite" in self.effects
 
     def check_emitted(self, program: Program, call: Callable[[int], list[torch.Tensor]], times: int = 3) -> Comparison:
         """The emitted module on every example, several times over: what executes may specialise as it warms up."""
@@ -80,13 +85,13 @@ class Numerics:
             if comparison.equal or not compare(expected, run_seeded(before, example)).equal:
                 continue
             moved = comparison.problem or f"outputs moved by up to {comparison.max_abs_error:.3g}"
-            raise NumericsError(f"{blame}: it declares 'exact', but {moved}")
+            raise NumericsError(f"{blame}: it is declared exact, but {moved}")
 
     def _judge(self, program: Program, outputs: list[list[torch.Tensor]], what: str) -> Comparison:
         """Compare with the model's outputs; raises `NumericsError`."""
         worst = PERFECT
         for example, got in zip(self.examples, outputs, strict=True):
-            worst = worst.worse(compare(example.outputs, got, stabilised=self.stabilised))
+            worst = worst.worse(compare(example.outputs, got, where_finite=self._where_finite))
         if worst.problem:
             raise NumericsError(f"{what}: {worst.problem}")
         # Outputs that cancel to almost nothing have no meaningful SQNR: float32's rounding of the largest product is no
@@ -101,7 +106,7 @@ class Numerics:
 
     def _smallest(self, program: Program) -> float:
         """The smallest SQNR allowed now, in dB."""
-        return self.tolerance if self.tolerance is not None else smallest_sqnr(self.declared, narrowest_float(program))
+        return self.tolerance if self.tolerance is not None else smallest_sqnr(self.effects, compared_dtypes(program))
 
 
 def _blame(step: Step) -> str:
@@ -136,8 +141,12 @@ WIDTH = {torch.float64: 4, torch.float32: 3, torch.float16: 2, torch.bfloat16: 1
 
 def narrowest_float(program: Program) -> torch.dtype:
     """The narrowest floating dtype that the graph computes in."""
-    floats = [d for d in float_dtypes(program) if d in WIDTH]
-    return min(floats, key=WIDTH.__getitem__, default=torch.float32)
+    return min(compared_dtypes(program), key=WIDTH.__getitem__)
+
+
+def compared_dtypes(program: Program) -> set[torch.dtype]:
+    """The floating dtypes that the graph computes in and the tables of tolerances know; float32 where there is none."""
+    return float_dtypes(program) & WIDTH.keys() or {torch.float32}
 
 
 def float_dtypes(program: Program) -> set[torch.dtype]:

@@ -75,6 +75,6 @@ fold_affine = rule_pass(
         Rule("-layer(x) -> layer(x)", match=negated_layer, replace=folded("-y")),
         *BATCH_NORMS,
     ],
-    declares="reassociates",
+    effects={"rounds"},
     doc=__doc__,
 )

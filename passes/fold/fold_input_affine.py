@@ -96,6 +96,6 @@ fold_input_affine = rule_pass(
         Rule("layer(c - x) -> layer(x)", match=layer_of_complement, requires=SHIFTED, replace=folded("c - y")),
         Rule("layer(-x) -> layer(x)", match=layer_of_negation, replace=folded("-y")),
     ],
-    declares="reassociates",
+    effects={"rounds"},
     doc=__doc__,
 )

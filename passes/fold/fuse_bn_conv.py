@@ -55,6 +55,6 @@ fuse_bn_conv = rule_pass(
         Rule("layer(batch_norm(x)) -> layer(x)", match=layer_of_batch_norm,
              requires=(batch_norm_is_frozen, inputs_are_normalised, nothing_is_padded), replace=folded_forward),
     ],
-    declares="reassociates",
+    effects={"rounds"},
     doc=__doc__,
 )  # fmt: skip

@@ -69,4 +69,4 @@ RULES = (
          requires=(batch_norm_is_frozen, features_become_the_second_axis), replace=folded_and_moved),
 )  # fmt: skip
 
-fuse_conv_bn = rule_pass("fuse_conv_bn", RULES, declares="reassociates", doc=__doc__)
+fuse_conv_bn = rule_pass("fuse_conv_bn", RULES, effects={"rounds"}, doc=__doc__)

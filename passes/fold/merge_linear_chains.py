@@ -89,6 +89,6 @@ merge_linear_chains = rule_pass(
              requires=(neither_is_grouped, the_first_is_pointwise, no_bias_is_padded_over, it_saves_work),
              replace=merged_into_second),
     ],
-    declares="reassociates",
+    effects={"rounds"},
     doc=__doc__,
 )  # fmt: skip

@@ -142,6 +142,6 @@ fuse_attention = rule_pass(
                        hidden_scores_are_minus_infinity, mask_has_the_dtype, each_row_sees_something),
              replace=fused),
     ],
-    declares="reassociates",
+    effects={"rounds"},
     doc=__doc__,
 )  # fmt: skip

@@ -95,6 +95,6 @@ fuse_conv_relu = rule_pass(
         Rule("act(linear_act(x, r)) -> linear_act(x, r)",
              match=linear_sum_then_activation, replace=linear_sum_with_activation),
     ],
-    declares="exact",
+    effects=(),
     doc=__doc__,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from ir_tools.rewrite.parallel import kind_of, merge, side_by_side, why_alone
 RULE = "linear(x), linear(x), ... -> split(linear(x))"
 
 
-@graph_pass(declares="reassociates")
+@graph_pass(effects={"rounds"})
 def merge_parallel_linears(program: Block, log: RewriteLog) -> Block:
     draft = Draft.of(program)
     mutated, layout_is_observable = draft.program.mutated_values, draft.program.layout_is_observable

@@ -10,7 +10,7 @@
 
 Identities over the reals. In floats the left sides fail where exp overflows (x > 88 in float32: Inf, or NaN as Inf / Inf),
 where a softmax or sigmoid underflows to 0 (its log is -Inf), and where 1 + x or exp(x) - 1 cancels (x near 0: few bits are
-left); elsewhere both sides agree to rounding. What was NaN or Inf may become finite: the pass declares "stabilises".
+left); elsewhere both sides agree to rounding. What was NaN or Inf may become finite: the pass declares that effect.
 
 x is of a floating dtype. A model that relied on the failure (a test for Inf, say) gives other answers; none of this is default.
 Source: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., 2002, sections 1.14 and 27.8 (Inf, NaN); Blanchard,
@@ -117,6 +117,6 @@ use_stable_forms = rule_pass(
         stable("exp(x) - 1 -> expm1(x)", one_less_than_exp, expm1),
         stable("log(sigmoid(x)) -> log_sigmoid(x)", log_of_sigmoid, log_sigmoid),
     ],
-    declares="stabilises",
+    effects={"rounds", "non_finite_may_become_finite"},
     doc=__doc__,
 )

@@ -8,4 +8,4 @@
 from ir_tools.rewrite import table_pass
 from ir_tools.rewrite.decompositions import DECOMPOSITIONS
 
-lower_aten = table_pass("lower_aten", DECOMPOSITIONS, declares="exact", doc=__doc__)
+lower_aten = table_pass("lower_aten", DECOMPOSITIONS, effects=(), doc=__doc__)

@@ -40,24 +40,30 @@ SUPPORTED = (torch.float32, torch.bfloat16)
 LAYERS = (conv_act, aten.conv2d.default, aten.conv3d.default, linear_act, aten.linear.default)
 
 
-@graph_pass(declares="reassociates", renamed={"choose": "variant", "choices": "records"})
+@graph_pass(effects={"rounds"}, renamed={"choose": "variant", "choices": "records"})
 def lower_onednn(
-    program: Block, log: RewriteLog, *, variant: Literal["measured", "fused"] = "measured", records: str | None = None
-) -> Block:
+    program: Block,
+    log: RewriteLog,
+    tuning: TuningRecords,
+    *,
+    variant: Literal["measured", "fused"] = "measured",
+    records: str | None = None,
+) -> tuple[Block, TuningRecords | None]:
     if records is not None and variant == "fused":
         raise OptionError(f"lower_onednn: variant=fused replays nothing; leave out records={records}, or variant=fused")
-    if variant == "measured" and log.tuning_records is None:  # the blocks of a Program share one table
-        log.tuning_records = TuningRecords() if records is None else TuningRecords.load(records)
+    if records is not None:
+        tuning.replay(records)
+    measured = tuning if variant == "measured" else None
 
     def lowering(lower, *given):
-        lower = partial(lower, log.tuning_records, *given)
+        lower = partial(lower, measured, *given)
         return partial(in_its_layout, lower) if program.layout_is_observable else lower
 
     table: dict[Any, Any] = {quant_stub: without_stub, **dict.fromkeys(LAYERS, lowering(packed))}
     if any(is_ours(Call(node)) for node in program.calls):
         table[ATTENTION] = partial(if_ours, lowering(attended, cache(later_keys)))
     table |= dict.fromkeys(MEANS, lowering(averaged))
-    return replace_by_table(program, table, "lower_onednn", log)
+    return replace_by_table(program, table, "lower_onednn", log), measured
 
 
 def packed(records, op, call):

@@ -16,9 +16,9 @@ half already stay as they are. So do an op with a number beyond the range of hal
 number (an epsilon of 1e-12 in float16), and the users of its result; a mask is clamped to the range where it is cast.
 
 Options: `keep_float` names modules and ops, `overrides` gives a module or op a level of its own, or "float"; a module takes
-precedence over a kind of op, the longest path over others. Ranges of values observed on example or calibration data
-(`log.ranges`) keep in float the ops that would overflow or underflow. `optimize` reads `on_slower`: what to do where the half
-model is slower on this machine.
+precedence over a kind of op, the longest path over others. Ranges of values observed on example or calibration data keep in
+float the ops that would overflow or underflow. `optimize` reads `on_slower`: what to do where the half model is slower on this
+machine.
 """
 
 import difflib
@@ -34,9 +34,9 @@ from ir_tools.ir.dialect import argument, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.origin import location
 from ir_tools.rewrite import RewriteLog, graph_pass
-from ir_tools.rewrite.cast import Caster, traffic, whole
+from ir_tools.rewrite.cast import Caster, Casts, traffic, whole
 from ir_tools.rewrite.nearest import locations_of
-from ir_tools.rewrite.rewrite_log import Casts
+from ir_tools.verify.ranges import Ranges
 from passes.precision.cast_placement import casts_one_by_one, placed
 from passes.precision.constraints import AS_IT_COMES, Policy, PrecisionOptions, site_of
 from passes.precision.op_table import FLOAT_PARAMETERS, NAMED
@@ -47,20 +47,21 @@ from passes.precision.residuals import float_residuals, take_residuals_out
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@graph_pass(declares="lower_precision")
+@graph_pass(effects={"rounds", "lowers_precision"})
 def cast_half(
     program: Block,
     log: RewriteLog,
+    ranges: Ranges,
     *,
     dtype: Literal["bfloat16", "float16"] = "bfloat16",
     level: Literal["O1", "O2", "O3"] = "O2",
     keep_float: tuple[str, ...] = (),
     overrides: Mapping[str, Literal["O1", "O2", "O3", "float"]] = MappingProxyType({}),
     on_slower: Literal["warn", "keep", "revert"] = "warn",
-) -> Block:
+) -> tuple[Block, Casts]:
     overrides = {**overrides, **dict.fromkeys(keep_float, "float")}
     check_names(program, overrides)
-    half, ranges, draft = DTYPES[dtype], log.ranges, Draft.of(program)
+    half, draft = DTYPES[dtype], Draft.of(program)
     options = PrecisionOptions(half, level, overrides, log.skip)
     policy = Policy.of(draft.program, options, ranges)
     shifts = rescalings(policy)
@@ -109,9 +110,7 @@ def cast_half(
         if value.name not in said:
             log.refused(site_of(value), "cast_half", location(value), VALUE_CLAMPED)
     after = draft.finish()
-    casts = Casts(traffic(program), one_by_one, traffic(after))
-    log.casts = casts if log.casts is None else log.casts + casts  # the blocks of a Program come one by one
-    return after
+    return after, Casts(traffic(program), one_by_one, traffic(after))
 
 
 def check_names(program, names):

@@ -13,9 +13,8 @@ import torch
 
 from ir_tools.ir.dialect import nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.rewrite.cast import bytes_of_cast, state_nodes, traffic, users, whole
+from ir_tools.rewrite.cast import Traffic, bytes_of_cast, state_nodes, traffic, users, whole
 from ir_tools.rewrite.cut import Freedom, cheapest
-from ir_tools.rewrite.rewrite_log import Traffic
 from passes.precision.constraints import AS_IT_COMES, BETWEEN, EITHER, HALF, WITH_OPERANDS, WITH_USERS, Policy
 from passes.precision.op_table import NO_FLOATS
 

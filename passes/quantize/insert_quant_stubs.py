@@ -24,7 +24,7 @@ STARTS_A_SUBGRAPH = frozenset("conv1d conv2d conv3d conv_act linear linear_act m
 """A subgraph without any of these gains nothing from int8 and gets no stub."""
 
 
-@graph_pass(declares="exact")
+@graph_pass(effects=())
 def insert_quant_stubs(program: Block, log: RewriteLog) -> Block:
     draft = Draft.of(program)
     mutated = draft.program.mutated_values

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ir_tools.deprecation import warn_renamed
+from ir_tools.rewrite.cast import Casts
 from ir_tools.rewrite.nearest import NearMiss
-from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite
+from ir_tools.rewrite.numeric_effects import NumericEffect, declaration
+from ir_tools.rewrite.rewrite_log import Refusal, Rewrite
 from passes.report.formatting import option
 from passes.tune.speed_comparison import Speed
 from passes.tune.tuning_record import TuningRecords
@@ -18,13 +20,14 @@ from passes.tune.tuning_record import TuningRecords
 class StepReport:
     """One pass. `sqnr_db` and `max_abs_error` compare the Program after it with the user's eager model.
 
-    `ranges`: the calls on which magnitudes of values were observed, for a pass that needs them. `casts`: count and bytes of its
-    casts. `reverted`: why `optimize` returned the model without this pass, "" where it did not.
+    `effects`: what it may do to numbers, none where it is exact. `ranges`: the calls on which magnitudes of values were
+    observed, for a pass that needs them. `casts`: count and bytes of its casts. `reverted`: why `optimize` returned the model
+    without this pass, "" where it did not.
     """
 
     name: str
     options: dict[str, object] = field(default_factory=dict)
-    declares: str = "exact"
+    effects: tuple[NumericEffect, ...] = ()
     seconds: float = 0.0
     nodes_before: int = 0
     nodes_after: int = 0
@@ -37,6 +40,12 @@ class StepReport:
     ranges: str = ""
     casts: Casts | None = None
     reverted: str = ""
+
+    @property
+    def declares(self) -> str:
+        """The old word for `effects`."""
+        warn_renamed("declares of a step", "effects")
+        return declaration(self.effects)
 
     @property
     def changed(self) -> bool:
@@ -92,11 +101,14 @@ class ReportData:
         """The report as plain dicts, lists, strings and finite numbers: what `json.dumps` takes.
 
         A number that JSON cannot hold (the SQNR of equal tensors is infinite) becomes the string "inf" or "nan". The key
-        "choices" is the old name of "tuning_records", for one more release.
+        "choices" is the old name of "tuning_records", and "declares" of a step that of "effects", for one more release.
         """
         records = self.tuning_records.to_dict() if self.tuning_records is not None else None
         speed = _plain(self.speed.to_dict()) if self.speed is not None else None
-        return {**_plain(asdict(self)), "changed": self.changed, "tuning_records": records, "choices": records, "speed": speed}
+        data = _plain(asdict(self))
+        for step, as_dict in zip(self.steps, data["steps"], strict=True):
+            as_dict["declares"] = declaration(step.effects)
+        return {**data, "changed": self.changed, "tuning_records": records, "choices": records, "speed": speed}
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ir_tools.rewrite.rewrite_log import Casts
+from ir_tools.rewrite.cast import Casts
 from ir_tools.rewrite.shapes import option_text
 
 

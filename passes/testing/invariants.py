@@ -2,7 +2,7 @@
 
     the input is left untouched               the result is well-formed
     `after is before` iff nothing is reported the facts of the result are true
-    a second run returns the very object      the numbers are those that the pass declares
+    a second run returns the very object      the numbers differ by its effects alone
     a site that is skipped is left alone      the docstring opens with an equation or a table
 
 An invariant that does not hold raises `InvariantBroken`, with a sentence that names the pass and the invariant.
@@ -23,12 +23,12 @@ from ir_tools.frontends.source import Example
 from ir_tools.frontends.undisturbed import seeded
 from ir_tools.ir import Program, check_wellformed, facts
 from ir_tools.ir.program import all_nodes
-from ir_tools.rewrite import Pass, RewriteLog
-from ir_tools.rewrite.shapes import DECLARATIONS
+from ir_tools.rewrite import Artifacts, Pass, RewriteLog
+from ir_tools.rewrite.numeric_effects import NumericEffects
 from ir_tools.torch_compat.dispatch import TorchDispatchMode
 from ir_tools.torch_compat.operators import schema_of
 from ir_tools.verify.numerics import compare, smallest_sqnr
-from passes.driver.verification import narrowest_float, run_seeded
+from passes.driver.verification import ROUNDS, compared_dtypes, narrowest_float, run_seeded
 from passes.testing.true_facts import sketch, untrue_facts
 
 LARGEST_ERROR = 1e-10
@@ -52,10 +52,13 @@ class InvariantBroken(PassesError, AssertionError):
 # -- invariants that need no reference ----------------------------------------------------------------------------------
 
 
-def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = ()) -> tuple[Program, RewriteLog]:
+def rewritten(
+    pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str] = (), artifacts: Artifacts | None = None
+) -> tuple[Program, RewriteLog]:
     """Run a pass and check the invariants that need no reference; return the new Program and the rewrite log.
 
-    `inputs` are flat tensors of one call: the new Program is run on copies of them. Raises `InvariantBroken`.
+    `inputs` are flat tensors of one call: the new Program is run on copies of them. `artifacts` have what the pass needs, and
+    get what it gives. Raises `InvariantBroken`.
 
     >>> import passes
     >>> from ir_tools.frontends.capture import capture
@@ -68,7 +71,9 @@ def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str
     """
     skip = frozenset(skip)
     before, log = fingerprint(program), RewriteLog.skipping(skip)
-    after = pass_(program, log=log)
+    artifacts = Artifacts() if artifacts is None else artifacts
+    needed = list(artifacts)
+    after = pass_(program, log=log, artifacts=artifacts)
     if fingerprint(program) != before:
         raise InvariantBroken(f"{pass_} changed its input")
     if not log.rewrites and after is not program:
@@ -79,7 +84,7 @@ def rewritten(pass_: Pass, program: Program, *inputs: Tensor, skip: Iterable[str
         check_wellformed(after)
         assert_facts_are_true(after, *inputs)
     again = RewriteLog.skipping(skip)
-    if pass_(after, log=again) is not after:
+    if pass_(after, log=again, artifacts=Artifacts(*needed)) is not after:
         found = f": {again.rewrites[0].rule} at {again.rewrites[0].module}" if again.rewrites else ""
         raise InvariantBroken(f"a second run of {pass_} found more to do{found}")
     return after, log
@@ -147,24 +152,25 @@ class Oracle:
     captured: Program
     example: Example
 
-    def judge(self, program: Program, outputs: Sequence[Tensor], declared: str, what: str) -> None:
-        """Raise `InvariantBroken`, beginning with `what`, unless `outputs` are the model's as exactly as `declared` says.
+    def judge(self, program: Program, outputs: Sequence[Tensor], effects: NumericEffects, what: str) -> None:
+        """Raise `InvariantBroken`, beginning with `what`, unless `outputs` are the model's but for `effects` of passes.
 
         Where all is float64, the relative error is at most `LARGEST_ERROR`; in narrower dtypes the SQNR is at least that of
         the table in `ir_tools.verify.numerics`. A model that amplifies rounding errors is allowed more.
         """
-        declared = max(declared, "reassociates", key=DECLARATIONS.index)  # front ends may reorder sums too
-        comparison = compare(self.example.outputs, outputs)
+        effects |= ROUNDS  # front ends may reorder sums too
+        where_finite = "non_finite_may_become_finite" in effects
+        comparison = compare(self.example.outputs, outputs, where_finite=where_finite)
         if comparison.problem:
             raise InvariantBroken(f"{what}: {comparison.problem}")
         if comparison.equal:
             return
         narrowest = narrowest_float(program)
         error = relative_error(self.example.outputs, outputs)
-        if declared == "reassociates" and narrowest == torch.float64:
+        if effects == ROUNDS and narrowest == torch.float64:
             good, allowed = error <= LARGEST_ERROR, f"{LARGEST_ERROR:g}"
         else:
-            smallest = smallest_sqnr(declared, narrowest)
+            smallest = smallest_sqnr(effects, compared_dtypes(program))
             good, allowed = comparison.sqnr_db >= smallest, f"SQNR {smallest:g} dB, here {comparison.sqnr_db:.1f} dB"
         if good or self._is_noise(outputs, narrowest):
             return
@@ -229,19 +235,21 @@ def check_bitwise(pass_: Pass, expected: Sequence[Tensor], got: Sequence[Tensor]
     comparison = compare(expected, got)
     if not comparison.equal:
         moved = comparison.problem or f"outputs moved by up to {comparison.max_abs_error:.3g}"
-        raise InvariantBroken(f"{pass_} declares 'exact', but {moved}")
+        raise InvariantBroken(f"{pass_} is declared exact, but {moved}")
     for e, g in zip(expected, got):
         if e.is_floating_point() and not torch.equal(e.signbit() & ~e.isnan(), g.signbit() & ~g.isnan()):
-            raise InvariantBroken(f"{pass_} declares 'exact', but a zero changed its sign")
+            raise InvariantBroken(f"{pass_} is declared exact, but a zero changed its sign")
 
 
 # -- all of them --------------------------------------------------------------------------------------------------------
 
 
-def check_invariants(pass_: Pass, program: Program, oracle: Oracle, declared: str = "exact") -> tuple[Program, RewriteLog]:
+def check_invariants(
+    pass_: Pass, program: Program, oracle: Oracle, effects: NumericEffects = frozenset()
+) -> tuple[Program, RewriteLog]:
     """Run a pass on a Program and check all invariants; return the new Program and the rewrite log.
 
-    `declared`: the boldest declaration of the passes that ran before, which the numbers may show. Raises `InvariantBroken`.
+    `effects`: those of the passes that ran before, which the numbers may show. Raises `InvariantBroken`.
 
     >>> import passes
     >>> from ir_tools.frontends.capture import capture
@@ -259,12 +267,12 @@ def check_invariants(pass_: Pass, program: Program, oracle: Oracle, declared: st
         return after, log
     check_skipping(pass_, program, log)
     outputs = run_seeded(after, example)
-    if pass_.declares == "exact":
+    if pass_.is_exact:
         check_bitwise(pass_, run_seeded(program, example), outputs)
     first = log.rewrites[0]
     what = f"{pass_} changed the numbers (its first rewrite: {first.rule} at {first.module})"
     try:
-        oracle.judge(after, outputs, max(declared, pass_.declares, key=DECLARATIONS.index), what)
+        oracle.judge(after, outputs, effects | pass_.effects, what)
     except InvariantBroken as error:
         raise InvariantBroken(str(error), f"{pass_.name} changed the numbers: {first.rule}") from None
     return after, log

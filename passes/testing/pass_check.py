@@ -99,7 +99,7 @@ def check_pass(
     >>> def once(op, x):
     ...     return op.relu(x)
     >>> relu_once = rule_pass(
-    ...     "relu_once", [Rule("relu(relu(x)) -> relu(x)", match=twice, replace=once)], declares="exact",
+    ...     "relu_once", [Rule("relu(relu(x)) -> relu(x)", match=twice, replace=once)], effects=(),
     ...     doc="Drop a relu of a relu.\\n\\n    relu(relu(x))  ->  relu(x)\\n",
     ... )
     >>> report = check_pass(relu_once, models=[(nn.Sequential(nn.ReLU(), nn.ReLU()), torch.randn(2, 3))], examples=20)

@@ -18,7 +18,7 @@ from ir_tools.frontends.undisturbed import seeded, undisturbed
 from ir_tools.ir import check_wellformed
 from ir_tools.ir.signature import result_tensors
 from ir_tools.rewrite import Pass
-from ir_tools.rewrite.shapes import DECLARATIONS
+from ir_tools.rewrite.numeric_effects import NumericEffects
 from ir_tools.torch_compat.dispatch import FILES_OF_TRACERS
 from passes.driver.catalogue import CATALOGUE, find_passes
 from passes.driver.compiled_model import load
@@ -77,15 +77,15 @@ def held(model: nn.Module, inputs: tuple[Tensor, ...], passes: Iterable[Pass], b
     """`hold` for a model that is built already, in eval mode."""
     tally = Tally(models=1)
     oracle = captured(model, inputs, frontend)
-    program, declared = oracle.captured, "exact"
+    program, effects = oracle.captured, NumericEffects()
     for pass_ in before:
         program = pass_(program)
-        declared = max(declared, pass_.declares, key=DECLARATIONS.index)
+        effects |= pass_.effects
     for pass_ in passes:
-        program, log = check_invariants(pass_, program, oracle, declared)
+        program, log = check_invariants(pass_, program, oracle, effects)
         tally.count(pass_, log)
         if log.rewrites:
-            declared = max(declared, pass_.declares, key=DECLARATIONS.index)
+            effects |= pass_.effects
     tally.captured[f"{frontend}: captured"] += 1
     tally.untouched = int(not tally.rewrites)
     return tally
@@ -108,7 +108,8 @@ def captured(model: nn.Module, inputs: tuple[Tensor, ...], frontend: str) -> Ora
     check_wellformed(program)
     oracle = Oracle(program, source.examples[0])
     try:
-        oracle.judge(program, run_seeded(program, oracle.example), "exact", "the captured graph differs from the model")
+        outputs = run_seeded(program, oracle.example)
+        oracle.judge(program, outputs, NumericEffects(), "the captured graph differs from the model")
     except InvariantBroken as error:
         raise CaptureIsWrong(str(error)) from None
     return oracle
@@ -142,11 +143,11 @@ def compiled(model: nn.Module, inputs: tuple[Tensor, ...], passes: list[Pass], f
             loaded = load(path)
     except (EmitError, CaptureError) as error:
         raise CaptureRefused(f"{engine}: {type(error).__name__}: {kind_of(first_line(error))}") from error
-    declared = max((step.declares for step in fast.report.steps), key=DECLARATIONS.index)
+    effects = NumericEffects().union(*(step.effects for step in fast.report.steps))
     for name, call in (("the compiled model", fast), ("the file", loaded)):
         with torch.no_grad(), seeded():
             outputs = result_tensors(call(*(t.clone() for t in inputs)))
-        oracle.judge(fast.program, outputs, declared, f"{name} ({', '.join(map(str, passes)) or 'no passes'}; {engine})")
+        oracle.judge(fast.program, outputs, effects, f"{name} ({', '.join(map(str, passes)) or 'no passes'}; {engine})")
     for step in fast.report.steps:
         tally.rewrites.update(f"{step.name}: {rewrite.rule}" for rewrite in step.rewrites)
         tally.refusals.update(f"{step.name}: {kind_of(refusal.reason)}" for refusal in step.refusals)

@@ -102,6 +102,12 @@ class TuningRecords:
             self.replayed.add(workload)
         return self.table[workload]
 
+    def replay(self, path: str) -> None:
+        """Take the records of a file that `save` wrote, unless they are those already. Raises `OptionError` as `load` does."""
+        if self.source != path:
+            loaded = TuningRecords.load(path)
+            self.table, self.source = loaded.table, loaded.source
+
     @property
     def requested(self) -> set[str]:
         return self.measured | self.replayed | self.unmeasured

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from ir_tools.rewrite.numeric_effects import NUMERIC_EFFECTS
 from ir_tools.verify.numerics import PERFECT, SMALLEST_GOLDEN_SQNR_DB, SMALLEST_SQNR_DB, Comparison, compare, smallest_sqnr
 
 NAN, INF = float("nan"), float("inf")
@@ -80,21 +81,21 @@ def test_after_a_stabilising_pass_nan_and_inf_of_the_reference_are_left_out() ->
     reference = torch.tensor([1.0, NAN, INF, -INF])
     stable = torch.tensor([1.5, 2.0, 3.0, NAN])
     assert compare([reference], [stable]).problem == "output 0 differs where the reference is NaN or Inf"
-    result = compare([reference], [stable], stabilised=True)
+    result = compare([reference], [stable], where_finite=True)
     assert not result.problem and result.max_abs_error == 0.5
-    assert compare([reference], [torch.tensor([1.0, 2.0, 3.0, 4.0])], stabilised=True).equal
+    assert compare([reference], [torch.tensor([1.0, 2.0, 3.0, 4.0])], where_finite=True).equal
 
 
 def test_what_is_finite_in_the_reference_is_compared_all_the_same() -> None:
-    result = compare([torch.tensor([1.0, NAN])], [torch.tensor([INF, 1.0])], stabilised=True)
+    result = compare([torch.tensor([1.0, NAN])], [torch.tensor([INF, 1.0])], where_finite=True)
     assert result.problem == "output 0 holds NaN or Inf where the reference is finite"
 
 
 def test_a_reference_without_a_finite_element_compares_nothing() -> None:
     nothing = torch.tensor([NAN, INF])
     problem = "output 0 cannot be compared: the reference is NaN or Inf throughout"
-    assert compare([nothing], [torch.ones(2)], stabilised=True).problem == problem
-    assert compare([nothing], [nothing.clone()], stabilised=True).equal
+    assert compare([nothing], [torch.ones(2)], where_finite=True).problem == problem
+    assert compare([nothing], [nothing.clone()], where_finite=True).equal
 
 
 def test_noise_on_silence_has_no_ratio() -> None:
@@ -120,13 +121,34 @@ def test_worse_is_the_worse_of_each_figure() -> None:
     assert a.worse(b) == b.worse(a) == Comparison(0.2, 40.0, "broken")
 
 
-def test_the_table_grows_stricter_with_the_dtype_and_milder_with_the_declaration() -> None:
-    row = SMALLEST_SQNR_DB["reassociates"]
+def test_the_table_grows_stricter_with_the_dtype_and_milder_with_the_effect() -> None:
+    row = SMALLEST_SQNR_DB["rounds"]
     assert row[torch.float64] > row[torch.float32] > row[torch.float16] > row[torch.bfloat16] > 0
     for dtype in (torch.float16, torch.bfloat16):
-        assert smallest_sqnr("reassociates", dtype) > smallest_sqnr("lower_precision", dtype) > 0
-        assert SMALLEST_GOLDEN_SQNR_DB[dtype] > smallest_sqnr("lower_precision", dtype)
+        assert row[dtype] > SMALLEST_SQNR_DB["lowers_precision"][dtype] > SMALLEST_SQNR_DB["quantizes"][dtype] > 0
+        assert SMALLEST_GOLDEN_SQNR_DB[dtype] > SMALLEST_SQNR_DB["lowers_precision"][dtype]
     golden = SMALLEST_GOLDEN_SQNR_DB
     assert golden[torch.float64] > golden[torch.float32] > golden[torch.float16] > golden[torch.bfloat16]
-    assert SMALLEST_SQNR_DB["stabilises"] == row
-    assert smallest_sqnr("lower_precision", torch.float32) == min(SMALLEST_SQNR_DB["lower_precision"].values())
+
+
+def test_the_rows_are_effects() -> None:
+    assert set(NUMERIC_EFFECTS) - SMALLEST_SQNR_DB.keys() == {"non_finite_may_become_finite"}
+    assert SMALLEST_SQNR_DB.keys() <= set(NUMERIC_EFFECTS)
+
+
+@pytest.mark.parametrize(
+    "effects, dtypes, expected",
+    [
+        ({"rounds"}, {torch.float64}, 200.0),
+        ({"rounds"}, {torch.float64, torch.float32}, 80.0),
+        ({"rounds", "non_finite_may_become_finite"}, {torch.float32}, 80.0),
+        ({"rounds", "lowers_precision"}, {torch.float32}, 80.0),  # nothing is half: nothing is allowed for it
+        ({"rounds", "lowers_precision"}, {torch.float32, torch.float16}, 20.0),
+        ({"rounds", "lowers_precision"}, {torch.float32, torch.bfloat16, torch.float16}, 8.0),
+        ({"rounds", "lowers_precision", "quantizes"}, {torch.float32, torch.bfloat16}, 6.5),
+        ((), {torch.float32}, math.inf),
+        ({"non_finite_may_become_finite"}, {torch.float32}, math.inf),
+    ],
+)
+def test_the_least_figure_of_the_cells_that_apply_counts(effects, dtypes, expected) -> None:
+    assert smallest_sqnr(effects, dtypes) == expected

@@ -126,7 +126,7 @@ def test_the_overload_is_chosen_by_the_arguments() -> None:
         return op.expand_as(op.where(op.gt(y, 0.5), y, op.neg(y)), x)
 
     # Not exact: what is expanded lies otherwise in memory.
-    chained = rule_pass("tested", [Rule("relu(x) -> chain", match=relu, replace=chain)], declares="reassociates", doc="")
+    chained = rule_pass("tested", [Rule("relu(x) -> chain", match=relu, replace=chain)], effects={"rounds"}, doc="")
     after = chained(program_of(lambda m, x: x.relu()))
     assert [overload_name(node.target).removeprefix("aten::") for node in after.calls] == [
         "mul.Scalar", "pow.Tensor_Scalar", "clamp", "add.Scalar", "add.Tensor", "maximum", "cat", "sum.dim_IntList",
@@ -219,7 +219,7 @@ def test_a_table_replaces_op_by_op_and_says_what_it_declines() -> None:
     def declined(op: Ops, exp):
         return op.decline("too steep")
 
-    table = table_pass("tabled", {aten.relu.default: tanh, aten.exp.default: declined}, declares="exact", doc="")
+    table = table_pass("tabled", {aten.relu.default: tanh, aten.exp.default: declined}, effects=(), doc="")
     program = program_of(lambda m, x: x.relu().exp().sigmoid())
     after, log = rewritten(table, program, X)
     assert ops(after) == ["tanh", "exp", "sigmoid"]
@@ -234,7 +234,7 @@ def test_a_table_leaves_values_written_in_place_alone() -> None:
         x[0].add_(1.0)
         return y
 
-    table = table_pass("tabled", {aten.relu.default: lambda op, relu: op.tanh(relu.self)}, declares="exact", doc="")
+    table = table_pass("tabled", {aten.relu.default: lambda op, relu: op.tanh(relu.self)}, effects=(), doc="")
     program = program_of(function)
     after, log = rewritten(table, program, X)
     assert after is program
@@ -242,7 +242,7 @@ def test_a_table_leaves_values_written_in_place_alone() -> None:
 
 
 def test_options_of_a_pass() -> None:
-    @graph_pass(declares="exact")
+    @graph_pass(effects=())
     def chosen(program: Program, log: RewriteLog, *, mode: Literal["a", "b"] = "a", limit: int = 3) -> Program:
         seen.append((mode, limit))
         return program
@@ -310,7 +310,7 @@ def test_one_value_twice_on_the_left_side() -> None:
 
     rule = Rule("softmax", match=by_hand, replace=lambda op, x, axis: op.softmax(x, axis[0]))
     program = program_of(lambda m, x: (lambda e: e / e.sum(1, keepdim=True))(x.exp()))
-    after = rule_pass("tested", [rule], declares="reassociates", doc="")(program)
+    after = rule_pass("tested", [rule], effects={"rounds"}, doc="")(program)
     assert ops(after) == ["softmax"]
     below = program_of(lambda m, x: (lambda e: e / e.sum(1, keepdim=True))((x - 1).exp()))
     (root,) = [node for node in below.calls if overload_name(node.target) == "aten::div.Tensor"]

@@ -112,7 +112,7 @@ def test_each_site_can_be_skipped() -> None:
 
 
 def test_removing_a_dropout_that_drops_is_noticed() -> None:
-    careless = rule_pass("careless", [Rule("dropout(x) -> x", match=dropout, replace=operand)], declares="exact", doc="")
+    careless = rule_pass("careless", [Rule("dropout(x) -> x", match=dropout, replace=operand)], effects=(), doc="")
     program = captured(Function(lambda x: F.dropout(x, 0.5, training=True)), X)
     after, _ = rewritten(careless, program, X)
     with pytest.raises(AssertionError, match="moved by"):

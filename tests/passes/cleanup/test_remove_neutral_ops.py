@@ -286,7 +286,7 @@ def test_a_rule_without_its_requirement_is_noticed(name: str) -> None:
     function, x, _ = REFUSED[name]
     careless = [replace(rule, requires=()) for rule in remove_neutral_ops.rules]
     program = program_of(function, x)
-    after, _ = rewritten(rule_pass("careless", careless, declares="exact", doc=""), program, x)
+    after, _ = rewritten(rule_pass("careless", careless, effects=(), doc=""), program, x)
     assert after is not program
     before, now = (torch.view_as_real(o).contiguous() if o.is_complex() else o
                    for o in (outputs_of(program, x)[0], outputs_of(after, x)[0]))  # fmt: skip
@@ -296,6 +296,6 @@ def test_a_rule_without_its_requirement_is_noticed(name: str) -> None:
 def test_a_rule_without_its_condition_is_noticed() -> None:
     careless = [replace(rule, when=()) for rule in remove_neutral_ops.rules]
     program = program_of(lambda m, x: x * 2, torch.ones(3, 4))
-    after, _ = rewritten(rule_pass("careless", careless, declares="exact", doc=""), program, torch.ones(3, 4))
+    after, _ = rewritten(rule_pass("careless", careless, effects=(), doc=""), program, torch.ones(3, 4))
     with pytest.raises(AssertionError, match="moved by"):
         assert_bitwise_equal(outputs_of(program, torch.ones(3, 4)), outputs_of(after, torch.ones(3, 4)))

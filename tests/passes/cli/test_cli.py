@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from ir_tools.rewrite.numeric_effects import in_words
 from passes.cli.main import app
 from passes.cli.terminal import check_writable, progress_line
 from passes.driver import catalogue
@@ -242,7 +243,7 @@ def test_explain_says_why_a_pass_would_not_fire(workplace):
 def test_passes_lists_every_pass_and_group():
     out = succeeds("passes")
     for name, entry in catalogue.CATALOGUE.items():
-        assert f"{name}  {entry.declares}\n" in out
+        assert f"{name}  {in_words(entry.effects)}\n" in out
         assert entry.summary in out
         assert entry.equation.splitlines()[0] in out
     for name, members in catalogue.GROUPS.items():

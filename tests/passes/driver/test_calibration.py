@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import UserDict
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from ir_tools.frontends.source import Example
 from ir_tools.ir import Block
 from ir_tools.rewrite import Pass, RewriteLog
-from ir_tools.verify.ranges import Range, range_of
+from ir_tools.rewrite.numeric_effects import NUMERIC_EFFECTS
+from ir_tools.verify.ranges import Range, Ranges, range_of
 from passes import InputError, graph_pass, optimize
 from passes.driver.instrumentation import observed
 from passes.driver.step import Step, run_pass, wrap
@@ -24,13 +25,13 @@ from tests.check import captured
 X = torch.ones(2, 4)
 
 
-def looker(declares: str = "lower_precision") -> tuple[Pass, list[dict[str, Range]]]:
+def looker(*effects: Any) -> tuple[Pass, list[dict[str, Range]]]:
     """A pass that changes nothing and records the ranges that it is given."""
     seen: list[dict[str, Range]] = []
 
-    @graph_pass(declares=declares)  # type: ignore[arg-type]
-    def looks(program: Block, log: RewriteLog, *, mode: Literal["a", "b"] = "a") -> Block:
-        seen.append(dict(log.ranges))
+    @graph_pass(effects=effects)
+    def looks(program: Block, log: RewriteLog, ranges: Ranges, *, mode: Literal["a", "b"] = "a") -> Block:
+        seen.append(dict(ranges))
         return program
 
     return looks, seen
@@ -70,11 +71,16 @@ def test_without_calibration_data_the_example_inputs_are_observed() -> None:
     assert optimize(net(), [looks], example_inputs=X).report.steps[0].ranges == "1 call of the example inputs"
 
 
-@pytest.mark.parametrize("declares", ["exact", "reassociates", "stabilises", "quantizes"])
-def test_other_passes_are_given_none_and_the_report_says_that_the_data_was_not_used(declares) -> None:
-    looks, seen = looker(declares)
+@pytest.mark.parametrize("effect", NUMERIC_EFFECTS)
+def test_what_a_pass_does_to_numbers_does_not_matter(effect) -> None:
+    looks, seen = looker(effect)
     report = optimize(net(), [looks], example_inputs=X, calibration_data=[X]).report
-    assert seen == [{}] and report.steps[0].ranges == ""
+    assert seen[0]["x"] == range_of(X) and report.steps[0].ranges == "1 call of calibration_data"
+
+
+def test_where_no_pass_needs_ranges_the_report_says_that_the_data_was_not_used() -> None:
+    report = optimize(net(), ["fuse_conv_bn"], example_inputs=X, calibration_data=[X]).report
+    assert report.steps[0].ranges == ""
     assert "calibration_data was not used" in str(report)
     report = optimize(net(), [looker()[0]], example_inputs=X, calibration_data=[X]).report
     assert "calibration_data was not used" not in str(report)

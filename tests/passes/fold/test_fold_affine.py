@@ -277,11 +277,11 @@ def test_a_bias_that_is_left_is_noticed() -> None:
     rule = Rule("wrong", match=source.layer_times_constant, replace=replace)
     layer, x = layer_and_input("conv2d")
     with pytest.raises(AssertionError, match="relative error"):
-        check_folds(rule_pass("wrong", [rule], declares="reassociates", doc=""), model_of("times", layer), x)
+        check_folds(rule_pass("wrong", [rule], effects={"rounds"}, doc=""), model_of("times", layer), x)
 
 
 def test_a_product_for_a_quotient_is_noticed() -> None:
     rule = Rule("wrong", match=source.layer_over_constant, replace=source.folded("y * c"))
     layer, x = layer_and_input("conv2d")
     with pytest.raises(AssertionError, match="relative error"):
-        check_folds(rule_pass("wrong", [rule], declares="reassociates", doc=""), model_of("over", layer), x)
+        check_folds(rule_pass("wrong", [rule], effects={"rounds"}, doc=""), model_of("over", layer), x)

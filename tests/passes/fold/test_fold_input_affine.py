@@ -156,4 +156,4 @@ def test_folding_over_padding_would_be_noticed(name: str) -> None:
     rule = Rule("wrong", match=source.layer_of_sum, replace=source.folded("y + c"))
     layer, x = layer_and_input(name)
     with pytest.raises(AssertionError, match="relative error"):
-        check_folds(rule_pass("wrong", [rule], declares="reassociates", doc=""), model_of("plus", layer), x)
+        check_folds(rule_pass("wrong", [rule], effects={"rounds"}, doc=""), model_of("plus", layer), x)

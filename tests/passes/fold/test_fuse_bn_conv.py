@@ -134,4 +134,4 @@ def test_folding_over_padding_would_be_noticed(name: str) -> None:
     rule = Rule("wrong", match=source.layer_of_batch_norm, replace=source.folded_forward)
     model, x = model_and_input(name)
     with pytest.raises(AssertionError, match="relative error"):
-        check_folds(rule_pass("wrong", [rule], declares="reassociates", doc=""), model, x)
+        check_folds(rule_pass("wrong", [rule], effects={"rounds"}, doc=""), model, x)

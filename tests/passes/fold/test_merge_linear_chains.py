@@ -129,4 +129,4 @@ def test_merging_a_bias_under_padding_would_be_noticed() -> None:
 
 
 def only(match, replace) -> Pass:
-    return rule_pass("wrong", [Rule("wrong", match=match, replace=replace)], declares="reassociates", doc="")
+    return rule_pass("wrong", [Rule("wrong", match=match, replace=replace)], effects={"rounds"}, doc="")

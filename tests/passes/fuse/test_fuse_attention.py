@@ -272,7 +272,7 @@ def test_it_refuses(name: str) -> None:
     after, log = rewritten(fuse_attention, program, *inputs)
     assert after is program and [refused.reason for refused in log.refusals] == [reason]
     left = [r for r in fuse_attention.rules[0].requires if f"requirement not met: {source_reason(r)}" != reason]
-    careless = rule_pass("careless", [replace(fuse_attention.rules[0], requires=left)], declares="reassociates", doc="")
+    careless = rule_pass("careless", [replace(fuse_attention.rules[0], requires=left)], effects={"rounds"}, doc="")
     assert not any(refused.reason.startswith("requirement not met") for refused in _tried(careless, program))
 
 
@@ -358,7 +358,7 @@ def test_a_missing_requirement_is_noticed(name: str) -> None:
     rule = fuse_attention.rules[0]
     careless = replace(rule, requires=[r for r in rule.requires if f"requirement not met: {source_reason(r)}" != reason])
     model = ByHand(function, **constants)
-    after, _ = rewritten(rule_pass("careless", [careless], declares="reassociates", doc=""), captured(model, *inputs), *inputs)
+    after, _ = rewritten(rule_pass("careless", [careless], effects={"rounds"}, doc=""), captured(model, *inputs), *inputs)
     assert "softmax" not in ops(after)
     if name == "hidden by a number":  # there is one query that sees every key: the others hide theirs from nobody
         inputs = (100 * inputs[0], -1e9 * inputs[1].abs(), inputs[2])
@@ -370,5 +370,5 @@ def test_a_row_that_sees_nothing_is_nan_by_hand_alone() -> None:
     function, inputs, constants, _ = REFUSED["a row sees nothing"]
     rule = replace(fuse_attention.rules[0], requires=())
     program = captured(ByHand(function, **constants), *inputs)
-    after = rule_pass("careless", [rule], declares="reassociates", doc="")(program)
+    after = rule_pass("careless", [rule], effects={"rounds"}, doc="")(program)
     assert program.run(*inputs)[0].isnan().any() and not after.run(*inputs)[0].isnan().any()

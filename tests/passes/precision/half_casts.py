@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import argument, short_name
-from ir_tools.rewrite import RewriteLog
+from ir_tools.rewrite import Artifacts, RewriteLog
 from passes import CATALOGUE
 from tests.check import captured, observe, outputs_of, relative_error, rewritten
 
@@ -108,5 +108,5 @@ LOWEST = torch.finfo(torch.float32).min
 
 def seen_on(program: Program, *inputs: Tensor, dtype: str = "float16", level: str = "O2") -> tuple[Program, RewriteLog]:
     """Cast with the ranges that the values of `program` take on `inputs`."""
-    log = RewriteLog(ranges=observe(program, [inputs]))
-    return cast_half.with_options(dtype=dtype, level=level)(program, log=log), log
+    log, seen = RewriteLog(), Artifacts(observe(program, [inputs]))
+    return cast_half.with_options(dtype=dtype, level=level)(program, log=log, artifacts=seen), log

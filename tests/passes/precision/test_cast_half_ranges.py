@@ -11,7 +11,7 @@ from torch import nn
 
 from ir_tools.ir import facts
 from ir_tools.ir.dialect import short_name
-from ir_tools.rewrite import RewriteLog
+from ir_tools.rewrite import Artifacts, RewriteLog
 from passes.precision.op_table import MATRIX
 from tests.check import captured, observe, outputs_of, relative_error
 from tests.passes.precision.half_casts import LEVELS, WITHIN, Model, X, cast_half, computes_in, reasons, seen_on
@@ -100,15 +100,15 @@ def test_products_out_of_range_are_scaled_by_a_power_of_two(case: str, level: st
     assert [facts.dtype(n) for n in products] == [torch.float16], rewrite.rule
     assert relative_error(outputs_of(program, X), outputs_of(after, X)) <= WITHIN["float16"]
     left_alone, log = cast_half.with_options(dtype="float16", level=level), RewriteLog.skipping({rewrite.site})
-    log.ranges = observe(program, [[X]])
-    products = [n for n in left_alone(program, log=log).calls if short_name(n.target) in MATRIX]
+    seen = Artifacts(observe(program, [[X]]))
+    products = [n for n in left_alone(program, log=log, artifacts=seen).calls if short_name(n.target) in MATRIX]
     assert [facts.dtype(n) for n in products] == [torch.float32]
 
 
 def test_a_product_that_the_user_keeps_in_float_is_not_scaled() -> None:
     program = captured(Model(RESCALED["a layer of too large values"], b=with_large_bias()).eval(), X)
-    log = RewriteLog(ranges=observe(program, [[X]]))
-    after = cast_half.with_options(dtype="float16", keep_float=["linear"])(program, log=log)
+    log, seen = RewriteLog(), Artifacts(observe(program, [[X]]))
+    after = cast_half.with_options(dtype="float16", keep_float=["linear"])(program, log=log, artifacts=seen)
     assert after is program and not log.rewrites
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import short_name
-from ir_tools.rewrite import RewriteLog
-from ir_tools.rewrite.cast import traffic, users
+from ir_tools.rewrite import Artifacts
+from ir_tools.rewrite.cast import Casts, traffic, users
 from ir_tools.rewrite.cut import Freedom, Split, cheapest
 from passes import CATALOGUE
 from passes.precision.cast_placement import casts_one_by_one, placed
@@ -102,18 +102,22 @@ def casts(policy: Policy, half: set) -> int:
     )
 
 
+def cast(program: Program, level: str) -> tuple[Program, Casts]:
+    artifacts = Artifacts()
+    return cast_half.with_options(level=level)(program, artifacts=artifacts), artifacts[Casts]
+
+
 @pytest.mark.parametrize("level", ["O1", "O2", "O3"])
 @given(steps=STEPS)
 def test_no_placement_needs_fewer_casts(level: str, steps: list[tuple[str, int, int]]) -> None:
     program = captured(Drawn(steps).eval(), X, Y)
     policy = Policy.of(program, PrecisionOptions(torch.bfloat16, level))
     fewest = min(casts(policy, half) for half in all_placements(policy)) if HALF in policy.constraints.values() else 0
-    log = RewriteLog()
-    after = cast_half.with_options(level=level)(program, log=log)
+    after, moved = cast(program, level)
     note(f"{program}\n{after}")
     assert ops(after).count("to") == fewest
-    assert log.casts.after.count == fewest
-    assert log.casts.one_by_one.count >= fewest
+    assert moved.after.count == fewest
+    assert moved.one_by_one.count >= fewest
 
 
 def test_the_exhaustive_search_sees_dearer_placements() -> None:
@@ -131,10 +135,9 @@ def test_of_equal_counts_the_fewest_bytes_move() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return (x @ x)[:1].abs().exp().cumsum(0)
 
-    program, log = captured(Shrinks().eval(), X), RewriteLog()
-    after = cast_half.with_options(level="O1")(program, log=log)
+    after, moved = cast(captured(Shrinks().eval(), X), "O1")
     assert ops(after) == ["to", "matmul", "slice", "abs", "to", "exp", "cumsum"]
-    assert log.casts.after.bytes == 16 * (4 + 2) + 4 * (4 + 2)
+    assert moved.after.bytes == 16 * (4 + 2) + 4 * (4 + 2)
 
 
 def test_what_autocast_would_do_is_counted() -> None:
@@ -148,23 +151,22 @@ def test_what_autocast_would_do_is_counted() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return self.a(x), self.b(x)
 
-    program, log = captured(Two().eval(), X), RewriteLog()
-    after = cast_half(program, log=log)
-    assert log.casts.before == traffic(program) and log.casts.before.count == 0
-    assert log.casts.one_by_one.count == 6 and log.casts.one_by_one.bytes == 6 * 16 * 6
-    assert log.casts.after.count == traffic(after).count == 3
+    program = captured(Two().eval(), X)
+    after, moved = cast(program, "O2")
+    assert moved.before == traffic(program) and moved.before.count == 0
+    assert moved.one_by_one.count == 6 and moved.one_by_one.bytes == 6 * 16 * 6
+    assert moved.after.count == traffic(after).count == 3
     assert placed(Policy.of(program, PrecisionOptions(torch.bfloat16, "O2"))) == set(program.calls)
     assert casts_one_by_one(Policy.of(program, PrecisionOptions(torch.bfloat16, "O2"))).count == 6
 
 
 def test_casts_of_the_model_itself_are_counted() -> None:
-    class Casts(nn.Module):
+    class Converts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return (x.half().float() @ x).double()
 
-    program, log = captured(Casts().eval(), X), RewriteLog()
-    cast_half(program, log=log)
-    assert log.casts.before.count == 3
+    program = captured(Converts().eval(), X)
+    assert cast(program, "O2")[1].before.count == 3
     assert isinstance(program, Program) and facts.dtype(program.calls[0]) is torch.float16
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ir_tools.ir import Program, facts
 from ir_tools.ir.dialect import argument, short_name
-from ir_tools.rewrite import RewriteLog
+from ir_tools.rewrite import Artifacts
 from passes import CATALOGUE
 from tests.check import captured, observe, outputs_of
 
@@ -76,7 +76,7 @@ nets = st.builds(Net, st.lists(st.sampled_from(list(PHRASES)), min_size=1, max_s
 
 
 def cast(program: Program, x: Tensor, dtype: str, level: str) -> Program:
-    return cast_half.with_options(dtype=dtype, level=level)(program, log=RewriteLog(ranges=observe(program, [(x,)])))
+    return cast_half.with_options(dtype=dtype, level=level)(program, artifacts=Artifacts(observe(program, [(x,)])))
 
 
 def usable(net: Net) -> Program:
@@ -110,7 +110,7 @@ def test_no_cast_is_left_over(dtype: str, level: str, net: Net) -> None:
     """A second run changes nothing; no cast of a constant, of a cast, to the same dtype, or twice."""
     program = usable(net)
     after, ranges = cast(program, net.x, dtype, level), observe(program, [(net.x,)])
-    assert cast_half.with_options(dtype=dtype, level=level)(after, log=RewriteLog(ranges=ranges)) is after
+    assert cast_half.with_options(dtype=dtype, level=level)(after, artifacts=Artifacts(ranges)) is after
     seen = set()
     for node, read in casts_in(after):
         assert read.op != "get_attr" and short_name(read.target) != "to"

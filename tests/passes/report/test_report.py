@@ -9,8 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from ir_tools.ir import Block
 from ir_tools.rewrite import RewriteLog, graph_pass
-from ir_tools.rewrite.rewrite_log import Casts, Refusal, Rewrite, Traffic
+from ir_tools.rewrite.cast import Casts, Traffic
+from ir_tools.rewrite.rewrite_log import Refusal, Rewrite
 from passes import optimize
 from passes.cli import commands
 from passes.report.data import StepReport
@@ -41,7 +43,7 @@ def full() -> Report:
             StepReport("remove_dropout", nodes_before=175, nodes_after=175, sqnr_db=math.inf, max_abs_error=0.0),
             StepReport(
                 "fuse_conv_bn",
-                declares="reassociates",
+                effects=("rounds",),
                 seconds=0.21,
                 nodes_before=175,
                 nodes_after=122,
@@ -53,7 +55,7 @@ def full() -> Report:
             StepReport(
                 "cast_half",
                 {"dtype": torch.bfloat16, "level": "O2"},
-                "lower_precision",
+                ("rounds", "lowers_precision"),
                 nodes_before=122,
                 nodes_after=130,
                 rewrites=rewrites(4),
@@ -272,10 +274,9 @@ def test_casts_add_up():
 
 
 def test_what_a_pass_says_of_its_casts_is_in_the_report():
-    @graph_pass(declares="exact")
-    def counts_casts(program, log: RewriteLog):
-        log.casts = (log.casts or Casts()) + MOVED
-        return program
+    @graph_pass(effects=())
+    def counts_casts(program: Block, log: RewriteLog) -> tuple[Block, Casts]:
+        return program, MOVED
 
     report = optimize(torch.nn.ReLU().eval(), [counts_casts, "remove_dropout"], example_inputs=torch.ones(2)).report
     assert [step.casts for step in report.steps[:2]] == [MOVED, None]

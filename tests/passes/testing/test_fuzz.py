@@ -58,7 +58,7 @@ def broken(pass_: Pass) -> Pass:
             raise ZeroDivisionError("a crash of our own")
         return program
 
-    return Pass(pass_.name, wrong, pass_.declares, pass_.doc)
+    return Pass(pass_.name, wrong, pass_.effects, pass_.doc)
 
 
 def test_what_fails_is_made_small_and_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the oracle lets through: what a pass declares, and what rounding alone does; and no more."""
+"""What the oracle lets through: the effects of passes, and what rounding alone does; and no more."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ir_tools.rewrite.numeric_effects import NumericEffect
 from passes.testing import InvariantBroken, Oracle
 from passes.testing.invariants import Rounding, relative_error
 from passes.testing.trial import captured
@@ -25,9 +26,9 @@ class Plain(nn.Module):
         return torch.tanh(x) * 2
 
 
-def judged(model: nn.Module, move: Callable[[Tensor], Tensor], dtype: torch.dtype, declared: str = "reassociates") -> None:
+def judged(model: nn.Module, move: Callable[[Tensor], Tensor], dtype: torch.dtype, *effects: NumericEffect) -> None:
     oracle: Oracle = captured(model.eval(), (torch.randn(4, 8).to(dtype),), "trace")
-    oracle.judge(oracle.captured, [move(t.clone()) for t in oracle.example.outputs], declared, "moved")
+    oracle.judge(oracle.captured, [move(t.clone()) for t in oracle.example.outputs], frozenset(effects), "moved")
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,10 @@ def test_shapes_dtypes_and_infinities(move: Callable[[Tensor], Tensor], why: str
         judged(Plain(), move, torch.float64)
 
 
-def test_a_bolder_declaration_is_given_more() -> None:
-    judged(Plain(), lambda t: t * 1.05, torch.bfloat16, "lower_precision")
+def test_other_effects_are_given_more() -> None:
+    judged(Plain(), lambda t: t * 1.2, torch.bfloat16, "lowers_precision")
+    with pytest.raises(InvariantBroken, match="moved: relative error"):
+        judged(Plain(), lambda t: t * 1.2, torch.bfloat16)
 
 
 def test_rounding_moves_new_values_alone_and_little() -> None:

@@ -281,7 +281,7 @@ def test_a_model_without_the_pass_that_cannot_be_had_fails_nothing(monkeypatch, 
 def test_wrong_numbers_of_the_model_without_the_pass_are_no_comparison(use_timer: UseTimer) -> None:
     """A pass behind the cast is wrong on float32: by one percent, which half precision would excuse."""
 
-    @graph_pass(declares="reassociates")
+    @graph_pass(effects={"rounds"})
     def spoils_float(program: Block, log: RewriteLog) -> Block:
         draft = Draft.of(program)
         for node in draft.program.calls:
@@ -298,7 +298,7 @@ def test_wrong_numbers_of_the_model_without_the_pass_are_no_comparison(use_timer
 def test_verify_ends_knows_what_passes_before_the_cast_declared(use_timer: UseTimer) -> None:
     """One that quantises came before: the model without the cast may be as far off."""
 
-    @graph_pass(declares="quantizes")
+    @graph_pass(effects={"quantizes"})
     def rounds(program: Block, log: RewriteLog) -> Block:
         draft = Draft.of(program)
         for node in draft.program.calls:
@@ -315,7 +315,7 @@ def test_verify_ends_knows_what_passes_before_the_cast_declared(use_timer: UseTi
 def test_a_pass_of_the_users_own_asks_too(use_timer: UseTimer) -> None:
     """Of any declaration, and behind the lowering."""
 
-    @graph_pass(declares="exact")
+    @graph_pass(effects=())
     def relu_twice(program: Block, log: RewriteLog, *, on_slower: Literal["keep", "revert"] = "revert") -> Block:
         draft = Draft.of(program)
         (relu,) = [node for node in draft.program.calls if short_name(node.target) == "relu"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ir_tools.emit.torch_jit import ScriptModule
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import DIALECT_ONLY, overload_name
-from ir_tools.rewrite import Call, RewriteLog
+from ir_tools.rewrite import Artifacts, Call, RewriteLog
 from passes import CATALOGUE, DEFAULT, OptionError, load, optimize
 from passes.errors import ModelFileError
 from passes.lower.variants.onednn import Layer, timed_variants, variants_of, workload_key
@@ -170,9 +170,9 @@ def test_equal_workloads_are_measured_once(use_timer: UseTimer) -> None:
     counts: list[int] = []
     use_timer(winner(0, counts))
     program, x = fused_net()
-    log = RewriteLog()
-    lower_onednn(program, log=log)
-    records = log.tuning_records
+    log, artifacts = RewriteLog(), Artifacts()
+    lower_onednn(program, log=log, artifacts=artifacts)
+    records = artifacts[TuningRecords]
     assert len(counts) == len(records.measured) == len(records.table) < len(log.rewrites)
     assert not log.refusals and not records.not_default
 
@@ -254,8 +254,9 @@ def test_variant_fused_measures_nothing(use_timer: UseTimer) -> None:
     use_timer(winner(0))
     measured = lower_onednn(program)
     use_timer(never)
-    after, log = rewritten(lower_onednn.with_options(variant="fused"), program, x)
-    assert log.tuning_records is None and graph_lines(after) == graph_lines(measured)
+    artifacts = Artifacts()
+    after, _ = rewritten(lower_onednn.with_options(variant="fused"), program, x, artifacts=artifacts)
+    assert TuningRecords not in artifacts and graph_lines(after) == graph_lines(measured)
 
 
 # -- the record ---------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ir_tools.ir import Program
-from ir_tools.rewrite import Call
+from ir_tools.rewrite import Artifacts, Call
 from passes import CATALOGUE, DEFAULT, load, optimize
 from passes.lower.variants.attention import ATTENTION, Attention, is_ours, later_keys, timed_variants, variants_of, workload_key
+from passes.tune.tuning_record import TuningRecords
 from tests.check import assert_sites_can_be_skipped, captured, graph_lines, ops, outputs_of, relative_error, rewritten
 from tests.timers import UseTimer, never, winner
 
@@ -82,13 +83,15 @@ def test_it_is_taken_apart_where_that_is_faster(use_timer: UseTimer, mask: str, 
 def test_it_stays_fused_where_that_is_faster(use_timer: UseTimer, mask: str) -> None:
     program, x = fused(mask)
     use_timer(winner(0))
-    after, log = rewritten(lower_onednn, program, x)
+    artifacts = Artifacts()
+    after, log = rewritten(lower_onednn, program, x, artifacts=artifacts)
     assert ops(after) == ops(program) and not log.refusals
-    assert len(log.rewrites) == len(log.tuning_records.measured) == 1
+    assert len(log.rewrites) == len(artifacts[TuningRecords].measured) == 1
     assert relative_error(outputs_of(program, x), outputs_of(after, x)) == 0
     use_timer(never)
-    unmeasured, log = rewritten(lower_onednn.with_options(variant="fused"), program, x)
-    assert graph_lines(unmeasured) == graph_lines(after) and log.tuning_records is None
+    artifacts = Artifacts()
+    unmeasured, _ = rewritten(lower_onednn.with_options(variant="fused"), program, x, artifacts=artifacts)
+    assert graph_lines(unmeasured) == graph_lines(after) and TuningRecords not in artifacts
 
 
 def test_a_scale_of_one_is_no_op(use_timer: UseTimer) -> None:
@@ -103,9 +106,10 @@ def test_sites_are_the_same_whatever_variant_is_built(use_timer: UseTimer) -> No
     found = []
     for position in range(2):
         use_timer(winner(position))
-        _, log = rewritten(lower_onednn, program, x)
+        artifacts = Artifacts()
+        _, log = rewritten(lower_onednn, program, x, artifacts=artifacts)
         found.append([rewrite.site for rewrite in log.rewrites])
-        assert len(log.tuning_records.measured) == 1  # equal workloads once
+        assert len(artifacts[TuningRecords].measured) == 1  # equal workloads once
         assert_sites_can_be_skipped(lower_onednn, lambda: fused("mask", layers=2)[0], x)
     assert found[0] == found[1] and len(found[0]) == 2
 

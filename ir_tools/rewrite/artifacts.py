@@ -1,0 +1,133 @@
+"""Artifacts: what a pass is given beside its Program, and what it gives beside the new one. Their classes are its signature.
+
+    def cast_half(program: Block, log: RewriteLog, ranges: Ranges, *, dtype=...) -> tuple[Block, Casts]
+
+            needs  {Ranges}     parameters between the log and the options
+            gives  (Casts,)     what the function returns behind the Program; `Casts | None` where it may have none to give
+
+Any class will do: `Kind()` is the empty artifact, for a pass that is called without one, and `a + b` is what the bodies of
+regions gave together. An artifact that a pass fills, like a table, may be given back as it is: the same object is not added.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar, overload
+
+from ir_tools.errors import PassesError
+
+A = TypeVar("A")
+
+
+class PassSignatureError(PassesError, TypeError):
+    """A pass whose signature does not say what it needs or gives, or which gives something else than it says."""
+
+
+class Artifacts:
+    """Artifacts, one of each class.
+
+    >>> artifacts = Artifacts({"x"})
+    >>> artifacts.give({"y"})
+    >>> artifacts[set] == {"x", "y"}, artifacts.get(dict)
+    (True, None)
+    """
+
+    def __init__(self, *artifacts: Any):
+        self._by_class = {type(artifact): artifact for artifact in artifacts}
+
+    def __getitem__(self, kind: type[A]) -> A:
+        """The artifact of a class. Raises `KeyError` where there is none."""
+        if kind not in self._by_class:
+            have = ", ".join(other.__name__ for other in self._by_class) or "none"
+            raise KeyError(f"there is no artifact {kind.__name__}; there are: {have}")
+        return self._by_class[kind]  # type: ignore[no-any-return]
+
+    @overload
+    def get(self, kind: type[A]) -> A | None: ...
+
+    @overload
+    def get(self, kind: type[A], otherwise: A) -> A: ...
+
+    def get(self, kind: type[A], otherwise: A | None = None) -> A | None:
+        """The artifact of a class, or what is given for the case that there is none."""
+        return self._by_class.get(kind, otherwise)
+
+    def put(self, artifact: Any) -> None:
+        """Enter an artifact in place of another one of its class."""
+        self._by_class[type(artifact)] = artifact
+
+    def give(self, artifact: Any) -> None:
+        """Add an artifact to the one of its class, if there is one."""
+        have = self._by_class.get(type(artifact))
+        self._by_class[type(artifact)] = artifact if have is None or have is artifact else have + artifact
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._by_class
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._by_class.values())
+
+
+@dataclass(frozen=True)
+class PassSignature:
+    """The classes of artifacts that a pass needs, in the order of its parameters, and of those that it gives."""
+
+    needs: tuple[type, ...]
+    gives: tuple[type, ...]
+
+    def inputs(self, artifacts: Artifacts) -> list[Any]:
+        """What the pass is called with: the artifacts that there are, empty ones for the others."""
+        return [artifacts.get(kind) if kind in artifacts else kind() for kind in self.needs]
+
+    def check(self, name: str, given: tuple[Any, ...]) -> None:
+        """Raise `PassSignatureError` unless `given` is what the pass `name` says that it gives."""
+        for artifact in given:
+            if artifact is not None and type(artifact) not in self.gives:
+                kind = type(artifact).__name__
+                raise PassSignatureError(
+                    f"the pass {name} gives {kind}, which its signature does not say: it returns tuple[Block, {kind}]"
+                )
+        if len(given) != len(self.gives):
+            wanted = ", ".join(kind.__name__ for kind in self.gives)
+            raise PassSignatureError(
+                f"the pass {name} returns {len(given)} artifacts beside the Program, where its signature says {wanted}"
+            )
+
+
+@lru_cache(maxsize=1024)
+def pass_signature(function: Callable[..., Any]) -> PassSignature:
+    """Read the signature of a pass. Raises `PassSignatureError` where an annotation is missing or no class.
+
+    >>> def counts(program, log, ranges: dict, *, limit=3) -> tuple[object, set]: ...
+    >>> pass_signature(counts)
+    PassSignature(needs=(<class 'dict'>,), gives=(<class 'set'>,))
+    """
+    signature = inspect.signature(function)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in signature.parameters.values() if p.kind in positional][2:]
+    if not needed and "tuple" not in str(signature.return_annotation):
+        return PassSignature((), ())
+    hints = typing.get_type_hints(function)
+    result = hints.get("return")
+    given = typing.get_args(result)[1:] if typing.get_origin(result) is tuple else ()
+    needs = tuple(_class_of(function, f"parameter {name}", hints.get(name)) for name in needed)
+    gives = tuple(_class_of(function, "result", hint) for hint in given)
+    return PassSignature(needs, gives)
+
+
+def _class_of(function: Callable[..., Any], what: str, hint: Any) -> type:
+    """The class of an artifact, out of `Kind` or `Kind | None`."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        hint = parts[0] if len(parts) == 1 else hint
+    if not isinstance(hint, type):
+        raise PassSignatureError(
+            f"the {what} of the pass {function.__name__} needs the class of an artifact as its annotation, got {hint!r}: "
+            "a pass is (program, log, artifacts of a class each, *, options)"
+        )
+    return hint
