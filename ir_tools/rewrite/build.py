@@ -19,8 +19,9 @@ from ir_tools.torch_compat.operators import OpOverload, OpOverloadPacket, schema
 class Ops:
     """Adds ops to a draft. Plain tensors among the arguments become constants named after the module that reads them."""
 
-    def __init__(self, draft: Draft, made_by: str, at: fx.Node):
+    def __init__(self, draft: Draft, made_by: str, at: fx.Node, made_once: dict[Any, Tensor] | None = None):
         self._draft = draft
+        self._made_once = {} if made_once is None else made_once  # what the `Ops` of one pass share
         self._made_by = made_by
         self._origin = origin(at)
         self.declined = ""
@@ -48,6 +49,12 @@ class Ops:
         positional = [changed.get(n, given[n]) for n in names if n not in call._node.kwargs]
         keywords = {n: changed.get(n, given[n]) for n in call._node.kwargs}
         return self._call(call.target, origin(call._node), given, positional, keywords)
+
+    def once(self, make: Callable[..., Tensor], *args: Any) -> Tensor:
+        """The tensor that `make(*args)` gives, made once where many ops of a graph need it."""
+        if (make, args) not in self._made_once:
+            self._made_once[make, args] = make(*args)
+        return self._made_once[make, args]
 
     def constant(self, name: str, tensor: Tensor, packing: Packing | None = None) -> Value:
         """A constant named `<name>@<pass>`."""

@@ -42,7 +42,8 @@ class Pass:
     """A function `Block -> Block`. It returns the very object that it was given when it changes nothing.
 
     `name` equals its file and its test; `declares` says what it may do to numbers; `given` are options set by the user;
-    `rules` are those of a pass made of rules; `renamed` maps the old names of options, which users may still give, to the new.
+    `rules` are those of a pass made of rules; `renamed` maps the old names of options, which users may still give, to the new;
+    `target` is what a lowering lowers to, None for any other pass.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Pass:
     given: Mapping[str, Any] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    target: Any = field(default=None, repr=False, compare=False)
 
     def __call__(
         self, program: B, *, skip: Iterable[str] = (), log: RewriteLog | None = None, journal: RewriteLog | None = None
@@ -229,22 +231,30 @@ def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str,
         return program
     draft = Draft.of(program)
     mutated = draft.program.mutated_values
+    made_once: dict[Any, torch.Tensor] = {}
     for node in draft.program.calls:
         entry = table.get(node.target)
         site = f"{name}@{node.name}"
         if entry is not None and log.allows(site) and name not in origin(node).rules:
-            _replace_node(draft, node, entry, site, name, mutated, log)
+            _replace_node(draft, node, entry, site, name, mutated, log, made_once)
     return draft.finish()
 
 
 def _replace_node(
-    draft: Draft, node: fx.Node, entry: TableEntry, site: str, name: str, mutated: frozenset[fx.Node], log: RewriteLog
+    draft: Draft,
+    node: fx.Node,
+    entry: TableEntry,
+    site: str,
+    name: str,
+    mutated: frozenset[fx.Node],
+    log: RewriteLog,
+    made_once: dict[Any, torch.Tensor],
 ) -> None:
     if any(n in mutated for n in (node, *node.all_input_nodes)):
         log.refused(site, name, location(node), "its operands or result are written in place")
         return
     with draft.before(node):
-        ops = Ops(draft, name, node)
+        ops = Ops(draft, name, node, made_once)
         result = entry(ops, Call(node))
     if ops.declined:
         log.refused(site, name, location(node), ops.declined)

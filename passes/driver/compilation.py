@@ -11,7 +11,6 @@ import torch
 
 from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for
-from ir_tools.emit.to_torchscript import emit
 from ir_tools.frontends.portability import follow_inputs
 from ir_tools.frontends.source import Source
 from ir_tools.ir import Program, check_wellformed
@@ -21,6 +20,7 @@ from passes.driver.compiled_model import call_flat
 from passes.driver.instrumentation import explained, observed, timed, wellformed
 from passes.driver.step import Hook, Step, run_steps
 from passes.driver.verification import Numerics
+from passes.lower.target import Target
 from passes.report.report import Report
 from passes.tune.tuning_record import TuningRecords
 
@@ -60,7 +60,7 @@ class CompilationContext:
     """
 
     source: Source
-    engine: str
+    target: Target
     verify: str
     explain_at: str | None
     observe_on: Sequence[Sequence[torch.Tensor]] | None
@@ -79,7 +79,7 @@ class CompilationContext:
         program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
         tuned = [step.log.tuning_records for step in steps if step.log.tuning_records is not None]
         notes = [note for records in tuned for note in records.notes()]
-        if self.engine == "aten":  # the one whose files move between devices; last, so that nothing is kept from folding
+        if self.target.portable:  # its files move between devices; last, so that nothing is kept from folding
             program, stays = follow_inputs(program, self.source)
             check_wellformed(program)
             notes += stays
@@ -88,7 +88,7 @@ class CompilationContext:
 
     def emitted(self, result: CompilationResult) -> CompilationResult:
         """The result with the TorchScript module of its Program, verified."""
-        scripted = package.round_trip(emit(result.program))
+        scripted = package.round_trip(self.target.emitter(result.program))
         arguments = self.arguments
         sqnr_db = max_abs_error = None
         with torch.no_grad():

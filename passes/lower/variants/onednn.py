@@ -8,7 +8,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +16,13 @@ from ir_tools.ir.dialect import aten, conv_act, linear_act
 from ir_tools.ir.program import Packing
 from ir_tools.rewrite import Call, Value
 from ir_tools.rewrite.decompositions import CONVOLUTIONS, activated, finished
-from passes.lower.variants.workload import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
+from passes.lower.kernel_provider import KernelProvider
+from passes.lower.variants.workload import by, dtype_name, have_example_sizes, line, spread_like
 
 mkldnn = torch.ops.mkldnn
+
+SUPPORTED = (torch.float32, torch.bfloat16)
+LAYERS = (conv_act, aten.conv2d.default, aten.conv3d.default, linear_act, aten.linear.default)
 
 ONEDNN_NAME = {"": "none", "silu": "swish", "gelu_tanh": "gelu"}
 """Activation names of oneDNN where they differ from the dialect's."""
@@ -63,6 +66,28 @@ class Layer:
             packing = Packing("conv", *sizes, groups, x.example_shape)
         spent = residual is not None and residual.dies_at(call)
         return cls(x, w, b, residual, act, act_args, sizes, groups, w.rank, spent, packing)
+
+
+def objection(layer, device, dtypes):
+    """Why oneDNN's kernel cannot take this layer, None when it can."""
+    if layer.x.shape is None:
+        return "the shape of its input is unknown"
+    if layer.w.shape is None:
+        return "the shape of its weight is unknown"
+    if device.type != "cpu":
+        return "oneDNN's kernels run on the CPU"
+    if layer.x.dtype not in SUPPORTED or layer.w.dtype != layer.x.dtype:
+        return f"oneDNN's kernels here take float32 and bfloat16, not {layer.x.dtype} with a weight of {layer.w.dtype}"
+    sizes = [n for size in layer.sizes or () for n in size]
+    if not all(isinstance(n, (int, float)) for n in (*sizes, layer.groups, *layer.act_args)):
+        return "a size, or a number of the activation, is known at run time only"
+    if not layer.w.is_constant:
+        return "the weight is not a constant, so it cannot be packed ahead of time"
+    if 0 in layer.x.shape or 0 in layer.w.shape:
+        return "an operand has no elements"
+    if layer.sizes is not None and (layer.x.rank != layer.w.rank or layer.w.rank not in (4, 5)):
+        return "oneDNN's packed convolution takes batched 2-d and 3-d inputs"
+    return None
 
 
 def variants_of(layer):
@@ -155,11 +180,22 @@ def is_channels_last(layer: Layer) -> bool:
     return layer.sizes is not None and isinstance(layer.x, Call)
 
 
-def timed_variants(layer: Layer) -> dict[str, Any]:
-    """The variants as calls on tensors of the example's sizes, whatever their values."""
+def on_tensors(layer: Layer) -> Layer:
+    """The layer on tensors of the example's sizes, whatever their values."""
     layout = CHANNELS_LAST[layer.rank] if layer.sizes is not None else torch.contiguous_format
     x = spread_like(layer.x, layout if is_channels_last(layer) else torch.contiguous_format)
     w, b = spread_like(layer.w, torch.contiguous_format), layer.b and spread_like(layer.b, torch.contiguous_format)
-    on_tensors = replace(layer, x=x, w=w, b=b, residual=layer.residual and spread_like(layer.residual, layout))
-    op = OnTensors()
-    return {name: partial(variant, op, on_tensors) for name, variant in variants_of(layer).items()}
+    return replace(layer, x=x, w=w, b=b, residual=layer.residual and spread_like(layer.residual, layout))
+
+
+LAYER_KERNELS = KernelProvider(
+    "oneDNN layers",
+    LAYERS,
+    reference=plain,
+    subgraph=lambda call: Layer.of(call),
+    supports=objection,
+    variants=variants_of,
+    workload_key=workload_key,
+    can_be_timed=can_be_timed,
+    on_tensors=on_tensors,
+)

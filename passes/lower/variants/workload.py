@@ -47,10 +47,11 @@ def _spread(count, dtype):
 
 
 class OnTensors:
-    """The `op` of a variant that runs at once; a weight is packed in the first call."""
+    """The `op` of a variant that runs at once; a weight is packed, and what is made once is made, in the first call."""
 
     def __init__(self) -> None:
         self._packed: dict[Packing, torch.Tensor] = {}
+        self._made_once: dict[Any, torch.Tensor] = {}
 
     def call(self, target, *args, **kwargs) -> Any:
         return target(*args, **kwargs)
@@ -59,3 +60,8 @@ class OnTensors:
         if packing not in self._packed:
             self._packed[packing] = packing.apply(weight)
         return self._packed[packing]
+
+    def once(self, make, *args) -> torch.Tensor:
+        if (make, args) not in self._made_once:
+            self._made_once[make, args] = make(*args)
+        return self._made_once[make, args]

@@ -20,7 +20,7 @@ from ir_tools.ir.dialect import DIALECT_ONLY, overload_name
 from ir_tools.rewrite import Call, RewriteLog
 from passes import CATALOGUE, DEFAULT, OptionError, load, optimize
 from passes.errors import ModelFileError
-from passes.lower.variants.onednn import Layer, timed_variants, variants_of, workload_key
+from passes.lower.variants.onednn import LAYER_KERNELS, Layer, variants_of, workload_key
 from passes.tune.tuning_record import BUDGET, TuningRecord, TuningRecords, fastest, measure, record_of
 from tests.check import captured, graph_lines, outputs_of, relative_error, rewritten
 from tests.timers import Times, UseTimer, lowering_with, never, winner
@@ -131,7 +131,7 @@ def test_the_variants_that_are_timed_compute_the_same(dtype: torch.dtype) -> Non
     assert {p.spent for p in found if p.residual is not None} == {True, False}
     for layer in found:
         # New tensors for each variant: a fused one may write into its residual.
-        results = [timed_variants(layer)[name]() for name in variants_of(layer)]
+        results = [LAYER_KERNELS.timed_variants(layer)[name]() for name in variants_of(layer)]
         for result in results:
             assert result.stride() == results[-1].stride()
             assert relative_error(results[-1:], [result]) < (1e-5 if dtype is torch.float32 else 2e-2)

@@ -1,0 +1,162 @@
+"""The lowering pass of a target, made from its kernel providers.
+
+    op, supported by providers     ->  the fastest of their variants; the first where none is faster by a tenth, twice
+    op, supported by none          ->  what it is decomposed into, or left alone; the report says why, provider by provider
+
+Variants are measured on tensors of the example's sizes, at most two seconds in all, and recorded by workload; `records` replays
+the records of an earlier run. `variant=fused` takes the first variant everywhere and measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ir_tools.errors import OptionError
+from ir_tools.ir import Block
+from ir_tools.rewrite import Call, Pass, RewriteLog, replace_by_table, table_pass
+from ir_tools.rewrite.shapes import Declares
+from passes.lower.kernel_provider import Builder, KernelProvider, operands
+from passes.lower.target import Target
+from passes.tune.tuning_record import TuningRecords
+
+LAYOUT_IS_SEEN = "the graph writes in place or draws at random, and the layout of the result cannot be put back"
+REFERENCE = "plain"
+"""The name of the variant that is a provider's reference."""
+
+
+def lowering_pass(target: Target, doc: str | None = None, renamed: Mapping[str, str] | None = None) -> Pass:
+    """The pass that lowers to `target`, called `target.lowering`. Where the target has no providers it has no options.
+
+    `doc`: its docstring, by default a table of the providers. `renamed`: old names of options, which users may still give.
+    """
+    doc = doc or description(target)
+    if not target.providers:
+        return replace(table_pass(target.lowering, target.decompositions, declares="exact", doc=doc), target=target)
+
+    def lower(
+        program: Block, log: RewriteLog, *, variant: Literal["measured", "fused"] = "measured", records: str | None = None
+    ) -> Block:
+        if records is not None and variant == "fused":
+            name = target.lowering
+            raise OptionError(f"{name}: variant=fused replays nothing; leave out records={records}, or variant=fused")
+        if variant == "measured" and log.tuning_records is None:  # the blocks of a Program share one table
+            log.tuning_records = TuningRecords() if records is None else TuningRecords.load(records)
+        table = Lowering(target, log.tuning_records, program.layout_is_observable).table
+        return replace_by_table(program, table, target.lowering, log)
+
+    declares: Declares = "exact" if target.exact else "reassociates"
+    return Pass(target.lowering, lower, declares, doc, renamed=renamed or {}, target=target)
+
+
+def description(target: Target) -> str:
+    """The docstring of a lowering: which providers look at which ops."""
+    names = {provider.name: ", ".join(sorted(str(op) for op in provider.ops)) for provider in target.providers}
+    rows = [f"    {ops}  ->  {name}\n" for name, ops in names.items()]
+    return f"Lower to the kernels of {target.name!r}.\n\n{''.join(rows)}    everything else  ->  as in lower_aten\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A provider that supports the subgraph which it sees in an op."""
+
+    provider: KernelProvider
+    subgraph: Any
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """One run of a lowering over a block. `records` is None where nothing is measured."""
+
+    target: Target
+    records: TuningRecords | None
+    keeps_layout: bool
+
+    @property
+    def table(self) -> dict[Any, Callable[[Any, Call], Any]]:
+        """As `replace_by_table` takes it."""
+        looked_at = {op for provider in self.target.providers for op in provider.ops}
+        return dict.fromkeys([*self.target.decompositions, *looked_at], self.lowered)
+
+    def lowered(self, op: Any, call: Call) -> Any:
+        """What the op becomes; None where it stays."""
+        looking = [p for p in self.target.providers if call.target in p.ops and p.when(call)]
+        if looking and self.keeps_layout and call.memory_format is None:
+            op.decline(LAYOUT_IS_SEEN)
+            return self._decomposed(op, call)
+        candidates, reasons = supporting(looking, call)
+        builder, candidate = self._best(candidates, reasons) if candidates else (None, None)
+        if reasons:
+            op.decline("; ".join(reasons))
+        if candidate is None or builder is None:
+            return self._decomposed(op, call)
+        y = builder(op, candidate.subgraph)
+        if self.keeps_layout and not y.lies_like(call):  # packed kernels give another one
+            return op.contiguous(y, memory_format=call.memory_format)
+        return y
+
+    def _decomposed(self, op: Any, call: Call) -> Any:
+        decomposition = self.target.decompositions.get(call.target)
+        return decomposition and decomposition(op, call)
+
+    def _best(self, candidates: Sequence[Candidate], reasons: list[str]) -> tuple[Builder, Candidate]:
+        """The fastest of all variants; in `reasons`, why it is not the first."""
+        variants = variants_among(candidates)
+        chosen = next(iter(variants))
+        if self.records is not None and all(c.provider.can_be_timed(c.subgraph) for c in candidates):
+            record = self.records.best(key_of(candidates), lambda: timed(variants), among=variants)
+            chosen = record.variant
+            if not record.is_default:
+                reasons.append(record.reason)
+        return variants[chosen]
+
+
+def supporting(providers: Sequence[KernelProvider], call: Call) -> tuple[list[Candidate], list[str]]:
+    """The providers that support the op, and the reasons of those that do not."""
+    candidates, reasons = [], []
+    for provider in providers:
+        subgraph = provider.subgraph(call)
+        if subgraph is None:
+            continue
+        values = [value for _, value in operands(subgraph)]
+        device = values[0].device if values else None
+        why_not = provider.supports(subgraph, device, tuple(value.dtype for value in values))
+        if why_not is None:
+            candidates.append(Candidate(provider, subgraph))
+        else:
+            reasons.append(why_not if len(providers) == 1 else f"{provider.name}: {why_not}")
+    return candidates, reasons
+
+
+def variants_among(candidates: Sequence[Candidate]) -> dict[str, tuple[Builder, Candidate]]:
+    """All variants by name, the default first. Those of several providers are called after their providers.
+
+    The reference is one of them: a provider with several variants has it among these; else it is the last.
+    """
+    several, variants = len(candidates) > 1, {}
+    for candidate in candidates:
+        own = candidate.provider.variants_of(candidate.subgraph)
+        for name, builder in own.items():
+            if several:
+                name = candidate.provider.name if len(own) == 1 else f"{candidate.provider.name} {name}"
+            variants[name] = builder, candidate
+    if len(variants) == len(candidates):
+        variants[REFERENCE] = candidates[-1].provider.reference, candidates[-1]
+    return variants
+
+
+def key_of(candidates: Sequence[Candidate]) -> str:
+    """The workload key of the first provider; where there are more, with their names, since others are measured too."""
+    key = candidates[0].provider.key_of(candidates[0].subgraph)
+    names = ", ".join(candidate.provider.name for candidate in candidates)
+    return key if len(candidates) == 1 else f"{key}, by {names}"
+
+
+def timed(variants: Mapping[str, tuple[Builder, Candidate]]) -> dict[str, Callable[[], Any]]:
+    """The variants as calls on tensors. Those of one provider share the tensors."""
+    calls: dict[str, Callable[[], Any]] = {}
+    for candidate in dict.fromkeys(candidate for _, candidate in variants.values()):
+        own = {name: builder for name, (builder, of) in variants.items() if of is candidate}
+        calls |= candidate.provider.timed(candidate.subgraph, own)
+    return {name: calls[name] for name in variants}
