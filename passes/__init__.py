@@ -66,10 +66,10 @@ _HOME_OF = {name: module for module, names in HOMES.items() for name in names.sp
 
 __all__ = [
     "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "DynamicShapesError", "EmitError", "InputError", "KernelProvider",
-    "LoadedModel", "ModelFileError", "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass", "PassOrderError",
-    "PassesError", "Report", "Rule", "SignatureError", "SlowerWarning", "Speed", "StepReport", "Target",
-    "UnknownPassError", "Value", "check_pass", "forget_target", "graph_pass", "load", "optimize", "register_target", "rule_pass",
-    "table_pass",
+    "LoadedModel", "ModelFileError", "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass",
+    "PassOrderError", "PassesError", "Report", "Rule", "SignatureError", "SlowerWarning", "Speed", "StepReport", "Target",
+    "UnknownPassError", "Value", "check_pass", "forget_target", "graph_pass", "load", "optimize", "register_target",
+    "rule_pass", "table_pass",
 ]  # fmt: skip
 
 

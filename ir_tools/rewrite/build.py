@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ir_tools.ir import Draft, Packing
+from ir_tools.ir import Draft
 from ir_tools.ir.dialect import argument_kind, aten, bound_arguments
 from ir_tools.ir.origin import Origin, origin
 from ir_tools.ir.program import public_name
@@ -56,15 +56,10 @@ class Ops:
             self._made_once[make, args] = make(*args)
         return self._made_once[make, args]
 
-    def constant(self, name: str, tensor: Tensor, packing: Packing | None = None) -> Value:
+    def constant(self, name: str, tensor: Tensor) -> Value:
         """A constant named `<name>@<pass>`."""
         base = public_name(name)
-        return wrap(self._draft.constant(f"{base}@{self._made_by}", tensor, packing=packing))
-
-    def packed(self, value: Value, packing: Packing) -> Value:
-        """A constant that oneDNN packs where it runs."""
-        name = str(value._node.target)
-        return self.constant(name, self._draft.program.constants[name], packing)
+        return wrap(self._draft.constant(f"{base}@{self._made_by}", tensor))
 
     def _call(self, target: OpOverload, at: Origin, template: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> Value:
         names = [a.name for a in schema_of(target).arguments]

@@ -15,6 +15,7 @@ from ir_tools.frontends.portability import follow_inputs
 from ir_tools.frontends.source import Source
 from ir_tools.ir import Program, check_wellformed
 from ir_tools.ir.dialect import short_name
+from ir_tools.ir.prepack import is_prepack
 from ir_tools.rewrite import Pass
 from passes.driver.compiled_model import call_flat
 from passes.driver.instrumentation import explained, observed, timed, wellformed
@@ -100,5 +101,5 @@ class CompilationContext:
 
 
 def count_ops(program: Program) -> dict[str, int]:
-    """How often each op occurs, by name; in branches and loops too."""
-    return dict(Counter(short_name(node.target) for node in program.all_calls))
+    """How often each op that runs in a call occurs, by name; in branches and loops too. Prepack ops run before."""
+    return dict(Counter(short_name(node.target) for node in program.all_calls if not is_prepack(node)))

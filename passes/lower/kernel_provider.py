@@ -21,6 +21,7 @@ import torch
 
 from ir_tools.errors import OptionError
 from ir_tools.ir.dialect import short_name
+from ir_tools.ir.prepack import register_prepack
 from ir_tools.rewrite import Call, Value
 from ir_tools.rewrite.subgraph import arguments_of
 from passes.lower.variants.workload import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
@@ -104,6 +105,8 @@ class KernelProvider:
         if (self.build is None) == (self.variants is None):
             raise OptionError(f"the kernel provider {self.name!r} needs either build= or variants=")
         object.__setattr__(self, "ops", frozenset(self.pattern))
+        for op in self.prepack:
+            register_prepack(op)
 
     def variants_of(self, subgraph: Any) -> Mapping[str, Builder]:
         """The variants by name, the default first."""

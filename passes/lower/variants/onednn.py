@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ir_tools.ir.dialect import aten, conv_act, linear_act
-from ir_tools.ir.program import Packing
+from ir_tools.ir.prepack import prepack_conv, prepack_linear
 from ir_tools.rewrite import Call, Value
 from ir_tools.rewrite.decompositions import CONVOLUTIONS, activated, finished
 from passes.lower.kernel_provider import KernelProvider
@@ -39,6 +39,7 @@ class Layer:
     """`act(f(x, w, b) + residual)`, f a convolution or a linear; operands are Values, or tensors when it is timed.
 
     `sizes`: padding, stride, dilation of a convolution, None for a linear. `spent`: the residual's memory may be reused.
+    `input_size`: that of the example, which the layout of a packed weight suits; None where it has none.
     """
 
     x: Any
@@ -51,7 +52,7 @@ class Layer:
     groups: int
     rank: int
     spent: bool
-    packing: Packing
+    input_size: tuple[int, ...] | None
 
     @classmethod
     def of(cls, call: Call) -> "Layer":
@@ -60,12 +61,8 @@ class Layer:
         x, w, b = (call.x, call.w, call.b) if is_fused else (call.input, call.weight, call.bias)
         residual, act, act_args = (call.residual, call.act, call.act_args) if is_fused else (None, "", [])
         sizes, groups = (None, 1) if is_linear else ((call.padding, call.stride, call.dilation), call.groups)
-        if sizes is None:
-            packing = Packing("linear", batch=math.prod((x.example_shape or (1,))[:-1]))
-        else:
-            packing = Packing("conv", *sizes, groups, x.example_shape)
         spent = residual is not None and residual.dies_at(call)
-        return cls(x, w, b, residual, act, act_args, sizes, groups, w.rank, spent, packing)
+        return cls(x, w, b, residual, act, act_args, sizes, groups, w.rank, spent, x.example_shape)
 
 
 def objection(layer, device, dtypes):
@@ -100,7 +97,7 @@ def variants_of(layer):
 def fused(op, layer):
     if layer.residual is None:
         return kernel(op, layer, layer.act, layer.act_args)
-    weight, b = op.packed(layer.w, layer.packing), bias(op, layer)
+    weight, b = packed(op, layer), bias(op, layer)
     if layer.sizes is None:
         y = op.call(mkldnn._linear_pointwise.binary, layer.x, layer.residual, weight, b, "add")
         return activated(op, y, layer.act, layer.act_args)
@@ -131,11 +128,18 @@ def plain(op, layer):
 
 def kernel(op, layer, act, act_args):
     """`act(f(x, w, b))` in one kernel."""
-    weight, attributes = op.packed(layer.w, layer.packing), (ONEDNN_NAME.get(act, act), act_args, ALGORITHM.get(act))
+    weight, attributes = packed(op, layer), (ONEDNN_NAME.get(act, act), act_args, ALGORITHM.get(act))
     b = bias(op, layer)
     if layer.sizes is None:
         return op.call(mkldnn._linear_pointwise.default, layer.x, weight, b, *attributes)
     return op.call(mkldnn._convolution_pointwise.default, layer.x, weight, b, *layer.sizes, layer.groups, *attributes)
+
+
+def packed(op, layer):
+    """The weight, laid out for the kernel."""
+    if layer.sizes is None:
+        return op.call(prepack_linear, layer.w, math.prod((layer.input_size or (1,))[:-1]))
+    return op.call(prepack_conv, layer.w, *layer.sizes, layer.groups, layer.input_size)
 
 
 def bias(op, layer):
@@ -198,4 +202,5 @@ LAYER_KERNELS = KernelProvider(
     workload_key=workload_key,
     can_be_timed=can_be_timed,
     on_tensors=on_tensors,
+    prepack=(prepack_conv, prepack_linear),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ir_tools.ir.program import Packing
+from ir_tools.ir.prepack import prepack_of
 
 
 def have_example_sizes(*values) -> bool:
@@ -47,19 +47,20 @@ def _spread(count, dtype):
 
 
 class OnTensors:
-    """The `op` of a variant that runs at once; a weight is packed, and what is made once is made, in the first call."""
+    """The `op` of a variant that runs at once. Only the first call prepacks, and makes what is made once."""
 
     def __init__(self) -> None:
-        self._packed: dict[Packing, torch.Tensor] = {}
+        self._packed: dict[str, torch.Tensor] = {}
         self._made_once: dict[Any, torch.Tensor] = {}
 
     def call(self, target, *args, **kwargs) -> Any:
-        return target(*args, **kwargs)
-
-    def packed(self, weight, packing) -> torch.Tensor:
-        if packing not in self._packed:
-            self._packed[packing] = packing.apply(weight)
-        return self._packed[packing]
+        if prepack_of(target) is None:
+            return target(*args, **kwargs)
+        given = [id(value) if isinstance(value, torch.Tensor) else value for value in (*args, *kwargs.values())]
+        key = f"{target}{given}"
+        if key not in self._packed:
+            self._packed[key] = target(*args, **kwargs)
+        return self._packed[key]
 
     def once(self, make, *args) -> torch.Tensor:
         if (make, args) not in self._made_once:
