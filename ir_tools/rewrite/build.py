@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,12 +17,20 @@ from ir_tools.rewrite.rule import Call, Value, unwrap, wrap
 from ir_tools.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the `Ops` of one run of a pass share: tensors made once, and the values of the graph that are written into."""
+
+    made_once: dict[Any, Tensor] = field(default_factory=dict)
+    mutated: frozenset[fx.Node] = frozenset()
+
+
 class Ops:
     """Adds ops to a draft. Plain tensors among the arguments become constants named after the module that reads them."""
 
-    def __init__(self, draft: Draft, made_by: str, at: fx.Node, made_once: dict[Any, Tensor] | None = None):
+    def __init__(self, draft: Draft, made_by: str, at: fx.Node, shared: Shared | None = None):
         self._draft = draft
-        self._made_once = {} if made_once is None else made_once  # what the `Ops` of one pass share
+        self._shared = Shared() if shared is None else shared
         self._made_by = made_by
         self._origin = origin(at)
         self.declined = ""
@@ -52,9 +61,10 @@ class Ops:
 
     def once(self, make: Callable[..., Tensor], *args: Any) -> Tensor:
         """The tensor that `make(*args)` gives, made once where many ops of a graph need it."""
-        if (make, args) not in self._made_once:
-            self._made_once[make, args] = make(*args)
-        return self._made_once[make, args]
+        made = self._shared.made_once
+        if (make, args) not in made:
+            made[make, args] = make(*args)
+        return made[make, args]
 
     def constant(self, name: str, tensor: Tensor) -> Value:
         """A constant named `<name>@<pass>`."""

@@ -22,7 +22,7 @@ from ir_tools.ir import Block, Draft
 from ir_tools.ir.origin import location, origin
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
-from ir_tools.rewrite.build import Ops
+from ir_tools.rewrite.build import Ops, Shared
 from ir_tools.rewrite.rewrite_log import RewriteLog
 from ir_tools.rewrite.rule import Call, Rule
 
@@ -230,31 +230,23 @@ def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str,
     if not any(node.target in table for node in program.calls):
         return program
     draft = Draft.of(program)
-    mutated = draft.program.mutated_values
-    made_once: dict[Any, torch.Tensor] = {}
+    shared = Shared(mutated=draft.program.mutated_values)
     for node in draft.program.calls:
         entry = table.get(node.target)
         site = f"{name}@{node.name}"
         if entry is not None and log.allows(site) and name not in origin(node).rules:
-            _replace_node(draft, node, entry, site, name, mutated, log, made_once)
+            _replace_node(draft, node, entry, site, name, shared, log)
     return draft.finish()
 
 
 def _replace_node(
-    draft: Draft,
-    node: fx.Node,
-    entry: TableEntry,
-    site: str,
-    name: str,
-    mutated: frozenset[fx.Node],
-    log: RewriteLog,
-    made_once: dict[Any, torch.Tensor],
+    draft: Draft, node: fx.Node, entry: TableEntry, site: str, name: str, shared: Shared, log: RewriteLog
 ) -> None:
-    if any(n in mutated for n in (node, *node.all_input_nodes)):
+    if any(n in shared.mutated for n in (node, *node.all_input_nodes)):
         log.refused(site, name, location(node), "its operands or result are written in place")
         return
     with draft.before(node):
-        ops = Ops(draft, name, node, made_once)
+        ops = Ops(draft, name, node, shared)
         result = entry(ops, Call(node))
     if ops.declined:
         log.refused(site, name, location(node), ops.declined)

@@ -1,6 +1,6 @@
 """A kernel provider: kernels for one kind of subgraph, written once, built as nodes by a lowering, run on tensors to be timed.
 
-    pattern      the ops that it looks at, or the left side of a rule         when         a further condition on the op
+    pattern      the ops that it looks at, or the left side of a rule         when         a further condition on the last op
     supports     None where its kernels take the subgraph, else why not       workload_key what their speed depends on
     build        the kernel; `variants` where there are several               reference    what they must equal, in ATen
     prepack      ops that prepare constants for the kernels, once, when a file is loaded
@@ -22,8 +22,8 @@ import torch
 from ir_tools.errors import OptionError
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.prepack import register_prepack
-from ir_tools.rewrite import Call, Value
-from ir_tools.rewrite.subgraph import arguments_of
+from ir_tools.rewrite import Call, Rule, Value
+from ir_tools.rewrite.subgraph import arguments_of, subgraph_at
 from passes.lower.variants.workload import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
 
 Builder = Callable[[Any, Any], Any]
@@ -39,17 +39,17 @@ def whenever(call: Call) -> bool:
 
 
 def operands(subgraph: Any) -> Iterator[tuple[str, Any]]:
-    """The Values among the attributes of a subgraph, with their names."""
+    """The Values and tensors among the attributes of a subgraph, with their names."""
     for name, value in vars(subgraph).items():
         for part in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(part, Value):
+            if isinstance(part, (Value, torch.Tensor)):
                 yield name, part
 
 
 def have_known_sizes(subgraph: Any) -> bool:
     """The example has the sizes of all operands, and no operand is empty."""
-    values = [value for _, value in operands(subgraph)]
-    return have_example_sizes(*values) and all(0 not in value.example_shape for value in values)
+    values = [value for _, value in operands(subgraph) if isinstance(value, Value)]
+    return have_example_sizes(*values) and all(0 not in (value.example_shape or ()) for value in values)
 
 
 def as_example(subgraph: Any) -> Any:
@@ -68,7 +68,8 @@ class KernelProvider:
     """Kernels for the subgraphs that it supports. Its functions are plain and keep no state.
 
     - `name`: what reports and tuning records call it.
-    - `pattern`: ops, each with its overload. Its subgraph has the op as `target` and the arguments by their schema names.
+    - `pattern`: ops, each with its overload; the subgraph has the op as `target` and its arguments by their schema names. Or
+      the left side of a rule, a function `(op, x, w, ...)`, as in `ir_tools.rewrite.rule`; the subgraph has its parameters.
     - `build(op, subgraph)`: the kernel. `variants(subgraph)`: several by name, the default first, in place of `build`.
     - `reference(op, subgraph)`: the same in ATen. Where no other kernel is there, it is what `build` is measured against.
     - `supports(subgraph, device, dtypes)`: None, or a sentence that says why not, for the report. `device` and `dtypes` are
@@ -87,7 +88,7 @@ class KernelProvider:
     """
 
     name: str
-    pattern: Collection[Any]
+    pattern: Collection[Any] | Callable[..., Any]
     reference: Builder
     build: Builder | None = None
     supports: Supports = any_subgraph
@@ -100,13 +101,25 @@ class KernelProvider:
     on_tensors: Callable[[Any], Any] = as_example
     exact: bool = False
     ops: frozenset[Any] = field(init=False, repr=False, compare=False)
+    rule: Rule | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.build is None) == (self.variants is None):
             raise OptionError(f"the kernel provider {self.name!r} needs either build= or variants=")
-        object.__setattr__(self, "ops", frozenset(self.pattern))
+        rule = Rule(self.name, match=self.pattern, replace=self.reference) if callable(self.pattern) else None
+        object.__setattr__(self, "rule", rule)
+        object.__setattr__(self, "ops", rule.roots if rule is not None else frozenset(self.pattern))  # type: ignore[arg-type]
         for op in self.prepack:
             register_prepack(op)
+
+    @property
+    def takes_several_ops(self) -> bool:
+        """The pattern is of more than one op."""
+        return self.rule is not None and len(self.rule.pattern.inner()) > 1
+
+    def subgraph_at(self, op: Any, call: Call) -> tuple[Any, str]:
+        """The subgraph that ends in `call`. None where the pattern does not fit, with a reason where it nearly does."""
+        return (self.subgraph(call), "") if self.rule is None else subgraph_at(op, self.rule, call)
 
     def variants_of(self, subgraph: Any) -> Mapping[str, Builder]:
         """The variants by name, the default first."""
@@ -138,7 +151,9 @@ def default_key(name: str, subgraph: Any) -> str:
     for argument, value in vars(subgraph).items():
         if isinstance(value, Value):
             parts.append(f"{argument} {dtype_name(value)} {by(value.example_shape)} at {by(value.example_strides)}")
-        elif isinstance(value, (list, tuple)) and any(isinstance(part, Value) for part in value):
+        elif isinstance(value, torch.Tensor):
+            parts.append(f"{argument} {dtype_name(value)} {by(value.shape)} at {by(value.stride())}")
+        elif isinstance(value, (list, tuple)) and any(isinstance(part, (Value, torch.Tensor)) for part in value):
             parts.append(default_key(argument, SimpleNamespace(**{str(i): part for i, part in enumerate(value)})))
         else:
             parts.append(short_name(value) if argument == "target" else f"{argument} {value}")

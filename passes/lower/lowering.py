@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from ir_tools.errors import OptionError
 from ir_tools.ir import Block
 from ir_tools.rewrite import Call, Pass, RewriteLog, replace_by_table, table_pass
-from ir_tools.rewrite.shapes import Declares
+from ir_tools.rewrite.shapes import Declares, TableEntry
+from ir_tools.rewrite.subgraph import why_not_in_place_of
 from passes.lower.kernel_provider import Builder, KernelProvider, operands
 from passes.lower.target import Target
 from passes.tune.tuning_record import TuningRecords
@@ -43,8 +45,9 @@ def lowering_pass(target: Target, doc: str | None = None, renamed: Mapping[str, 
             raise OptionError(f"{name}: variant=fused replays nothing; leave out records={records}, or variant=fused")
         if variant == "measured" and log.tuning_records is None:  # the blocks of a Program share one table
             log.tuning_records = TuningRecords() if records is None else TuningRecords.load(records)
-        table = Lowering(target, log.tuning_records, program.layout_is_observable).table
-        return replace_by_table(program, table, target.lowering, log)
+        for name, table in Lowering(target, log.tuning_records, program.layout_is_observable).tables.items():
+            program = replace_by_table(program, table, name, log)
+        return program
 
     declares: Declares = "exact" if target.exact else "reassociates"
     return Pass(target.lowering, lower, declares, doc, renamed=renamed or {}, target=target)
@@ -74,31 +77,42 @@ class Lowering:
     keeps_layout: bool
 
     @property
-    def table(self) -> dict[Any, Callable[[Any, Call], Any]]:
-        """As `replace_by_table` takes it."""
-        looked_at = {op for provider in self.target.providers for op in provider.ops}
-        return dict.fromkeys([*self.target.decompositions, *looked_at], self.lowered)
+    def tables(self) -> dict[str, dict[Any, TableEntry]]:
+        """As `replace_by_table` takes them, by the name of the sites. Patterns of several ops come first, before one op in them
+        is lowered by itself."""
+        several = [p for p in self.target.providers if p.takes_several_ops]
+        single = [p for p in self.target.providers if not p.takes_several_ops]
+        name, decompositions = self.target.lowering, self.target.decompositions
+        return {
+            f"{name}_patterns": dict.fromkeys(ops_of(several), partial(self.lowered, several, {})),
+            name: dict.fromkeys([*decompositions, *ops_of(single)], partial(self.lowered, single, decompositions)),
+        }
 
-    def lowered(self, op: Any, call: Call) -> Any:
+    def lowered(
+        self, providers: Sequence[KernelProvider], decompositions: Mapping[Any, TableEntry], op: Any, call: Call
+    ) -> Any:
         """What the op becomes; None where it stays."""
-        looking = [p for p in self.target.providers if call.target in p.ops and p.when(call)]
+        decomposed = decompositions.get(call.target, left_alone)
+        looking = [p for p in providers if call.target in p.ops and p.when(call)]
         if looking and self.keeps_layout and call.memory_format is None:
             op.decline(LAYOUT_IS_SEEN)
-            return self._decomposed(op, call)
-        candidates, reasons = supporting(looking, call)
-        builder, candidate = self._best(candidates, reasons) if candidates else (None, None)
+            return decomposed(op, call)
+        candidates, reasons = supporting(looking, op, call)
+        y = self._built(candidates, reasons, op, call) if candidates else None
         if reasons:
             op.decline("; ".join(reasons))
-        if candidate is None or builder is None:
-            return self._decomposed(op, call)
+        return decomposed(op, call) if y is None else y
+
+    def _built(self, candidates: Sequence[Candidate], reasons: list[str], op: Any, call: Call) -> Any:
+        """The best variant as nodes, in the layout of `call` where that is seen; None for a result of other facts."""
+        builder, candidate = self._best(candidates, reasons)
         y = builder(op, candidate.subgraph)
         if self.keeps_layout and not y.lies_like(call):  # packed kernels give another one
-            return op.contiguous(y, memory_format=call.memory_format)
-        return y
-
-    def _decomposed(self, op: Any, call: Call) -> Any:
-        decomposition = self.target.decompositions.get(call.target)
-        return decomposition and decomposition(op, call)
+            y = op.contiguous(y, memory_format=call.memory_format)
+        why_not = why_not_in_place_of(call, y, keeps_layout=False)
+        if why_not is not None:
+            reasons.append(f"{candidate.provider.name}: {why_not}")
+        return y if why_not is None else None
 
     def _best(self, candidates: Sequence[Candidate], reasons: list[str]) -> tuple[Builder, Candidate]:
         """The fastest of all variants; in `reasons`, why it is not the first."""
@@ -112,19 +126,26 @@ class Lowering:
         return variants[chosen]
 
 
-def supporting(providers: Sequence[KernelProvider], call: Call) -> tuple[list[Candidate], list[str]]:
+def left_alone(op: Any, call: Call) -> None:
+    return None
+
+
+def ops_of(providers: Sequence[KernelProvider]) -> set[Any]:
+    return {op for provider in providers for op in provider.ops}
+
+
+def supporting(providers: Sequence[KernelProvider], op: Any, call: Call) -> tuple[list[Candidate], list[str]]:
     """The providers that support the op, and the reasons of those that do not."""
     candidates, reasons = [], []
     for provider in providers:
-        subgraph = provider.subgraph(call)
-        if subgraph is None:
-            continue
-        values = [value for _, value in operands(subgraph)]
-        device = values[0].device if values else None
-        why_not = provider.supports(subgraph, device, tuple(value.dtype for value in values))
-        if why_not is None:
+        subgraph, why_not = provider.subgraph_at(op, call)
+        if subgraph is not None:
+            values = [value for _, value in operands(subgraph)]
+            device = values[0].device if values else None
+            why_not = provider.supports(subgraph, device, tuple(value.dtype for value in values)) or ""
+        if subgraph is not None and not why_not:
             candidates.append(Candidate(provider, subgraph))
-        else:
+        elif why_not:
             reasons.append(why_not if len(providers) == 1 else f"{provider.name}: {why_not}")
     return candidates, reasons
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ir_tools.emit.to_torchscript import emit
+from ir_tools.errors import OptionError
 from ir_tools.rewrite.decompositions import DECOMPOSITIONS
 from ir_tools.rewrite.shapes import TableEntry
 from passes.lower.kernel_provider import KernelProvider
@@ -50,6 +51,9 @@ class Target:
     def __post_init__(self) -> None:
         object.__setattr__(self, "providers", tuple(self.providers))
         object.__setattr__(self, "namespaces", frozenset(self.namespaces))
+        names = [provider.name for provider in self.providers]
+        if len(set(names)) < len(names):
+            raise OptionError(f"the target {self.name!r} has two kernel providers of one name: {', '.join(names)}")
         if not self.lowering:
             object.__setattr__(self, "lowering", f"lower_{self.name}")
 
