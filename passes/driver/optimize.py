@@ -205,7 +205,8 @@ def _not_used(
     """A line for each argument of `optimize` that no pass of the pipeline uses."""
     notes = []
     if tuning_records is not None and not any("records" in p.options for p in pipeline):
-        notes.append(f"tuning_records={os.fspath(tuning_records)!r} was not used: only lower_onednn measures kernel variants")
+        given = f"tuning_records={os.fspath(tuning_records)!r}"
+        notes.append(f"{given} was not used: the lowering of this engine has no kernel variants")
     if observe_on is not None and not any(map(asks_for_ranges, pipeline)):
         notes.append("calibration_data was not used: only passes that lower precision observe ranges")
     if explain_at is not None and not any(explain_at in locations_of(node) for node in captured.all_calls):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from passes import CATALOGUE, CaptureError, OptionError, optimize
+from passes import CATALOGUE, CaptureError, OptionError, load, optimize
 from passes.driver.catalogue import find_passes
 from passes.driver.pipeline import plan
 from passes.lower.target import Target
@@ -91,3 +94,20 @@ def test_auto_takes_what_is_available_and_a_name_is_refused_with_the_reason(monk
     assert available_target("auto", {CPU}) is ATEN
     with pytest.raises(OptionError, match="engine='onednn_ops' needs a torch built with oneDNN, which this one is not; use"):
         available_target("onednn_ops", {CPU})
+
+
+@pytest.mark.parametrize("name", ["kernel_provider", "targets"])
+def test_the_examples_in_docstrings_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"passes.lower.{name}"))
+    assert result.attempted and not result.failed
+
+
+def test_a_loaded_file_says_what_it_needs(tmp_path: Path) -> None:
+    for name in ("aten", "quick"):
+        register_target(Target("quick", needs="a quick machine"))
+        try:
+            optimize(MODEL, example_inputs=X, engine=name).save(tmp_path / f"{name}.pt")
+            assert load(tmp_path / f"{name}.pt").needs == {"aten": "any torch", "quick": "a quick machine"}[name]
+        finally:
+            forget_target("quick")
+    assert load(tmp_path / "quick.pt").needs == ""
