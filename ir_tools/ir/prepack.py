@@ -11,12 +11,16 @@ The two ops here give opaque tensors. Their facts are those of the plain weight:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
 from ir_tools.errors import OptionError
+from ir_tools.ir.dialect import map_argument
+from ir_tools.ir.origin import origin
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 library = torch.library.Library("torch_passes", "FRAGMENT")
@@ -81,6 +85,42 @@ def prepack_of(op: OpOverload) -> Prepack | None:
 def is_prepack(node: fx.Node) -> bool:
     """The node calls a prepack op on constants, so that emission hoists it."""
     return node.op == "call_function" and node.target in _known and all(n.op == "get_attr" for n in node.all_input_nodes)
+
+
+def take_prepacks_out(graph: fx.Graph, load: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Replace the prepack ops of a graph by constants, equal ones by one, and return these by name.
+
+    `load` gives the plain constants; those that nothing else reads are taken out.
+    """
+    made: dict[str, torch.Tensor] = {}
+    known: dict[str, fx.Node] = {}
+    plain: list[fx.Node] = []
+    head = next((n for n in reversed(graph.nodes) if n.op == "get_attr"), None)
+    for node in [n for n in graph.nodes if is_prepack(n)]:
+        key = str((node.target, node.args, node.kwargs))
+        plain += node.all_input_nodes
+        if key not in known:
+            name = base = f"{str(plain[-1].target).partition('@')[0]}@{('prepacked', *origin(node).rules)[-1]}"
+            while name in made:
+                name = f"{base}_{len(made)}"
+            made[name] = _evaluated(node, load)
+            with graph.inserting_after(head):
+                head = known[key] = graph.create_node("get_attr", name, name=name.replace(".", "_").replace("@", "__"))
+        node.replace_all_uses_with(known[key])
+        graph.erase_node(node)
+    for constant in dict.fromkeys(plain):
+        if not constant.users:
+            graph.erase_node(constant)
+    return made
+
+
+def _evaluated(node: fx.Node, load: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    def look_up(leaf: Any) -> Any:
+        return load(str(leaf.target)) if isinstance(leaf, fx.Node) else leaf
+
+    args, kwargs = map_argument(node.args, look_up), {k: map_argument(v, look_up) for k, v in node.kwargs.items()}
+    result: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result
 
 
 def _make_known() -> None:

@@ -18,7 +18,7 @@ from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.effects import is_random, live_nodes
 from ir_tools.ir.facts import new_mode
 from ir_tools.ir.host import meaning
-from ir_tools.ir.prepack import is_prepack
+from ir_tools.ir.prepack import is_prepack, take_prepacks_out
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
 from ir_tools.torch_compat.fake import FakeTensorMode
@@ -240,15 +240,16 @@ def trace_graph(graph: fx.Graph, inputs: Sequence[Any], load: Load) -> Iterator[
 
 
 def _graph_module(block: Block, load: Load) -> fx.GraphModule:
-    """A GraphModule of a copied block; constants become buffers, bodies submodules."""
+    """A GraphModule of a copied block; constants, and what is prepacked, become buffers, bodies submodules."""
     root = torch.nn.Module()
     targets: dict[str, str] = {}
+    prepacked = take_prepacks_out(block.graph, load)
     for node in list(block.graph.nodes):
         if node.op == "get_attr":
             name = str(node.target)
             if name not in targets:
                 targets[name] = f"constant_{len(targets)}"
-                root.register_buffer(targets[name], load(name))
+                root.register_buffer(targets[name], prepacked[name] if name in prepacked else load(name))
             node.target = targets[name]
         elif is_region(node):
             _take_bodies_out(block, node, root, load)

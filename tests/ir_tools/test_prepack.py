@@ -61,6 +61,16 @@ def test_equal_ones_are_hoisted_once_and_the_constant_that_is_read_plain_stays()
 
 
 @needs_onednn
+def test_a_graph_module_holds_what_is_prepacked() -> None:
+    program = lowered()
+    module = program.graph_module()
+    assert "prepack" not in module.code and [t.is_mkldnn for t in module.buffers()].count(True) == 1
+    for got, expected in zip(module(X), outputs_of(program, X), strict=True):
+        assert torch.equal(got, expected)
+    assert len([node for node in program.calls if is_prepack(node)]) == 2  # the Program is left as it was
+
+
+@needs_onednn
 @pytest.mark.parametrize("name", [name for name, p in CATALOGUE.items() if p.target is None])
 def test_no_pass_folds_or_breaks_them(name: str) -> None:
     program = lowered()

@@ -17,7 +17,7 @@ from ir_tools.ir.prepack import prepack_conv, prepack_linear
 from ir_tools.rewrite import Call, Value
 from ir_tools.rewrite.decompositions import CONVOLUTIONS, activated, finished
 from passes.lower.kernel_provider import KernelProvider
-from passes.lower.variants.workload import by, dtype_name, have_example_sizes, line, spread_like
+from passes.lower.variants.workload import by, dtype_name, have_example_sizes, lies_channels_last, line, spread_like
 
 mkldnn = torch.ops.mkldnn
 
@@ -180,8 +180,7 @@ def workload_key(layer: Layer) -> str:
 
 
 def is_channels_last(layer: Layer) -> bool:
-    """The layout of x when the file runs: ops hand on that of the convolutions before them, and inputs are as they come."""
-    return layer.sizes is not None and isinstance(layer.x, Call)
+    return layer.sizes is not None and lies_channels_last(layer.x)
 
 
 def on_tensors(layer: Layer) -> Layer:

@@ -14,7 +14,7 @@ import torch
 from ir_tools.ir.dialect import aten
 from ir_tools.rewrite import Call
 from passes.lower.kernel_provider import KernelProvider
-from passes.lower.variants.workload import by, dtype_name, have_example_sizes, line, spread_like
+from passes.lower.variants.workload import by, dtype_name, have_example_sizes, lies_channels_last, line, spread_like
 
 MEANS = (aten.mean.dim, aten.adaptive_avg_pool2d.default)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -74,8 +74,7 @@ def workload_key(p: Pooling) -> str:
 
 
 def is_channels_last(p: Pooling) -> bool:
-    """The layout of x when the file runs: what packed convolutions give and ops hand on; inputs are as they come."""
-    return isinstance(p.x, Call)
+    return lies_channels_last(p.x)
 
 
 def on_tensors(p: Pooling) -> Pooling:

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 
 from ir_tools.ir.prepack import prepack_of
+from ir_tools.rewrite import Call
 
 
 def have_example_sizes(*values) -> bool:
     """The example has the sizes of all values (None stands for no operand): they do not depend on runtime values."""
     return all(v is None or None not in (v.example_shape, v.example_strides) for v in values)
+
+
+def lies_channels_last(value) -> bool:
+    """A guess at the layout of a value when the file runs: what packed convolutions give, ops hand on; inputs are as they come."""
+    return isinstance(value, Call)
 
 
 def line(*parts: str) -> str:

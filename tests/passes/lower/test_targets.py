@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from ir_tools.emit.to_torchscript import emit
 from passes import CATALOGUE, CaptureError, OptionError, load, optimize
 from passes.driver.catalogue import find_passes
 from passes.driver.pipeline import plan
@@ -48,6 +49,13 @@ def test_a_registered_target_has_an_engine_and_a_lowering(quick: Target) -> None
 def test_a_target_need_not_be_registered() -> None:
     report = optimize(MODEL, example_inputs=X, engine=Target("once"), dry_run=True)
     assert report.engine == "once" and report.steps[-1].name == "lower_once"
+
+
+def test_a_target_has_an_emitter_of_its_own() -> None:
+    target = Target("short", emitter=lambda program: emit(program, chunk_size=1))
+    fast = optimize(MODEL, example_inputs=X, engine=target)
+    assert hasattr(fast.scripted, "_chunk_1") and not hasattr(optimize(MODEL, example_inputs=X).scripted, "_chunk_1")
+    torch.testing.assert_close(fast(X), MODEL(X))
 
 
 def test_order_rules_hold_for_any_lowering(quick: Target) -> None:
