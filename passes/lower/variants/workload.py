@@ -18,7 +18,7 @@ def have_example_sizes(*values) -> bool:
 
 
 def lies_channels_last(value) -> bool:
-    """A guess at the layout of a value when the file runs: what packed convolutions give, ops hand on; inputs are as they come."""
+    """A guess at the layout when the file runs: what packed convolutions give, ops hand on; inputs are as they come."""
     return isinstance(value, Call)
 
 
