@@ -26,6 +26,9 @@ from ir_tools.rewrite import Call, Rule, Value
 from ir_tools.rewrite.subgraph import arguments_of, subgraph_at
 from passes.lower.variants.workload import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
 
+REFERENCE = "plain"
+"""The name of the variant that is a provider's reference."""
+
 Builder = Callable[[Any, Any], Any]
 Supports = Callable[[Any, "torch.device | None", "tuple[torch.dtype | None, ...]"], "str | None"]
 
@@ -47,9 +50,10 @@ def operands(subgraph: Any) -> Iterator[tuple[str, Any]]:
 
 
 def have_known_sizes(subgraph: Any) -> bool:
-    """The example has the sizes of all operands, and no operand is empty."""
+    """All operands are on the CPU, the example has their sizes, and none is empty. Kernels of other devices are not timed."""
     values = [value for _, value in operands(subgraph) if isinstance(value, Value)]
-    return have_example_sizes(*values) and all(0 not in (value.example_shape or ()) for value in values)
+    on_cpu = all(value.device is not None and value.device.type == "cpu" for value in values)
+    return on_cpu and have_example_sizes(*values) and all(0 not in (value.example_shape or ()) for value in values)
 
 
 def as_example(subgraph: Any) -> Any:
@@ -106,6 +110,8 @@ class KernelProvider:
     def __post_init__(self) -> None:
         if (self.build is None) == (self.variants is None):
             raise OptionError(f"the kernel provider {self.name!r} needs either build= or variants=")
+        if self.name == REFERENCE:
+            raise OptionError(f"{REFERENCE!r} is what records call the reference of a kernel provider; give it another name")
         rule = Rule(self.name, match=self.pattern, replace=self.reference) if callable(self.pattern) else None
         object.__setattr__(self, "rule", rule)
         object.__setattr__(self, "ops", rule.roots if rule is not None else frozenset(self.pattern))  # type: ignore[arg-type]

@@ -15,17 +15,15 @@ from functools import partial
 from typing import Any, Literal
 
 from ir_tools.errors import OptionError
-from ir_tools.ir import Block
+from ir_tools.ir import Block, FactError
 from ir_tools.rewrite import Call, Pass, RewriteLog, replace_by_table, table_pass
 from ir_tools.rewrite.shapes import Declares, TableEntry
 from ir_tools.rewrite.subgraph import why_not_in_place_of
-from passes.lower.kernel_provider import Builder, KernelProvider, operands
+from passes.lower.kernel_provider import REFERENCE, Builder, KernelProvider, operands
 from passes.lower.target import Target
 from passes.tune.tuning_record import TuningRecords
 
 LAYOUT_IS_SEEN = "the graph writes in place or draws at random, and the layout of the result cannot be put back"
-REFERENCE = "plain"
-"""The name of the variant that is a provider's reference."""
 
 
 def lowering_pass(target: Target, doc: str | None = None, renamed: Mapping[str, str] | None = None) -> Pass:
@@ -106,7 +104,11 @@ class Lowering:
     def _built(self, candidates: Sequence[Candidate], reasons: list[str], op: Any, call: Call) -> Any:
         """The best variant as nodes, in the layout of `call` where that is seen; None for a result of other facts."""
         builder, candidate = self._best(candidates, reasons)
-        y = builder(op, candidate.subgraph)
+        try:
+            y = builder(op, candidate.subgraph)
+        except FactError as error:
+            reasons.append(f"{candidate.provider.name}: the new op does not take these operands: {error}")
+            return None
         if self.keeps_layout and not y.lies_like(call):  # packed kernels give another one
             y = op.contiguous(y, memory_format=call.memory_format)
         why_not = why_not_in_place_of(call, y, keeps_layout=False)

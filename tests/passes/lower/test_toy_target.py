@@ -159,7 +159,17 @@ def test_a_result_of_another_shape_is_refused() -> None:
     assert model.report.ops_left == {"linear": 2, "relu": 1}
 
 
+def test_a_kernel_that_does_not_take_the_operands_is_refused() -> None:
+    wrong = replace(diagonal, build=lambda op, s: op.call(aten.matmul.default, s.w, s.x), reference=as_linear)
+    program = captured(MODEL, X)
+    after, log = rewritten(lowering_pass(Target("wrong", providers=[wrong])).with_options(variant="fused"), program, X)
+    (reason, _) = [refusal.reason for refusal in log.refusals]
+    assert after is program and reason.startswith("diagonal: the new op does not take these operands: aten::matmul(")
+
+
 def test_providers_that_cannot_be_used_are_refused() -> None:
+    with pytest.raises(OptionError, match="'plain' is what records call the reference of a kernel provider"):
+        replace(diagonal, name="plain")
     with pytest.raises(OptionError, match="the target 'twice' has two kernel providers of one name: diagonal, diagonal"):
         Target("twice", providers=[diagonal, diagonal])
     with pytest.raises(OptionError, match="the kernel provider 'none' needs either build= or variants="):
