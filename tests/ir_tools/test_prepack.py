@@ -9,13 +9,16 @@ from torch import Tensor, nn
 from ir_tools.emit.package import round_trip
 from ir_tools.emit.to_torchscript import emit
 from ir_tools.errors import EmitError, OptionError
-from ir_tools.ir import Program
+from ir_tools.ir import Draft, Program
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.facts import fact
+from ir_tools.ir.host import set_value_type
 from ir_tools.ir.prepack import is_prepack, prepack_conv, prepack_linear, register_prepack
+from ir_tools.ir.program import body_of
+from ir_tools.ir.regions import region_if
 from passes import CATALOGUE
 from tests.check import captured, outputs_of, rewritten
-from tests.ir_tools.emitting import aten, build
+from tests.ir_tools.emitting import aten, build, mkldnn
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
 
@@ -121,6 +124,30 @@ def test_what_cannot_be_undone_is_saved_plain_and_prepared_again() -> None:
     assert torch.equal(loaded.prepared.results[0], w * s) and not loaded.state_dict()
     assert torch.equal(loaded(x), program(x)) and "torch.mul(" not in loaded._chunk_0.code
     assert [short_name(node.target) for node in program.calls if not is_prepack(node)] == ["matmul"] * 3
+
+
+@needs_onednn
+def test_one_that_a_region_is_given_is_read_inside() -> None:
+    weight, x = torch.randn(4, 3), torch.randn(2, 3)
+
+    def body(d, x):
+        packed = d.call(prepack_linear, d.constant("w", weight), 2)
+        sides, result = [], None
+        for name, act in (("then_", "relu"), ("else_", "none")):
+            inner = Draft.inside(d, name)
+            given = inner.operand("x", fact(x), "Tensor"), inner.operand("w", fact(packed), "Tensor")
+            result = inner.call(mkldnn._linear_pointwise.default, *given, None, act, [], "")
+            inner.output([result])
+            sides.append(body_of(inner.program))
+        condition = d.call(aten.Bool.Tensor, d.call(aten.gt.Scalar, d.call(aten.sum.default, x), 0))
+        set_value_type(condition, "bool")
+        (y,) = d.region(region_if, [condition, *sides, [x, packed]], [fact(result)], ["Tensor"])
+        return y
+
+    program = build({"x": x}, body)
+    loaded = round_trip(emit(program))
+    for given in (x.abs(), -x.abs()):
+        assert torch.equal(loaded(given), program(given)) and len(loaded.packed.weights) == 1
 
 
 def test_only_a_pure_op_with_one_new_result_is_a_prepack_op() -> None:
