@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         SlowerWarning,
         UnknownPassError,
     )
+    from passes.lower.kernel_provider import KernelProvider
+    from passes.lower.target import Target
+    from passes.lower.targets import forget_target, register_target
     from passes.report.data import StepReport
     from passes.report.report import Report
     from passes.testing.pass_check import check_pass
@@ -49,6 +52,9 @@ HOMES = {
     "passes.driver.pipeline": "DEFAULT",
     "passes.errors": "CaptureError DynamicShapesError EmitError InputError ModelFileError ModelInTrainingError NumericsError "
     "OptionError PassesError PassOrderError SignatureError SlowerWarning UnknownPassError",
+    "passes.lower.kernel_provider": "KernelProvider",
+    "passes.lower.target": "Target",
+    "passes.lower.targets": "forget_target register_target",
     "passes.report.data": "StepReport",
     "passes.report.report": "Report",
     "passes.testing.pass_check": "check_pass",
@@ -59,10 +65,11 @@ HOMES = {
 _HOME_OF = {name: module for module, names in HOMES.items() for name in names.split()}
 
 __all__ = [
-    "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "DynamicShapesError", "EmitError", "InputError", "LoadedModel",
-    "ModelFileError", "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass", "PassOrderError",
-    "PassesError", "Report", "Rule", "SignatureError", "SlowerWarning", "Speed", "StepReport", "UnknownPassError", "Value",
-    "check_pass", "graph_pass", "load", "optimize", "rule_pass", "table_pass",
+    "CATALOGUE", "DEFAULT", "GROUPS", "CaptureError", "DynamicShapesError", "EmitError", "InputError", "KernelProvider",
+    "LoadedModel", "ModelFileError", "ModelInTrainingError", "NumericsError", "OptimizedModel", "OptionError", "Pass",
+    "PassOrderError", "PassesError", "Report", "Rule", "SignatureError", "SlowerWarning", "Speed", "StepReport", "Target",
+    "UnknownPassError", "Value", "check_pass", "forget_target", "graph_pass", "load", "optimize", "register_target",
+    "rule_pass", "table_pass",
 ]  # fmt: skip
 
 

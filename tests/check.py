@@ -14,6 +14,7 @@ from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import bound_arguments, conv_act, linear_act, nodes_in, overload_name, short_name
+from ir_tools.ir.prepack import is_prepack
 from ir_tools.ir.program import public_name
 from ir_tools.rewrite import Pass
 from ir_tools.torch_compat.modules import BatchNorm
@@ -115,8 +116,8 @@ def assert_bitwise_equal(expected: Sequence[Tensor], got: Sequence[Tensor]) -> N
 
 
 def ops(program: Program) -> list[str]:
-    """Short names of the ops, in order of execution."""
-    return [short_name(node.target) for node in program.calls]
+    """Short names of the ops that run in a call, in order of execution."""
+    return [short_name(node.target) for node in program.calls if not is_prepack(node)]
 
 
 def graph_lines(program: Program) -> list[str]:
@@ -159,9 +160,8 @@ def _label(program: Program, node: fx.Node, called: Mapping[str, str]) -> str:
         return f"input {program.placeholders.index(node)} {sketch(facts.fact(node))}"
     if node.op == "get_attr":
         name = str(node.target)
-        packed = " packed" if name in program.packings else ""
         path = called.get(public_name(name), public_name(name))
-        return f"constant {path} {sketch(program.constants[name])}{packed}"
+        return f"constant {path} {sketch(program.constants[name])}"
     if node.op == "output":
         return f"output {len(list(nodes_in(node.args)))}"
     literals = {name: fx.map_arg(value, lambda n: "·") for name, value in bound_arguments(node).items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TUTORIALS = ["writing_a_pass", "half_precision"]
+TUTORIALS = ["writing_a_pass", "half_precision", "kernels"]
 TESTING = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "passes" / "testing").rglob("*.py")

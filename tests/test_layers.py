@@ -56,7 +56,7 @@ ROOMS = {
     "driver": {"errors", "version", "tune", "report", *KINDS},
     "cli": {"errors", "version", "tune", "report", "driver"},
     "testing": {"errors", "driver"},
-    "__init__": {"errors", "tune", "report", "driver", "testing"},
+    "__init__": {"errors", "tune", "lower", "report", "driver", "testing"},
     "__main__": {"cli"},
 }
 """What each room of passes may import of the others: those before it."""

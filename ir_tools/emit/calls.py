@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
 from ir_tools.emit.literals import literal, string_literal
 from ir_tools.emit.runtime_checks import CHECK_HOLDS
-from ir_tools.emit.variables import Variables
 from ir_tools.errors import EmitError
 from ir_tools.ir.dialect import argument_names
 from ir_tools.ir.facts import TensorFact, dtype
@@ -22,7 +21,18 @@ ASSERTIONS = frozenset({torch.ops.aten._assert_async.default, torch.ops.aten._as
 _UNNAMED_ASSERTION = "an assertion of the model failed"
 
 
-def call_text(node: fx.Node, target: OpOverload, variables: Variables) -> str:
+class Texts(Protocol):
+    """What the values of a Program are called in the text."""
+
+    @property
+    def program(self) -> Program: ...
+
+    def read(self, node: fx.Node) -> str: ...
+
+    def held_float(self, value: float) -> str: ...
+
+
+def call_text(node: fx.Node, target: OpOverload, variables: Texts) -> str:
     """A call of an op, its arguments as its schema declares them."""
     positional, keyword_only = argument_names(target)
     if len(node.args) != len(positional) or set(node.kwargs) != set(keyword_only):
@@ -41,7 +51,7 @@ def call_text(node: fx.Node, target: OpOverload, variables: Variables) -> str:
     return f"torch.ops.{namespace}.{packet}({', '.join(arguments)})"
 
 
-def assertion_text(node: fx.Node, variables: Variables) -> str:
+def assertion_text(node: fx.Node, variables: Texts) -> str:
     """A call of our own method in place of an assertion of the model."""
     holds, message = (*node.args, _UNNAMED_ASSERTION)[:2]
     if not isinstance(holds, fx.Node) or not isinstance(message, str):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from ir_tools.emit.hoisting import Hoisted
 from ir_tools.ir.origin import location
 
 UNREAD = "_unread"
@@ -41,8 +42,7 @@ class EmittedText:
     """Everything that emission writes. `methods` and `chunks` go by method name, `paths` by constant."""
 
     paths: dict[str, tuple[str, ...]]
-    packed: list[str]
-    packed_name: str
+    hoisted: Hoisted = field(default_factory=Hoisted)
     floats: dict[str, float] = field(default_factory=dict)
     unread: bool = False
     methods: dict[str, str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from ir_tools.emit.hoisting import prepacks
 from ir_tools.errors import EmitError
 from ir_tools.ir.alias_analysis import storage_classes
 from ir_tools.ir.dialect import DIALECT_ONLY, overload_name, short_name
@@ -19,7 +20,9 @@ _NOT_IN_LIBTORCH = frozenset({"torch_passes", "quantized_decomposed"})
 
 def refuse_what_libtorch_lacks(program: Program) -> None:
     """Raise EmitError for ops of the dialect, and of libraries that are not there when a file is loaded."""
-    left = [n for n in program.all_calls if n.target in DIALECT_ONLY or getattr(n.target, "namespace", "") in _NOT_IN_LIBTORCH]
+    hoisted = set(prepacks(program))  # a file calls other ops in their place
+    calls = [n for n in program.all_calls if n not in hoisted]
+    left = [n for n in calls if n.target in DIALECT_ONLY or getattr(n.target, "namespace", "") in _NOT_IN_LIBTORCH]
     if left:
         ops = ", ".join(sorted({overload_name(n.target) for n in left}))
         raise EmitError(

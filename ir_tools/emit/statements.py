@@ -21,8 +21,13 @@ from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 
 def statement(node: fx.Node, variables: Variables, inside: bool = False) -> Statement | None:
-    """What computes `node`; None for a getitem that only names one of several results. `inside`: in a region."""
+    """What computes `node`; None for what is hoisted, and for a getitem that only names one of several results.
+
+    `inside`: in a region.
+    """
     variables.reads = {}
+    if node in variables.text.hoisted.text_of:
+        return None
     if is_region(node):
         return region_statement(node, variables, partial(statement, variables=variables, inside=True))
     if node.target is getitem:

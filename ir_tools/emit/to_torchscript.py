@@ -4,6 +4,7 @@
     forward                 checks the inputs, detaches them, runs the chunks, builds the outputs
     <user's paths>          the constants, as parameters and buffers
     packed                  weights laid out for oneDNN, packed again whenever the file is loaded
+    prepared                what other prepack ops make of constants, beside these; likewise
 
 The text names ops without their overloads, so after compiling every call is compared with the Program's overload.
 
@@ -19,8 +20,9 @@ from torch.jit import ScriptModule
 from ir_tools.emit.constants import build_tree, free_name, place_constants
 from ir_tools.emit.emitted_text import UNREAD, EmittedText
 from ir_tools.emit.forward import write_methods
+from ir_tools.emit.hoisting import hoisted_in, plain_constants, prepacks
 from ir_tools.emit.overload_check import check_overloads
-from ir_tools.emit.packed_weights import add_packed_weights, attach_packing
+from ir_tools.emit.packed_weights import add_boxes, attach_packing
 from ir_tools.emit.refusals import refuse_what_libtorch_lacks, refuse_writes_into_lists
 from ir_tools.emit.torch_jit import define, script_tree
 from ir_tools.errors import EmitError
@@ -39,11 +41,9 @@ def emit(program: Program, chunk_size: int = 250) -> ScriptModule:
         setattr(root, name, torch.jit.Attribute(value, float))
     if text.unread:
         setattr(root, UNREAD, torch.jit.Attribute(torch.empty(0), torch.Tensor))
-    if text.packed:
-        add_packed_weights(root, text.packed_name)
+    add_boxes(root, text.hoisted)
     scripted = script_tree(root)
-    if text.packed:
-        attach_packing(getattr(scripted, text.packed_name), program, text.packed, chunk_size)
+    attach_packing(scripted, program, text.hoisted, chunk_size)
     for name, method in text.methods.items():
         _compile(scripted, name, method)
     for name, statements in text.chunks.items():
@@ -57,10 +57,10 @@ def written(program: Program, chunk_size: int) -> EmittedText:
         raise EmitError(f"chunk_size must be at least 1, got {chunk_size}")
     refuse_what_libtorch_lacks(program)
     refuse_writes_into_lists(program.graph)
-    used = program.used_constants()
-    paths = place_constants(name for name in used if name not in program.packings)
-    packed = [name for name in used if name in program.packings]
-    text = EmittedText(paths, packed, free_name("packed", paths.values()))
+    hoisted = prepacks(program)
+    paths = place_constants(plain_constants(program, hoisted))
+    names = free_name("packed", paths.values()), free_name("prepared", paths.values())
+    text = EmittedText(paths, hoisted_in(hoisted, *names))
     write_methods(program, text, chunk_size)
     return text
 

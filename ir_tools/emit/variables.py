@@ -30,8 +30,7 @@ class Variables:
         self.types: dict[str, str] = {}
         self.reads: dict[str, None] = {}
         self.inside: set[str] = set()  # names that exist only inside regions
-        self.constants: dict[fx.Node, fx.Node] = {}  # placeholders of bodies that are given a constant
-        self._packed_index = {name: i for i, name in enumerate(text.packed)}
+        self.constants: dict[fx.Node, fx.Node] = {}  # placeholders of bodies that are given a constant, or what is hoisted
 
     def name(self, node: fx.Node, name: str, type_: str) -> None:
         """The value of `node` goes by `name` from here on."""
@@ -41,11 +40,10 @@ class Variables:
     def read(self, node: fx.Node) -> str:
         """The text of a node's value, which is noted as read."""
         node = self.constants.get(node, node)
+        if node in self.text.hoisted.text_of:
+            return self.text.hoisted.text_of[node]
         if node.op == "get_attr":
-            constant = str(node.target)
-            if constant in self._packed_index:
-                return f"self.{self.text.packed_name}.weights[{self._packed_index[constant]}]"
-            return path_text(self.text.paths[constant])
+            return path_text(self.text.paths[str(node.target)])
         name = self.known(node)
         self.reads[name] = None
         return name
@@ -63,7 +61,7 @@ class Variables:
         """A value that a body reads from outside keeps the name that it has there."""
         for placeholder, operand in zip(placeholders, operands, strict=True):
             operand = self.constants.get(operand, operand)
-            if operand.op == "get_attr":
+            if operand.op == "get_attr" or operand in self.text.hoisted.text_of:
                 self.constants[placeholder] = operand
             else:
                 self.by_node[placeholder] = self.known(operand)

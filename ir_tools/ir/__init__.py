@@ -2,7 +2,7 @@
 
 from ir_tools.ir.edit import Draft
 from ir_tools.ir.origin import Origin
-from ir_tools.ir.program import Block, Packing, Program
+from ir_tools.ir.program import Block, Program
 from ir_tools.ir.shape_inference import FactError
 from ir_tools.ir.signature import InputSpec, Signature
 from ir_tools.ir.wellformed import IllFormedError, check_wellformed
@@ -14,7 +14,6 @@ __all__ = [
     "IllFormedError",
     "InputSpec",
     "Origin",
-    "Packing",
     "Program",
     "Signature",
     "check_wellformed",

@@ -20,7 +20,7 @@ from ir_tools.ir.facts import TensorFact, TupleFact
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.joins import settle
 from ir_tools.ir.origin import Origin, location, origin, set_origin
-from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
+from ir_tools.ir.program import Block, Program, body_of, public_name
 from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
 from ir_tools.ir.reinference import Stale
 from ir_tools.torch_compat.fake import FakeTensor
@@ -58,7 +58,7 @@ class Draft(Generic[B]):
     def inside(cls, outer: Draft, name: str) -> Draft[Block]:
         """An empty draft of a body in what `outer` makes, over the same tables; names of its nodes begin with `name`."""
         around = outer.program
-        block = Block(fx.Graph(), around.constants, around.state, around.packings, around.mode, around.name + name)
+        block = Block(fx.Graph(), around.constants, around.state, around.mode, around.name + name)
         draft = Draft(block)
         draft._identities = outer._by_identity
         return draft
@@ -90,7 +90,7 @@ class Draft(Generic[B]):
         """Names of the constants by their storage; made when first asked for, since there may be thousands."""
         if self._identities is None:
             table = self.program
-            self._identities = {(_identity(t), table.packings.get(name)): name for name, t in table.constants.items()}
+            self._identities = {_identity(t): name for name, t in table.constants.items()}
         return self._identities
 
     @property
@@ -128,10 +128,10 @@ class Draft(Generic[B]):
         self._head = node
         return node
 
-    def constant(self, name: str, tensor: torch.Tensor, *, state: bool = False, packing: Packing | None = None) -> fx.Node:
+    def constant(self, name: str, tensor: torch.Tensor, *, state: bool = False) -> fx.Node:
         """The `get_attr` node of a constant. Equal storage is entered once; a name already taken gets a number."""
         tensor = tensor.detach()
-        identity = (_identity(tensor), packing)
+        identity = _identity(tensor)
         known = self._by_identity.get(identity)
         if known is not None:
             name = known
@@ -139,8 +139,6 @@ class Draft(Generic[B]):
             name = self._free_name(name)
             self.program.constants[name] = tensor
             self._by_identity[identity] = name
-            if packing is not None:
-                self.program.packings[name] = packing
         if state:
             self.program.state |= {name}
         return self.get(name)
@@ -243,7 +241,6 @@ class Draft(Generic[B]):
         if after is before:
             return body
         self.program.constants.update(after.constants)
-        self.program.packings.update(after.packings)
         self.program.state |= after.state
         return body_of(after, outside.carried)
 
@@ -319,7 +316,6 @@ class Draft(Generic[B]):
         program = self.program
         for name in set(program.constants) - set(program.used_constants()):
             del program.constants[name]
-            program.packings.pop(name, None)
         program.state &= set(program.constants)
 
     # -- inside -------------------------------------------------------------------------------------------------------

@@ -18,37 +18,9 @@ from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.effects import is_random, live_nodes
 from ir_tools.ir.host import meaning
 from ir_tools.ir.inference_mode import InferenceMode
+from ir_tools.ir.prepack import is_prepack, take_prepacks_out
 from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How oneDNN wants a weight laid out in memory. The constant itself stays plain; it is packed where it is run.
-
-    `kind` is "conv" or "linear". `input_size` (conv) and `batch` (linear) are hints for choosing the layout.
-    """
-
-    kind: str
-    padding: Sequence[int] = ()
-    stride: Sequence[int] = ()
-    dilation: Sequence[int] = ()
-    groups: int = 1
-    input_size: tuple[int, ...] | None = None
-    batch: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("padding", "stride", "dilation"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        """The packed, opaque copy of a plain `weight`."""
-        ops = torch.ops.mkldnn
-        if self.kind == "linear":
-            return ops._reorder_linear_weight(weight, self.batch)
-        return ops._reorder_convolution_weight(
-            weight, self.padding, self.stride, self.dilation, self.groups, self.input_size
-        )
 
 
 @dataclass
@@ -59,7 +31,6 @@ class Block:
     - `constants`: name -> tensor. Names are the user's parameter paths; a constant that a pass made is named
       `<path>@<pass>`. Tensors are detached aliases of the user's, and shared storage is one entry.
     - `state`: names of constants that the model itself writes into (a counter buffer).
-    - `packings`: constants that are packed for oneDNN where they run.
     - `name`: what the names of nodes in a body begin with, so that they are unique in the whole Program.
     - `outside`: for a body, what is done to its inputs and results around it.
     """
@@ -67,7 +38,6 @@ class Block:
     graph: fx.Graph
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     state: frozenset[str] = frozenset()
-    packings: dict[str, Packing] = field(default_factory=dict)
     mode: InferenceMode = field(default_factory=InferenceMode)
     name: str = ""
     outside: Outside = NOBODY
@@ -102,7 +72,8 @@ class Block:
         return [n for n in all_nodes(self.graph) if n.op == "call_function"]
 
     def __len__(self) -> int:
-        return len(self.all_calls)
+        """How many ops run in a call: prepack ops do not."""
+        return sum(not is_prepack(node) for node in self.all_calls)
 
     @property
     def layout_is_observable(self) -> bool:
@@ -136,14 +107,14 @@ class Block:
         return trace_graph(self.graph, inputs, self._loader())
 
     def _loader(self) -> Callable[[str], torch.Tensor]:
-        """What `get_attr` reads during one run: packed weights, and one copy of each state."""
+        """What `get_attr` reads during one run: the constants, and one copy of each state."""
         state: dict[str, torch.Tensor] = {}
 
         def load(name: str) -> torch.Tensor:
             tensor = self.constants[name]
             if name in self.state:
                 return state.setdefault(name, tensor.clone())
-            return self.packings[name].apply(tensor) if name in self.packings else tensor
+            return tensor
 
         return load
 
@@ -151,14 +122,13 @@ class Block:
 
     def of_body(self, body: Body, outside: Outside = NOBODY) -> Block:
         """The body of a region as a Block over the tables of this one."""
-        return Block(body.graph, self.constants, self.state, self.packings, self.mode, body.name, outside)
+        return Block(body.graph, self.constants, self.state, self.mode, body.name, outside)
 
     # -- copying ------------------------------------------------------------------------------------------------------
 
     def copy(self) -> Block:
         """A Block with its own graph and tables; tensors and bodies are shared. Node names stay."""
-        tables = (dict(self.constants), self.state, dict(self.packings))
-        return Block(self._copied_graph(), *tables, self.mode, self.name, self.outside)
+        return Block(self._copied_graph(), dict(self.constants), self.state, self.mode, self.name, self.outside)
 
     def _copied_graph(self) -> fx.Graph:
         graph = fx.Graph()
@@ -198,7 +168,6 @@ class Program(Block):
             self._copied_graph(),
             dict(self.constants),
             self.state,
-            dict(self.packings),
             self.mode,
             signature=self.signature,
             frontend=self.frontend,
@@ -281,15 +250,16 @@ def trace_graph(
 
 
 def _graph_module(block: Block, load: Load) -> fx.GraphModule:
-    """A GraphModule of a copied block; constants become buffers, bodies submodules."""
+    """A GraphModule of a copied block; constants, and what is prepacked, become buffers, bodies submodules."""
     root = torch.nn.Module()
     targets: dict[str, str] = {}
+    prepacked = take_prepacks_out(block.graph, load)
     for node in list(block.graph.nodes):
         if node.op == "get_attr":
             name = str(node.target)
             if name not in targets:
                 targets[name] = f"constant_{len(targets)}"
-                root.register_buffer(targets[name], load(name))
+                root.register_buffer(targets[name], prepacked[name] if name in prepacked else load(name))
             node.target = targets[name]
         elif is_region(node):
             _take_bodies_out(block, node, root, load)

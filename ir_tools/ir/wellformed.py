@@ -31,7 +31,7 @@ def check_wellformed(program: Program) -> None:
     for name, tensor in program.constants.items():
         if isinstance(tensor, torch.nn.Parameter) or tensor.requires_grad:
             problems.append(f"constant {name} must be a detached alias, not a Parameter or a tensor with gradient")
-    for name in (*program.state, *program.packings):
+    for name in program.state:
         if name not in program.constants:
             problems.append(f"{name} is not in the table of constants")
     if problems:

@@ -131,7 +131,7 @@ class _Work:
         elif not isinstance(result, Value):
             raise TypeError(f"{rule.replace.__name__} must return a Value, got {type(result).__name__}")
         else:
-            why_not = _changes(match.root, result._node, self.keeps_layout)
+            why_not = changes(match.root, result._node, self.keeps_layout)
             if why_not is None:
                 for new in ops.made:
                     stand_for(new, match.nodes)
@@ -170,7 +170,7 @@ def objection(rule: Rule, match: Match, mutated: frozenset[fx.Node], program: Bl
     return None
 
 
-def _changes(old: fx.Node, new: fx.Node, keeps_layout: bool) -> str | None:
+def changes(old: fx.Node, new: fx.Node, keeps_layout: bool) -> str | None:
     """The first fact of the old value that the new one does not keep, None when it keeps all."""
     if facts.is_unknown(old) or facts.is_unknown(new):
         return "unknown: the shape and dtype of the result"

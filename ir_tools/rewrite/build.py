@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ir_tools.ir import Draft, Packing
+from ir_tools.ir import Draft
 from ir_tools.ir.dialect import argument_kind, aten, bound_arguments
 from ir_tools.ir.origin import Origin, origin
 from ir_tools.ir.program import public_name
@@ -16,11 +17,20 @@ from ir_tools.rewrite.rule import Call, Value, unwrap, wrap
 from ir_tools.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the `Ops` of one run of a pass share: tensors made once, and the values of the graph that are written into."""
+
+    made_once: dict[Any, Tensor] = field(default_factory=dict)
+    mutated: frozenset[fx.Node] = frozenset()
+
+
 class Ops:
     """Adds ops to a draft. Plain tensors among the arguments become constants named after the module that reads them."""
 
-    def __init__(self, draft: Draft, made_by: str, at: fx.Node):
+    def __init__(self, draft: Draft, made_by: str, at: fx.Node, shared: Shared | None = None):
         self._draft = draft
+        self._shared = Shared() if shared is None else shared
         self._made_by = made_by
         self._origin = origin(at)
         self.declined = ""
@@ -49,15 +59,17 @@ class Ops:
         keywords = {n: changed.get(n, given[n]) for n in call._node.kwargs}
         return self._call(call.target, origin(call._node), given, positional, keywords)
 
-    def constant(self, name: str, tensor: Tensor, packing: Packing | None = None) -> Value:
+    def once(self, make: Callable[..., Tensor], *args: Any) -> Tensor:
+        """The tensor that `make(*args)` gives, made once where many ops of a graph need it."""
+        made = self._shared.made_once
+        if (make, args) not in made:
+            made[make, args] = make(*args)
+        return made[make, args]
+
+    def constant(self, name: str, tensor: Tensor) -> Value:
         """A constant named `<name>@<pass>`."""
         base = public_name(name)
-        return wrap(self._draft.constant(f"{base}@{self._made_by}", tensor, packing=packing))
-
-    def packed(self, value: Value, packing: Packing) -> Value:
-        """A constant that oneDNN packs where it runs."""
-        name = str(value._node.target)
-        return self.constant(name, self._draft.program.constants[name], packing)
+        return wrap(self._draft.constant(f"{base}@{self._made_by}", tensor))
 
     def _call(self, target: OpOverload, at: Origin, template: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> Value:
         names = [a.name for a in schema_of(target).arguments]

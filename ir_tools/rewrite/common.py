@@ -66,7 +66,7 @@ class Keys:
     def _first_alike(self, node: fx.Node) -> fx.Node:
         tensor = self.block.constant(node)
         name = str(node.target)
-        if tensor is None or name in self.block.packings or tensor.layout is not torch.strided or tensor.is_quantized:
+        if tensor is None or tensor.layout is not torch.strided or tensor.is_quantized:
             return node
         if tensor.nbytes > LARGEST_CONSTANT and name == public_name(name):
             return node

@@ -8,16 +8,17 @@ from torch import fx
 from ir_tools.ir import Block, facts
 from ir_tools.ir.dialect import DIALECT_ONLY, map_argument
 from ir_tools.ir.effects import has_effect
+from ir_tools.ir.prepack import prepack_of
 from ir_tools.torch_compat.operators import OpOverload
 
 
 def is_foldable(program: Block, node: fx.Node) -> bool:
-    """The node gives one tensor, which is read; it has no effect, and its tensor operands are constants, not state."""
+    """The node gives one tensor, which is read; no effect, no prepacking; its tensor operands are constants, not state."""
     if not node.users or not isinstance(node.target, OpOverload) or node.target in DIALECT_ONLY or has_effect(node):
         return False
-    if facts.tensor(node) is None:
+    if prepack_of(node.target) is not None or facts.tensor(node) is None:
         return False
-    return all(program.constant(n) is not None and n.target not in program.packings for n in node.all_input_nodes)
+    return all(program.constant(n) is not None for n in node.all_input_nodes)
 
 
 def evaluate(program: Block, node: fx.Node) -> tuple[torch.Tensor, int]:

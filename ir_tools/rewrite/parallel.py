@@ -53,10 +53,10 @@ def _fusing_user(node: fx.Node) -> fx.Node | None:
 
 
 def kind_of(node: fx.Node, block: Block) -> tuple:
-    """Equal for linears whose weights can be joined: dtype, device, and whether they are packed."""
+    """Equal for linears whose weights can be joined: dtype, device and layout."""
     weight = bound_arguments(node)["weight"]
     constant = block.constants[str(weight.target)]
-    return constant.dtype, constant.device, constant.layout, str(weight.target) in block.packings
+    return constant.dtype, constant.device, constant.layout
 
 
 def merge(draft: Draft, linears: list[fx.Node], made_by: str) -> None:

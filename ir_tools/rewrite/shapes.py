@@ -23,7 +23,7 @@ from ir_tools.ir.origin import location, origin
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
 from ir_tools.rewrite.artifacts import Artifacts, pass_signature
-from ir_tools.rewrite.build import Ops
+from ir_tools.rewrite.build import Ops, Shared
 from ir_tools.rewrite.numeric_effects import NumericEffect, NumericEffects, declaration, declared, numeric_effects
 from ir_tools.rewrite.rewrite_log import RewriteLog
 from ir_tools.rewrite.rule import Call, Rule
@@ -37,7 +37,8 @@ class Pass:
 
     `name` equals its file and its test; `effects` are what it may do to numbers; `given` are options set by the user;
     `rules` are those of a pass made of rules; `renamed` maps the old names of options, which users may still give, to the new;
-    `reads_log_ranges`: it was made with `declares=`, when ranges were in the log, for one more release.
+    `target` is what a lowering lowers to, None for any other pass; `reads_log_ranges`: it was made with `declares=`, when
+    ranges were in the log, for one more release.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Pass:
     given: Mapping[str, Any] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    target: Any = field(default=None, repr=False, compare=False)
     reads_log_ranges: bool = False
 
     def __post_init__(self) -> None:
@@ -289,24 +291,24 @@ def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str,
     if not any(node.target in table for node in program.calls):
         return program
     draft = Draft.of(program)
-    mutated = draft.program.mutated_values
+    shared = Shared(mutated=draft.program.mutated_values)
     for node in draft.program.calls:
         draft.refresh(node)
         entry = table.get(node.target)
         site = f"{name}@{node.name}"
         if entry is not None and log.allows(site) and name not in origin(node).rules:
-            _replace_node(draft, node, entry, site, name, mutated, log)
+            _replace_node(draft, node, entry, site, name, shared, log)
     return draft.finish()
 
 
 def _replace_node(
-    draft: Draft, node: fx.Node, entry: TableEntry, site: str, name: str, mutated: frozenset[fx.Node], log: RewriteLog
+    draft: Draft, node: fx.Node, entry: TableEntry, site: str, name: str, shared: Shared, log: RewriteLog
 ) -> None:
-    if any(n in mutated for n in (node, *node.all_input_nodes)):
+    if any(n in shared.mutated for n in (node, *node.all_input_nodes)):
         log.refused(site, name, location(node), "its operands or result are written in place")
         return
     with draft.before(node):
-        ops = Ops(draft, name, node)
+        ops = Ops(draft, name, node, shared)
         result = entry(ops, Call(node))
     if ops.declined:
         log.refused(site, name, location(node), ops.declined)

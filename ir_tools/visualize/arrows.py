@@ -20,7 +20,7 @@ _AFTERWARDS = {"style": "dotted", "color": "#c92a2a", "fontcolor": "#c92a2a", "l
 def write_edges(node: fx.Node, dot: Digraph) -> None:
     labels = _edge_labels(node)
     for source in node.all_input_nodes:
-        if source.op != "get_attr":
+        if is_value(source):
             dot.edge(source.name, node.name, label=escape(labels[source]) if source in labels else None)
 
 
@@ -28,7 +28,7 @@ def _edge_labels(node: fx.Node) -> dict[fx.Node, str]:
     """Labels for the arrows into an op whose operands look alike in a drawing, such as `residual`."""
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return {}
-    if len([n for n in node.all_input_nodes if n.op != "get_attr"]) < 2 or short_name(node.target) in _COMMUTATIVE:
+    if len([n for n in node.all_input_nodes if is_value(n)]) < 2 or short_name(node.target) in _COMMUTATIVE:
         return {}
     roles: dict[fx.Node, list[str]] = {}
     for name, value in bound_arguments(node).items():

@@ -12,6 +12,7 @@ from torch import fx
 from ir_tools.ir.dialect import bound_arguments, getitem, nodes_in, short_name
 from ir_tools.ir.host import fail
 from ir_tools.ir.origin import origin
+from ir_tools.ir.prepack import is_prepack
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import Body, inputs_of, region_loop
 from ir_tools.torch_compat.operators import OpOverload
@@ -63,11 +64,14 @@ def _constant_lines(node: fx.Node, writer: Boxes) -> list[str]:
     arguments = bound_arguments(node) if isinstance(node.target, OpOverload) else {"": node.args}
     for name, value in arguments.items():
         for constant in nodes_in(value):
+            packed = is_prepack(constant)
+            if packed:
+                constant = constant.all_input_nodes[0]
             if constant.op != "get_attr":
                 continue
             path = str(constant.target)
             text = f"{path} {writer.values.describe(program.constants.get(path))}"
-            if path in program.packings:
+            if packed:
                 text += " packed"
             if name and path.partition("@")[0].rpartition(".")[2] != name:
                 text = f"{name}: {text}"
@@ -88,7 +92,7 @@ class Boxes:
 
     def graph(self, nodes: list[fx.Node], dot: Digraph) -> None:
         """The boxes of a graph, framed by module, with regions in frames of their own."""
-        calls = [n for n in nodes if n.op not in ("placeholder", "get_attr", "output") and not is_result(n)]
+        calls = [n for n in nodes if n.op not in ("placeholder", "output") and is_value(n) and not is_result(n)]
         write_frame(frames(calls), dot, self.call, MODULE_LEVELS)
 
     def call(self, node: fx.Node, dot: Digraph) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from ir_tools.ir.dialect import getitem
+from ir_tools.ir.prepack import is_prepack
 from ir_tools.ir.regions import Body, bodies, inputs_of, is_region, region_if, region_loop
 
 
@@ -73,10 +74,10 @@ def next_value(node: fx.Node, body: Body, placeholder: fx.Node) -> Any:
 
 def is_value(value: Any) -> bool:
     """The value has a box: an arrow can start there."""
-    return isinstance(value, fx.Node) and value.op != "get_attr"
+    return isinstance(value, fx.Node) and value.op != "get_attr" and not is_prepack(value)
 
 
 def drawn(body: Body) -> list[fx.Node]:
     """The nodes of a body that have boxes."""
-    nodes = (n for n in body.graph.nodes if n.op not in ("get_attr", "output"))
+    nodes = (n for n in body.graph.nodes if n.op != "output" and is_value(n))
     return [n for n in nodes if n.op != "placeholder" or n.users]

@@ -21,7 +21,7 @@ from ir_tools.ir.dialect import nodes_in
 from ir_tools.ir.program import Program, all_nodes
 from ir_tools.visualize.arrows import write_edges, write_order, write_region_edges
 from ir_tools.visualize.boxes import INPUT, Boxes
-from ir_tools.visualize.control import is_result, is_whole
+from ir_tools.visualize.control import is_result, is_value, is_whole
 from ir_tools.visualize.values import Values
 
 LARGE = 400
@@ -54,7 +54,7 @@ def to_dot(program: Program, *, title: str = "", new_nodes: Collection[str] = fr
     for node in all_nodes(program.graph):
         if is_whole(node):
             write_region_edges(node, dot)
-        elif node.op == "call_function" and not is_result(node):
+        elif node.op == "call_function" and is_value(node) and not is_result(node):
             write_edges(node, dot)
     write_order(program.graph, dot)
     writer.legend(dot)
@@ -67,5 +67,5 @@ def _write_output(node: fx.Node, dot: Digraph, described: Values) -> None:
     more = f"\\n… {len(values) - 8} more" if len(values) > 8 else ""
     dot.node(node.name, f"output\\n{facts}{more}", shape="house", style="filled", fillcolor=INPUT, tooltip="output")
     for i, value in enumerate(values):
-        if value.op != "get_attr":
+        if is_value(value):
             dot.edge(value.name, node.name, label=str(i) if len(values) > 1 else None)

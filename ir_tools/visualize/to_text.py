@@ -111,9 +111,8 @@ class _Listing:
                 yield f"{node.name} = {node_text(node)} : {value}{module}"
 
     def _constant(self, name: str) -> str:
-        packed = "  # packed for oneDNN where it runs" if name in self.program.packings else ""
         state = "  # state" if name in self.program.state else ""
-        return f"constant {name} : {self.values.describe(self.program.constants.get(name))}{packed}{state}"
+        return f"constant {name} : {self.values.describe(self.program.constants.get(name))}{state}"
 
     def _region(self, node: fx.Node) -> Iterator[str]:
         module = f", {origin(node).module}" if origin(node).module else ""

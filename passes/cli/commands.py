@@ -156,12 +156,15 @@ def verify(file: Annotated[Path, typer.Argument(help="A file that `optimize` wro
     """Check that a saved model still gives the outputs stored with it; exit code 2 when it does not."""
     from passes.driver.compiled_model import load
 
-    manifest = load(file).manifest
+    loaded = load(file)
+    manifest = loaded.manifest
     console = Console()
     print_fact(console, "file", str(file))
     print_fact(console, "versions", f"torch-passes {manifest['torch_passes']}, torch {manifest['torch']}")
     print_fact(console, "front end", manifest["frontend"])
     print_fact(console, "engine", manifest["engine"])
+    if loaded.needs:
+        print_fact(console, "needs", loaded.needs)
     print_fact(console, "passes", ", ".join(manifest["passes"]))
     inputs = (f"{i['name']}: {i['dtype']}{i['shape']}" for i in manifest["inputs"])
     print_fact(console, "inputs", "; ".join(inputs))

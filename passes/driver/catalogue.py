@@ -31,6 +31,9 @@ from passes.fuse.use_stable_forms import use_stable_forms
 from passes.lower.follow_inputs import follow_inputs
 from passes.lower.lower_aten import lower_aten
 from passes.lower.lower_onednn import lower_onednn
+from passes.lower.lowering import lowering_pass
+from passes.lower.target import Target
+from passes.lower.targets import registered_targets
 from passes.precision.cast_half import cast_half
 from passes.quantize.insert_quant_stubs import insert_quant_stubs
 
@@ -92,12 +95,12 @@ def _expand(item: str | Pass) -> Sequence[Pass]:
         if options:
             raise OptionError(f"the group {name!r} has no options; give them to one of its passes: {', '.join(GROUPS[name])}")
         return [CATALOGUE[n] for n in GROUPS[name]]
-    if name not in CATALOGUE:
+    pass_ = pass_named(name)
+    if pass_ is None:
         known = [*CATALOGUE, *GROUPS]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
         raise UnknownPassError(f"there is no pass {name!r}; {hint}")
-    pass_ = CATALOGUE[name]
     if not options:
         return [pass_]
     given = {}
@@ -107,3 +110,18 @@ def _expand(item: str | Pass) -> Sequence[Pass]:
             raise OptionError(f"an option is written name=value, got {option!r} in {item!r}")
         given[key] = value
     return [pass_.with_options(**given)]
+
+
+def pass_named(name: str) -> Pass | None:
+    """The pass of that name: of the catalogue, or the lowering of a registered target."""
+    target = next((target for target in registered_targets() if target.lowering == name), None)
+    return CATALOGUE.get(name) if target is None else lowering_to(target)
+
+
+def lowering_to(target: Target) -> Pass:
+    """The lowering of a target: of the catalogue where it stands there, else made. Raises `OptionError` for a name taken."""
+    known = CATALOGUE.get(target.lowering)
+    if known is not None and known.target is None:
+        where = f"the lowering of the target {target.name!r}"
+        raise OptionError(f"{where} bears the name of the pass {known.name!r}; set lowering=")
+    return known if known is not None and known.target is target else lowering_pass(target)

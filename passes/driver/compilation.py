@@ -11,16 +11,17 @@ import torch
 
 from ir_tools.emit import package
 from ir_tools.emit.calling import arguments_for
-from ir_tools.emit.to_torchscript import emit
 from ir_tools.frontends.source import Source
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import short_name
+from ir_tools.ir.prepack import is_prepack
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.notes import Notes
 from passes.driver.compiled_model import call_flat
 from passes.driver.instrumentation import explained, observed, placed, timed, wellformed
 from passes.driver.step import Hook, Step, run_steps
 from passes.driver.verification import Numerics
+from passes.lower.target import Target
 from passes.report.report import Report
 from passes.tune.tuning_record import TuningRecords
 
@@ -60,6 +61,7 @@ class CompilationContext:
     """
 
     source: Source
+    target: Target
     verify: str
     explain_at: str | None
     observe_on: Sequence[Sequence[torch.Tensor]] | None
@@ -84,7 +86,7 @@ class CompilationContext:
 
     def emitted(self, result: CompilationResult) -> CompilationResult:
         """The result with the TorchScript module of its Program, verified."""
-        scripted = package.round_trip(emit(result.program))
+        scripted = package.round_trip(self.target.emitter(result.program))
         arguments = self.arguments
         sqnr_db = max_abs_error = None
         with torch.no_grad():
@@ -96,5 +98,5 @@ class CompilationContext:
 
 
 def count_ops(program: Program) -> dict[str, int]:
-    """How often each op occurs, by name; in branches and loops too."""
-    return dict(Counter(short_name(node.target) for node in program.all_calls))
+    """How often each op that runs in a call occurs, by name; in branches and loops too. Prepack ops run before."""
+    return dict(Counter(short_name(node.target) for node in program.all_calls if not is_prepack(node)))

@@ -21,6 +21,7 @@ from ir_tools.verify.numerics import compare
 from ir_tools.visualize import draw_svg, to_dot
 from passes.driver.manifest import check_manifest, read_tree
 from passes.errors import NumericsError, PassesError
+from passes.lower.targets import registered_targets
 from passes.report.report import Report
 
 
@@ -106,6 +107,11 @@ class LoadedModel(nn.Module):
         tensors = iter([result] if isinstance(result, torch.Tensor) else result)
         leaves = [next(tensors) if leaf == "tensor" else leaf["baked"] for leaf in self.manifest["out_leaves"]]
         return pytree.tree_unflatten(leaves, self._out_tree)
+
+    @property
+    def needs(self) -> str:
+        """What the file needs to run, as its target states it; empty where there is no target of this name here."""
+        return next((target.needs for target in registered_targets() if target.name == self.manifest["engine"]), "")
 
     def train(self, mode: bool = True) -> LoadedModel:
         if mode:

@@ -32,9 +32,11 @@ from passes.driver.inputs import (
 from passes.driver.instrumentation import Drawings, announced, needs_ranges
 from passes.driver.manifest import build_manifest
 from passes.driver.on_slower import Forking, faster
-from passes.driver.pipeline import DEFAULT, LOWERINGS, lowering_of, plan, with_lowering
+from passes.driver.pipeline import DEFAULT, plan, with_lowering
 from passes.driver.verification import Numerics, narrowest_float
 from passes.errors import CaptureError, SlowerWarning
+from passes.lower.target import Target
+from passes.lower.targets import registered_targets
 from passes.report.report import Report
 from passes.tune.tuning_record import TuningRecords
 
@@ -47,7 +49,7 @@ def optimize(
     example_kwargs: dict[str, Any] | None = None,
     frontend: str = "auto",
     dynamic_shapes: Any = None,
-    engine: str = "auto",
+    engine: str | Target = "auto",
     calibration_data: Any = None,
     tolerance: float | None = None,
     verify: str = "each",
@@ -71,7 +73,8 @@ def optimize(
             captured, and its sizes are baked in).
         example_kwargs: keyword arguments that go with them.
         frontend: "auto" (export, trace, script, fx, in this order), or one of these.
-        engine: "auto", "aten" (files that move between devices) or "onednn_ops" (packed oneDNN kernels, CPU only).
+        engine: "auto", "aten" (files that move between devices), "onednn_ops" (packed oneDNN kernels, CPU only), the name of
+            a target that was registered, or a `Target`.
         calibration_data: calls on which passes that lower precision observe how large values get: an iterable, read once,
             whose items are each a tensor, a tuple or list of arguments, or a dict of keyword arguments (a DataLoader gives
             such). `example_kwargs` go with each, where it does not have its own. A dict is one argument where
@@ -136,13 +139,13 @@ def optimize(
     seconds = time.perf_counter() - clock
     report = _report_of(source, captured, seconds, numerics, verified=verify != "off", dry_run=dry_run)
     observe_on = None if calibration is None else calibration_tensors(calibration, program.signature)
-    pipeline = with_lowering(pipeline, engine, source)
-    report.engine = LOWERINGS[lowering_of(pipeline)]
+    pipeline, target = with_lowering(pipeline, engine, source)
+    report.engine = target.name
     report.notes += _not_used(pipeline, program, tuning_records, observe_on, explain_at)
     if tuning_records is not None:
         pipeline = [p.with_options(records=os.fspath(tuning_records)) if "records" in p.options else p for p in pipeline]
 
-    context = CompilationContext(source, verify, explain_at, observe_on)
+    context = CompilationContext(source, target, verify, explain_at, observe_on)
     forking = Forking(numerics)
     drawings.draw(program, 0, "captured", None)
     result = context.run_passes(program, pipeline, numerics, [announced(progress), drawings.hook, forking.hook])
@@ -189,8 +192,9 @@ def _report_of(
 
 
 def _refuse_lowered(program: Program) -> None:
-    """A file that was lowered to oneDNN can be drawn and run, but no pass can rewrite its graph."""
-    lowered = [node for node in program.all_calls if op_name(node.target).startswith("mkldnn::")]
+    """A file that was lowered to another target's ops can be drawn and run, but no pass can rewrite its graph."""
+    namespaces = {name for target in registered_targets() for name in target.namespaces}
+    lowered = [node for node in program.all_calls if op_name(node.target).partition("::")[0] in namespaces]
     if lowered:
         raise CaptureError(f"the model holds {op_name(lowered[0].target)}: it was optimised already; pass the original model")
 
@@ -201,7 +205,8 @@ def _not_used(
     """A line for each argument of `optimize` that no pass of the pipeline uses."""
     notes = []
     if tuning_records is not None and not any("records" in p.options for p in pipeline):
-        notes.append(f"tuning_records={os.fspath(tuning_records)!r} was not used: only lower_onednn measures kernel variants")
+        given = f"tuning_records={os.fspath(tuning_records)!r}"
+        notes.append(f"{given} was not used: the lowering of this engine has no kernel variants")
     if observe_on is not None and not any(map(needs_ranges, pipeline)):
         notes.append("calibration_data was not used: no pass of the pipeline needs ranges")
     if explain_at is not None and not any(explain_at in locations_of(node) for node in captured.all_calls):

@@ -1,16 +1,17 @@
-"""Which passes run, and in which order: the default pipeline, the order rules, the lowering of an engine."""
+"""Which passes run, and in which order: the default pipeline, the order rules, the lowering of a target."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import networkx as nx
-import torch
 
 from ir_tools.frontends.source import Source
 from ir_tools.rewrite import Pass
-from passes.driver.catalogue import CATALOGUE, find_passes
+from passes.driver.catalogue import CATALOGUE, find_passes, lowering_to
 from passes.errors import OptionError, PassOrderError
+from passes.lower.target import Target
+from passes.lower.targets import AUTO, available_target, find_target
 
 DEFAULT = (
     "fold_constants",  # first: rules ask for constants, and computed weights become ones here
@@ -43,74 +44,79 @@ ORDER_RULES: tuple[tuple[str, str, str], ...] = (
     ("fuse_attention", "cast_half", "casts around the softmax would keep it apart from the products"),
     ("use_stable_forms", "cast_half", "casts between the ops of an unstable expression would hide it"),
     ("insert_quant_stubs", "cast_half", "quantisable subgraphs are found on float32 values"),
-    *(
-        (name, lowering, "lowering replaces the ops that the pass looks for")
-        for lowering in ("lower_aten", "lower_onednn")
-        for name in LOOK_FOR_OPS
-    ),
     ("fold_constants", "follow_inputs", "a tensor that is made on an input's device is no constant"),
-    ("lower_onednn", "lower_aten", "lower_aten would undo the fusions that oneDNN's kernels take"),
 )
-"""(first, second, why): where a pipeline has both, `first` comes first."""
+"""(first, second, why): where a pipeline has both, `first` comes first. `order_rules` adds those of lowerings."""
 
-LOWERINGS = {"lower_aten": "aten", "lower_onednn": "onednn_ops"}
-"""Lowering passes and the engine each one stands for."""
 
-ENGINES = ("auto", *LOWERINGS.values())
+def order_rules(passes: Iterable[Pass]) -> list[tuple[str, str, str]]:
+    """All rules that a pipeline of these passes has to keep: `ORDER_RULES`, and those of the lowerings among them."""
+    lowerings = [p for p in passes if p.target is not None]
+    rules = [
+        (name, lowering.name, "lowering replaces the ops that the pass looks for")
+        for lowering in lowerings
+        for name in LOOK_FOR_OPS
+    ]
+    rules += [
+        (first.name, second.name, f"{second.name} would undo the fusions that the kernels of {first.name} take")
+        for first in lowerings
+        for second in lowerings
+        if first.target.providers and not second.target.providers
+    ]
+    return [*ORDER_RULES, *rules]
 
 
 def check_order(passes: Sequence[Pass]) -> None:
     """Raise `PassOrderError` with the reason when a hard order rule is broken."""
     names = [p.name for p in passes]
-    for first, second, why in ORDER_RULES:
+    rules = order_rules(passes)
+    for first, second, why in rules:
         if second in names and first in names[names.index(second) :]:  # a pass may come more than once
             raise PassOrderError(
                 f"{first} must come before {second}: {why}. Given: {', '.join(names)}. "
-                f"An order that works: {', '.join(legal_order(names))}"
+                f"An order that works: {', '.join(legal_order(names, rules))}"
             )
 
 
-def legal_order(names: Sequence[str]) -> list[str]:
-    """`names` in an order that breaks no rule, and otherwise as given."""
+def legal_order(names: Sequence[str], rules: Iterable[tuple[str, str, str]]) -> list[str]:
+    """`names` in an order that breaks none of the rules, and otherwise as given."""
     graph: nx.DiGraph = nx.DiGraph()
     graph.add_nodes_from(names)
-    graph.add_edges_from((a, b) for a, b, _ in ORDER_RULES if a in graph and b in graph)
+    graph.add_edges_from((a, b) for a, b, _ in rules if a in graph and b in graph)
     return list(nx.lexicographical_topological_sort(graph, key=names.index))
 
 
-def plan(passes: str | Pass | Iterable[str | Pass], engine: str) -> list[Pass]:
+def plan(passes: str | Pass | Iterable[str | Pass], engine: str | Target) -> list[Pass]:
     """The passes that will run, checked for order, with dead-code removal before any lowering."""
-    if engine not in ENGINES:
-        raise OptionError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+    wanted = None if engine == AUTO else lowering_to(find_target(engine)).target
     found = find_passes(passes)
     check_order(found)
     lowering = lowering_of(found)
-    if lowering and engine not in ("auto", LOWERINGS[lowering]):
-        raise OptionError(f"the pass {lowering} stands for engine={LOWERINGS[lowering]!r}, but engine={engine!r} was given")
+    if lowering is not None and wanted is not None and lowering.target.name != wanted.name:
+        stands_for = f"engine={lowering.target.name!r}"
+        raise OptionError(f"the pass {lowering.name} stands for {stands_for}, but engine={wanted.name!r} was given")
     if CATALOGUE["remove_dead_code"] not in found:
-        at = [p.name for p in found].index(lowering) if lowering else len(found)
-        found.insert(at, CATALOGUE["remove_dead_code"])
+        found.insert(len(found) if lowering is None else found.index(lowering), CATALOGUE["remove_dead_code"])
     return found
 
 
-def lowering_of(passes: Sequence[Pass]) -> str:
-    """The name of the lowering among the passes, "" where there is none."""
-    return next((p.name for p in passes if p.name in LOWERINGS), "")
+def lowering_of(passes: Sequence[Pass]) -> Pass | None:
+    """The lowering among the passes, None where there is none."""
+    return next((p for p in passes if p.target is not None), None)
 
 
-def with_lowering(passes: Sequence[Pass], engine: str, source: Source) -> list[Pass]:
-    """The passes, and behind them what the engine needs where they lack it: its lowering, and `follow_inputs` for "aten"."""
-    found = [*passes, *([] if lowering_of(passes) else [CATALOGUE[lowering_for(engine, source)]])]
-    # Only the files of "aten" move between devices. Last, so that nothing is kept from folding.
-    needed = LOWERINGS[lowering_of(found)] == "aten" and CATALOGUE["follow_inputs"] not in found
-    return [*found, *([CATALOGUE["follow_inputs"]] if needed else [])]
+def with_lowering(passes: Sequence[Pass], engine: str | Target, source: Source) -> tuple[list[Pass], Target]:
+    """The passes with what the engine needs behind them where they lack it, and the target that they lower to.
+
+    That is its lowering; and last, so that nothing is kept from folding, `follow_inputs`, if its files move between devices.
 
 
-def lowering_for(engine: str, source: Source) -> str:
-    """The lowering pass of an engine; "auto" is oneDNN where it is built in and the inputs are on the CPU."""
-    on_cpu = all(t.device.type == "cpu" for t in source.tensors)
-    if engine == "auto":
-        engine = "onednn_ops" if torch.backends.mkldnn.is_available() and on_cpu else "aten"
-    if engine == "onednn_ops" and not torch.backends.mkldnn.is_available():
-        raise OptionError("engine='onednn_ops' needs a torch built with oneDNN, which this one is not; use engine='aten'")
-    return next(name for name, stands_for in LOWERINGS.items() if stands_for == engine)
+    Raises `OptionError` where the engine is not available here, or for inputs on these devices.
+    """
+    found, own = list(passes), lowering_of(passes)
+    target = available_target(engine, {t.device for t in source.tensors}) if own is None else own.target
+    if own is None:
+        found.append(lowering_to(target))
+    if target.portable and CATALOGUE["follow_inputs"] not in found:
+        found.append(CATALOGUE["follow_inputs"])
+    return found, target

@@ -5,7 +5,7 @@
     quant_stub(x)                         ->  x
 """
 
-from ir_tools.rewrite import table_pass
-from ir_tools.rewrite.decompositions import DECOMPOSITIONS
+from passes.lower.lowering import lowering_pass
+from passes.lower.targets import ATEN
 
-lower_aten = table_pass("lower_aten", DECOMPOSITIONS, effects=(), doc=__doc__)
+lower_aten = lowering_pass(ATEN, __doc__)

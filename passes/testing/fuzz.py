@@ -37,7 +37,6 @@ from rich.console import Console
 
 from ir_tools.torch_compat.compiler import forget_compiled_code
 from passes.driver.catalogue import CATALOGUE, find_passes
-from passes.driver.pipeline import LOWERINGS
 from passes.testing.model_strategy import random_models
 from passes.testing.pipeline_strategy import pipelines
 from passes.testing.search import Failure, search
@@ -79,7 +78,7 @@ def trials(draw: st.DrawFn, names: Sequence[str] = tuple(CATALOGUE)) -> Trial:
     model = draw(random_models(dtypes=DTYPES))
     engine, frontend = draw(st.sampled_from(ENGINES)), draw(st.sampled_from(FRONTENDS))
     if engine is not None:  # a lowering stands for one engine; `optimize` adds that of the engine asked for
-        names = [name for name in names if name not in LOWERINGS]
+        names = [name for name in names if CATALOGUE[name].target is None]
     return Trial(model, tuple(UNMEASURED.get(name, name) for name in draw(pipelines(names))), frontend, engine)
 
 

@@ -100,7 +100,7 @@ def fingerprint(program: Program) -> list[Any]:
         for n in all_nodes(program.graph)
     ]
     constants = [(name, id(t), t.dtype, _content(t)) for name, t in program.constants.items()]
-    return [nodes, constants, sorted(program.state), sorted(program.packings.items(), key=str), program.signature]
+    return [nodes, constants, sorted(program.state), program.signature]
 
 
 def _content(tensor: Tensor) -> str:

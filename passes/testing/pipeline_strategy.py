@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from passes.driver.pipeline import legal_order
+from passes.driver.catalogue import CATALOGUE
+from passes.driver.pipeline import legal_order, order_rules
 
 
 @st.composite
@@ -20,4 +21,4 @@ def pipelines(draw: st.DrawFn, names: Sequence[str], at_least: Sequence[str] = (
     needed = draw(st.sampled_from(list(at_least))) if at_least else None
     left_out = draw(st.sets(st.sampled_from(list(names)), max_size=len(names) // 2))
     chosen = [name for name in draw(st.permutations(list(names))) if name == needed or name not in left_out]
-    return legal_order(chosen)
+    return legal_order(chosen, order_rules(CATALOGUE[name] for name in chosen if name in CATALOGUE))

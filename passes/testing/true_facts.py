@@ -15,6 +15,7 @@ from torch import Tensor, fx, strided
 
 from ir_tools.ir import Program, facts
 from ir_tools.ir.facts import Fact, ListFact, ScalarFact, TensorFact, TupleFact
+from ir_tools.ir.prepack import is_prepack
 from ir_tools.torch_compat.tensors import likely_memory_format
 
 
@@ -70,11 +71,9 @@ def _watched(program: Program, inputs: tuple[Tensor, ...], see: Callable[[fx.Nod
     """Run the Program; `see` gets each value with its node and fact, those in the bodies of regions too."""
 
     def watch(node: fx.Node, value: Any) -> None:
-        if node.op == "output":
-            return
-        if node.target in program.packings:  # opaque to shape questions in some builds: the plain constant stands for it
-            value = program.constants[str(node.target)]
-        see(node, facts.fact(node), value)
+        opaque = is_prepack(node) and value.layout is not strided  # even to shape questions in some builds
+        if node.op != "output" and not opaque:
+            see(node, facts.fact(node), value)
 
     program.run(*(t.clone() for t in inputs), watch=watch)
 

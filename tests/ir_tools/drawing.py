@@ -10,7 +10,8 @@ from torch import fx
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
-from ir_tools.ir import Draft, InputSpec, Origin, Packing, Program, Signature
+from ir_tools.ir import Draft, InputSpec, Origin, Program, Signature
+from ir_tools.ir.prepack import prepack_conv
 from ir_tools.ir.signature import binder, split_leaves
 from ir_tools.torch_compat import pytree
 
@@ -45,7 +46,8 @@ def small() -> Program:
     with draft.origin(Origin("block.0")):
         total = draft.call(aten.add.Tensor, norm, x)
     with draft.origin(Origin("head").made_by("fuse_conv_relu")):
-        weight = draft.constant("head.weight@fuse_conv_bn", torch.randn(4, 4, 1, 1), packing=Packing("conv"))
+        plain = draft.constant("head.weight@fuse_conv_bn", torch.randn(4, 4, 1, 1))
+        weight = draft.call(prepack_conv, plain, [0, 0], [1, 1], [1, 1], 1, None)
         fused = draft.call(
             torch.ops.torch_passes.conv_act.default,
             total, weight, None, [1, 1], [0, 0], [1, 1], 1, x, "relu", [],

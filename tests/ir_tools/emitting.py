@@ -11,7 +11,8 @@ from ir_tools.emit.constants import path_text
 from ir_tools.emit.package import round_trip
 from ir_tools.emit.packed_weights import packing_text
 from ir_tools.emit.to_torchscript import emit, written
-from ir_tools.ir import Draft, InputSpec, Packing, Program, Signature, check_wellformed
+from ir_tools.ir import Draft, InputSpec, Program, Signature, check_wellformed
+from ir_tools.ir.prepack import prepack_conv, prepack_linear
 from ir_tools.ir.signature import binder, leaf_names, split_leaves
 from ir_tools.torch_compat import pytree
 
@@ -64,8 +65,8 @@ def assert_same(program, *args, chunk_size=250, **kwargs):
     return scripted
 
 
-def conv_packing(weight, groups, size):
-    return Packing("conv", padding=(1, 1), stride=(2, 2), dilation=(1, 1), groups=groups, input_size=size)
+def packed_for_conv(weight, groups, size):
+    return prepack_conv(weight, (1, 1), (2, 2), (1, 1), groups, size)
 
 
 def packed_program(dtype, groups=2):
@@ -73,8 +74,9 @@ def packed_program(dtype, groups=2):
     conv, matrix = torch.randn(12, 8 // groups, 3, 3, dtype=dtype), torch.randn(5, 12, dtype=dtype)
 
     def body(d, x):
-        w = d.constant("conv.weight", conv, packing=conv_packing(conv, groups, (1, 8, 9, 9)))
-        v = d.constant("packed.weight", matrix, packing=Packing("linear", batch=25))
+        plain = d.constant("conv.weight", conv), d.constant("packed.weight", matrix)
+        w = d.call(prepack_conv, plain[0], [1, 1], [2, 2], [1, 1], groups, [1, 8, 9, 9])
+        v = d.call(prepack_linear, plain[1], 25)
         b = d.constant("packed.bias", torch.randn(12, dtype=dtype))
         scale = ([1, 1], [2, 2], [1, 1], groups)
         y = d.call(mkldnn._convolution_pointwise.default, x, w, b, *scale, "hardtanh", [0.0, 6.0], "")
@@ -91,12 +93,13 @@ def torchscript_source(program: Program, chunk_size: int = 250) -> str:
     lines = [f"# {path_text(path)}: {described(program.constants[name])}" for name, path in text.paths.items()]
     lines += [f"# self.{name}: {value!r}" for name, value in text.floats.items()]
     lines += [
-        f"# self.{text.packed_name}.weights[{i}]: {described(program.constants[name])} of {name}, packed"
-        for i, name in enumerate(text.packed)
+        f"# self.{text.hoisted.packed_name}.weights[{i}]: {described(program.constants[name])} of {name}, packed"
+        for i, name in enumerate(str(node.all_input_nodes[0].target) for node in text.hoisted.packed)
     ]
     methods = list(text.methods.values())
-    if text.packed:
-        methods.insert(0, f"# methods of self.{text.packed_name}\n" + packing_text(program, text.packed, chunk_size))
+    if text.hoisted.packed:
+        packing = packing_text(program, text.hoisted.packed, chunk_size)
+        methods.insert(0, f"# methods of self.{text.hoisted.packed_name}\n" + packing)
     return "\n".join(["\n".join(lines) + "\n", *methods])
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from ir_tools.ir import Draft, FactError, IllFormedError, Packing, Program, alias_analysis, check_wellformed, facts
+from ir_tools.ir import Draft, FactError, IllFormedError, Program, alias_analysis, check_wellformed, facts
 from ir_tools.ir.dialect import aten, numbers_in
 from ir_tools.ir.effects import written_nodes
 from ir_tools.ir.origin import origin
@@ -102,17 +102,6 @@ def test_views_of_one_storage_are_constants_of_their_own() -> None:
     assert len({draft.constant("c", view) for view in views}) == len(views)
 
 
-def test_a_packed_constant_is_stored_beside_the_plain_one_and_once() -> None:
-    draft = Draft.of(program_of(nn.Linear(4, 4)))
-    weight = draft.program.constants["0.weight"]
-    packing = Packing("linear", batch=2)
-    packed = draft.constant("0.weight@test", weight, packing=packing)
-    assert str(packed.target) != "0.weight"
-    assert draft.constant("again", weight, packing=packing) is packed
-    assert draft.constant("again", weight, packing=Packing("linear", batch=3)) is not packed
-    assert str(draft.constant("plain", weight).target) == "0.weight"
-
-
 def test_what_is_inserted_behind_an_input_may_read_every_constant() -> None:
     draft = Draft.of(program_of(nn.Linear(4, 4)))
     (x,) = draft.program.placeholders
@@ -157,13 +146,12 @@ def test_sweeping_keeps_effects_and_returns_what_went() -> None:
     assert ops(draft.program) == ["relu", "mul_"]
 
 
-def test_sweeping_forgets_unread_constants_state_and_packings() -> None:
+def test_sweeping_forgets_unread_constants_and_state() -> None:
     draft = Draft.of(program_of(nn.ReLU()))
     draft.constant("state", torch.ones(2), state=True)
-    draft.constant("packed", torch.randn(4, 4), packing=Packing("linear", batch=1))
-    assert draft.program.state == {"state"} and list(draft.program.packings) == ["packed"]
+    assert draft.program.state == {"state"}
     draft.sweep()
-    assert not draft.program.constants and not draft.program.state and not draft.program.packings
+    assert not draft.program.constants and not draft.program.state
 
 
 # -- facts about memory -------------------------------------------------------------------------------------------------

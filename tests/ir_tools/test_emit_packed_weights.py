@@ -10,8 +10,8 @@ import torch
 from ir_tools.emit.package import round_trip
 from ir_tools.emit.to_torchscript import emit
 from ir_tools.errors import EmitError
-from ir_tools.ir import Packing
-from tests.ir_tools.emitting import conv_packing, mkldnn, packed_program, torchscript_source
+from ir_tools.ir.prepack import prepack_linear
+from tests.ir_tools.emitting import mkldnn, packed_for_conv, packed_program, torchscript_source
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -21,7 +21,7 @@ def test_packed_conv_weights_come_back_bit_for_bit(dtype, shape, groups):
     limits = torch.iinfo(bits)
     weight = torch.randint(limits.min, limits.max, shape, dtype=bits).view(dtype)  # NaNs and denormals among them
     for size in (None, (2, shape[1] * groups, 9, 9)):
-        packed = conv_packing(weight, groups, size).apply(weight)
+        packed = packed_for_conv(weight, groups, size)
         assert torch.equal(packed.to_dense().view(bits), weight.view(bits))
 
 
@@ -32,7 +32,7 @@ def test_packed_linear_weights_come_back_bit_for_bit(dtype, shape):
     limits = torch.iinfo(bits)
     weight = torch.randint(limits.min, limits.max, shape, dtype=bits).view(dtype)
     for batch in (None, 1, 128):
-        assert torch.equal(Packing("linear", batch=batch).apply(weight).to_dense().view(bits), weight.view(bits))
+        assert torch.equal(prepack_linear(weight, batch).to_dense().view(bits), weight.view(bits))
 
 
 READ_ELSEWHERE = """

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ir_tools.ir.prepack import is_prepack
 from ir_tools.verify.ranges import Observation, Range, range_of
 from passes import CATALOGUE
 from tests.check import captured, observe
@@ -145,7 +146,7 @@ def test_packed_weights_have_none() -> None:
     x = torch.randn(1, 3, 6, 6)
     program = CATALOGUE["lower_onednn"].with_options(variant="fused")(captured(nn.Conv2d(3, 4, 3).eval(), x))
     found = observe(program, [[x]])
-    packed = [node.name for node in program.nodes if node.op == "get_attr" and node.target in program.packings]
+    packed = [node.name for node in program.nodes if is_prepack(node)]
     assert packed and not set(packed) & set(found) and len(found) >= 2
 
 

@@ -15,7 +15,8 @@ def test_listing_names_arguments_facts_and_modules():
     assert lines[0] == "# 4 ops, 6 constants, captured by export"
     assert "input x : f32[1,4,8,8]" in lines
     assert "constant block.0.conv.weight : f32[4,4,1,1]" in lines
-    assert "constant head.weight@fuse_conv_bn : f32[4,4,1,1]  # packed for oneDNN where it runs" in lines
+    assert "constant head.weight@fuse_conv_bn : f32[4,4,1,1]" in lines
+    assert any(line.startswith("prepack_conv = prepack_conv(w=head.weight@fuse_conv_bn, ") for line in lines)
     assert (
         "conv2d = conv2d(input=x, weight=block.0.conv.weight) : f32[1,4,8,8]  # block.0.conv" in lines
     )  # stride, padding, dilation, groups and bias have their defaults

@@ -8,16 +8,15 @@ in bfloat16, it takes up to twice the time of the products and the softmax one a
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from ir_tools.ir.dialect import aten
 from ir_tools.rewrite import Call
-from passes.lower.variants.workload import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
+from passes.lower.kernel_provider import KernelProvider
+from passes.lower.variants.workload import by, dtype_name, have_example_sizes, line, spread_like
 
 ATTENTION = aten.scaled_dot_product_attention.default
 
@@ -34,10 +33,7 @@ def later_keys(queries: int, keys: int, dtype: torch.dtype) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Attention:
-    """`softmax(q kᵀ * scale + mask, -1) v`; operands are Values, or tensors when it is timed.
-
-    `later` makes the mask of a causal one.
-    """
+    """`softmax(q kᵀ * scale + mask, -1) v`; operands are Values, or tensors when it is timed."""
 
     q: Any
     k: Any
@@ -45,10 +41,9 @@ class Attention:
     mask: Any
     causal: bool
     scale: float
-    later: Callable[[int, int, torch.dtype], torch.Tensor]
 
     @classmethod
-    def of(cls, call: Call, later: Callable[[int, int, torch.dtype], torch.Tensor]) -> "Attention | None":
+    def of(cls, call: Call) -> "Attention | None":
         """What the fused op stands for; None for uses of it that `fuse_attention` does not make, and other devices."""
         q, k, v, mask, causal = call.query, call.key, call.value, call.attn_mask, call.is_causal
         operands = [q, k, v] if mask is None else [q, k, v, mask]
@@ -60,7 +55,7 @@ class Attention:
         if not all(isinstance(size, int) and size > 0 for size in needed):
             return None
         scale = 1 / math.sqrt(q.shape[-1]) if call.scale is None else call.scale
-        return cls(q, k, v, mask, causal, scale, later)
+        return cls(q, k, v, mask, causal, scale)
 
 
 def variants_of(a):
@@ -76,7 +71,7 @@ def apart(op, a):
     # The scale goes to the query, which is smaller than the scores.
     q = a.q if a.scale == 1 else op.call(aten.mul.Scalar, a.q, a.scale)
     scores = op.call(aten.matmul.default, q, op.call(aten.transpose.int, a.k, -2, -1))
-    mask = a.later(a.q.shape[-2], a.k.shape[-2], a.q.dtype) if a.causal else a.mask
+    mask = op.once(later_keys, a.q.shape[-2], a.k.shape[-2], a.q.dtype) if a.causal else a.mask
     seen = scores if mask is None else op.call(aten.add.Tensor, scores, mask)
     return op.call(aten.matmul.default, op.call(aten.softmax.int, seen, -1), a.v)
 
@@ -103,7 +98,19 @@ def workload_key(a: Attention) -> str:
     )
 
 
-def timed_variants(a: Attention) -> dict[str, Any]:
-    """The variants as calls on tensors of the example's sizes and layouts, whatever their values."""
-    on_tensors = replace(a, q=spread_like(a.q), k=spread_like(a.k), v=spread_like(a.v), mask=a.mask and spread_like(a.mask))
-    return {name: partial(variant, OnTensors(), on_tensors) for name, variant in variants_of(a).items()}
+def on_tensors(a: Attention) -> Attention:
+    """The attention on tensors of the example's sizes and layouts, whatever their values."""
+    return replace(a, q=spread_like(a.q), k=spread_like(a.k), v=spread_like(a.v), mask=a.mask and spread_like(a.mask))
+
+
+ATTENTION_KERNELS = KernelProvider(
+    "attention",
+    [ATTENTION],
+    reference=apart,
+    when=lambda call: is_ours(call),
+    subgraph=lambda call: Attention.of(call),
+    variants=variants_of,
+    workload_key=workload_key,
+    can_be_timed=can_be_timed,
+    on_tensors=on_tensors,
+)

@@ -8,18 +8,21 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from ir_tools.ir.dialect import aten, conv_act, linear_act
-from ir_tools.ir.program import Packing
+from ir_tools.ir.prepack import prepack_conv, prepack_linear
 from ir_tools.rewrite import Call, Value
 from ir_tools.rewrite.decompositions import CONVOLUTIONS, activated, finished
-from passes.lower.variants.workload import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
+from passes.lower.kernel_provider import KernelProvider
+from passes.lower.variants.workload import by, dtype_name, have_example_sizes, lies_channels_last, line, spread_like
 
 mkldnn = torch.ops.mkldnn
+
+SUPPORTED = (torch.float32, torch.bfloat16)
+LAYERS = (conv_act, aten.conv2d.default, aten.conv3d.default, linear_act, aten.linear.default)
 
 ONEDNN_NAME = {"": "none", "silu": "swish", "gelu_tanh": "gelu"}
 """Activation names of oneDNN where they differ from the dialect's."""
@@ -36,6 +39,7 @@ class Layer:
     """`act(f(x, w, b) + residual)`, f a convolution or a linear; operands are Values, or tensors when it is timed.
 
     `sizes`: padding, stride, dilation of a convolution, None for a linear. `spent`: the residual's memory may be reused.
+    `input_size`: that of the example, which the layout of a packed weight suits; None where it has none.
     """
 
     x: Any
@@ -48,7 +52,7 @@ class Layer:
     groups: int
     rank: int
     spent: bool
-    packing: Packing
+    input_size: tuple[int, ...] | None
 
     @classmethod
     def of(cls, call: Call) -> "Layer":
@@ -57,12 +61,30 @@ class Layer:
         x, w, b = (call.x, call.w, call.b) if is_fused else (call.input, call.weight, call.bias)
         residual, act, act_args = (call.residual, call.act, call.act_args) if is_fused else (None, "", [])
         sizes, groups = (None, 1) if is_linear else ((call.padding, call.stride, call.dilation), call.groups)
-        if sizes is None:
-            packing = Packing("linear", batch=math.prod((x.example_shape or (1,))[:-1]))
-        else:
-            packing = Packing("conv", *sizes, groups, x.example_shape)
         spent = residual is not None and residual.dies_at(call)
-        return cls(x, w, b, residual, act, act_args, sizes, groups, w.rank, spent, packing)
+        return cls(x, w, b, residual, act, act_args, sizes, groups, w.rank, spent, x.example_shape)
+
+
+def objection(layer, device, dtypes):
+    """Why oneDNN's kernel cannot take this layer, None when it can."""
+    if layer.x.shape is None:
+        return "the shape of its input is unknown"
+    if layer.w.shape is None:
+        return "the shape of its weight is unknown"
+    if device.type != "cpu":
+        return "oneDNN's kernels run on the CPU"
+    if layer.x.dtype not in SUPPORTED or layer.w.dtype != layer.x.dtype:
+        return f"oneDNN's kernels here take float32 and bfloat16, not {layer.x.dtype} with a weight of {layer.w.dtype}"
+    sizes = [n for size in layer.sizes or () for n in size]
+    if not all(isinstance(n, (int, float)) for n in (*sizes, layer.groups, *layer.act_args)):
+        return "a size, or a number of the activation, is known at run time only"
+    if not layer.w.is_constant:
+        return "the weight is not a constant, so it cannot be packed ahead of time"
+    if 0 in layer.x.shape or 0 in layer.w.shape:
+        return "an operand has no elements"
+    if layer.sizes is not None and (layer.x.rank != layer.w.rank or layer.w.rank not in (4, 5)):
+        return "oneDNN's packed convolution takes batched 2-d and 3-d inputs"
+    return None
 
 
 def variants_of(layer):
@@ -75,7 +97,7 @@ def variants_of(layer):
 def fused(op, layer):
     if layer.residual is None:
         return kernel(op, layer, layer.act, layer.act_args)
-    weight, b = op.packed(layer.w, layer.packing), bias(op, layer)
+    weight, b = packed(op, layer), bias(op, layer)
     if layer.sizes is None:
         y = op.call(mkldnn._linear_pointwise.binary, layer.x, layer.residual, weight, b, "add")
         return activated(op, y, layer.act, layer.act_args)
@@ -106,11 +128,18 @@ def plain(op, layer):
 
 def kernel(op, layer, act, act_args):
     """`act(f(x, w, b))` in one kernel."""
-    weight, attributes = op.packed(layer.w, layer.packing), (ONEDNN_NAME.get(act, act), act_args, ALGORITHM.get(act))
+    weight, attributes = packed(op, layer), (ONEDNN_NAME.get(act, act), act_args, ALGORITHM.get(act))
     b = bias(op, layer)
     if layer.sizes is None:
         return op.call(mkldnn._linear_pointwise.default, layer.x, weight, b, *attributes)
     return op.call(mkldnn._convolution_pointwise.default, layer.x, weight, b, *layer.sizes, layer.groups, *attributes)
+
+
+def packed(op, layer):
+    """The weight, laid out for the kernel."""
+    if layer.sizes is None:
+        return op.call(prepack_linear, layer.w, math.prod((layer.input_size or (1,))[:-1]))
+    return op.call(prepack_conv, layer.w, *layer.sizes, layer.groups, layer.input_size)
 
 
 def bias(op, layer):
@@ -151,15 +180,26 @@ def workload_key(layer: Layer) -> str:
 
 
 def is_channels_last(layer: Layer) -> bool:
-    """The layout of x when the file runs: ops hand on that of the convolutions before them, and inputs are as they come."""
-    return layer.sizes is not None and isinstance(layer.x, Call)
+    return layer.sizes is not None and lies_channels_last(layer.x)
 
 
-def timed_variants(layer: Layer) -> dict[str, Any]:
-    """The variants as calls on tensors of the example's sizes, whatever their values."""
+def on_tensors(layer: Layer) -> Layer:
+    """The layer on tensors of the example's sizes, whatever their values."""
     layout = CHANNELS_LAST[layer.rank] if layer.sizes is not None else torch.contiguous_format
     x = spread_like(layer.x, layout if is_channels_last(layer) else torch.contiguous_format)
     w, b = spread_like(layer.w, torch.contiguous_format), layer.b and spread_like(layer.b, torch.contiguous_format)
-    on_tensors = replace(layer, x=x, w=w, b=b, residual=layer.residual and spread_like(layer.residual, layout))
-    op = OnTensors()
-    return {name: partial(variant, op, on_tensors) for name, variant in variants_of(layer).items()}
+    return replace(layer, x=x, w=w, b=b, residual=layer.residual and spread_like(layer.residual, layout))
+
+
+LAYER_KERNELS = KernelProvider(
+    "oneDNN layers",
+    LAYERS,
+    reference=plain,
+    subgraph=lambda call: Layer.of(call),
+    supports=objection,
+    variants=variants_of,
+    workload_key=workload_key,
+    can_be_timed=can_be_timed,
+    on_tensors=on_tensors,
+    prepack=(prepack_conv, prepack_linear),
+)

@@ -7,14 +7,14 @@ Torch's mean of a half dtype copies x to float32 first; its pooling kernel sums 
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from ir_tools.ir.dialect import aten
 from ir_tools.rewrite import Call
-from passes.lower.variants.workload import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
+from passes.lower.kernel_provider import KernelProvider
+from passes.lower.variants.workload import by, dtype_name, have_example_sizes, lies_channels_last, line, spread_like
 
 MEANS = (aten.mean.dim, aten.adaptive_avg_pool2d.default)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -74,12 +74,21 @@ def workload_key(p: Pooling) -> str:
 
 
 def is_channels_last(p: Pooling) -> bool:
-    """The layout of x when the file runs: what packed convolutions give and ops hand on; inputs are as they come."""
-    return isinstance(p.x, Call)
+    return lies_channels_last(p.x)
 
 
-def timed_variants(p: Pooling) -> dict[str, Any]:
-    """The variants as calls on tensors of the example's sizes, whatever their values."""
-    layout = torch.channels_last if is_channels_last(p) else torch.contiguous_format
-    on_tensors = replace(p, x=spread_like(p.x, layout))
-    return {name: partial(variant, OnTensors(), on_tensors) for name, variant in variants_of(p).items()}
+def on_tensors(p: Pooling) -> Pooling:
+    """The mean of a tensor of the example's sizes, whatever its values."""
+    return replace(p, x=spread_like(p.x, torch.channels_last if is_channels_last(p) else torch.contiguous_format))
+
+
+POOLING_KERNELS = KernelProvider(
+    "pooling",
+    MEANS,
+    reference=mean,
+    subgraph=lambda call: Pooling.of(call),
+    variants=variants_of,
+    workload_key=workload_key,
+    can_be_timed=can_be_timed,
+    on_tensors=on_tensors,
+)

@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 
-from ir_tools.ir.program import Packing
+from ir_tools.ir.prepack import prepack_of
+from ir_tools.rewrite import Call
 
 
 def have_example_sizes(*values) -> bool:
     """The example has the sizes of all values (None stands for no operand): they do not depend on runtime values."""
     return all(v is None or None not in (v.example_shape, v.example_strides) for v in values)
+
+
+def lies_channels_last(value) -> bool:
+    """A guess at the layout when the file runs: what packed convolutions give, ops hand on; inputs are as they come."""
+    return isinstance(value, Call)
 
 
 def line(*parts: str) -> str:
@@ -47,15 +53,22 @@ def _spread(count, dtype):
 
 
 class OnTensors:
-    """The `op` of a variant that runs at once; a weight is packed in the first call."""
+    """The `op` of a variant that runs at once. Only the first call prepacks, and makes what is made once."""
 
     def __init__(self) -> None:
-        self._packed: dict[Packing, torch.Tensor] = {}
+        self._packed: dict[str, torch.Tensor] = {}
+        self._made_once: dict[Any, torch.Tensor] = {}
 
     def call(self, target, *args, **kwargs) -> Any:
-        return target(*args, **kwargs)
+        if prepack_of(target) is None:
+            return target(*args, **kwargs)
+        given = [id(value) if isinstance(value, torch.Tensor) else value for value in (*args, *kwargs.values())]
+        key = f"{target}{given}"
+        if key not in self._packed:
+            self._packed[key] = target(*args, **kwargs)
+        return self._packed[key]
 
-    def packed(self, weight, packing) -> torch.Tensor:
-        if packing not in self._packed:
-            self._packed[packing] = packing.apply(weight)
-        return self._packed[packing]
+    def once(self, make, *args) -> torch.Tensor:
+        if (make, args) not in self._made_once:
+            self._made_once[make, args] = make(*args)
+        return self._made_once[make, args]

@@ -20,7 +20,7 @@ from ir_tools.ir.dialect import DIALECT_ONLY, overload_name
 from ir_tools.rewrite import Artifacts, Call, RewriteLog
 from passes import CATALOGUE, DEFAULT, OptionError, load, optimize
 from passes.errors import ModelFileError
-from passes.lower.variants.onednn import Layer, timed_variants, variants_of, workload_key
+from passes.lower.variants.onednn import LAYER_KERNELS, Layer, variants_of, workload_key
 from passes.tune.tuning_record import BUDGET, TuningRecord, TuningRecords, fastest, measure, record_of
 from tests.check import captured, graph_lines, outputs_of, relative_error, rewritten
 from tests.timers import Times, UseTimer, lowering_with, never, winner
@@ -131,7 +131,7 @@ def test_the_variants_that_are_timed_compute_the_same(dtype: torch.dtype) -> Non
     assert {p.spent for p in found if p.residual is not None} == {True, False}
     for layer in found:
         # New tensors for each variant: a fused one may write into its residual.
-        results = [timed_variants(layer)[name]() for name in variants_of(layer)]
+        results = [LAYER_KERNELS.timed_variants(layer)[name]() for name in variants_of(layer)]
         for result in results:
             assert result.stride() == results[-1].stride()
             assert relative_error(results[-1:], [result]) < (1e-5 if dtype is torch.float32 else 2e-2)
@@ -365,7 +365,7 @@ def test_an_engine_that_measures_nothing_says_so(tmp_path: Path) -> None:
     TuningRecords().save(path)
     report = optimize(model, example_inputs=x, engine="aten", tuning_records=path).report
     assert report.tuning_records is None and report.to_dict()["tuning_records"] is None
-    assert any("was not used: only lower_onednn measures kernel variants" in note for note in report.notes)
+    assert any("was not used: the lowering of this engine has no kernel variants" in note for note in report.notes)
 
 
 # -- the report and the file --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ir_tools.ir import Program
 from ir_tools.rewrite import Artifacts, Call
 from passes import CATALOGUE, DEFAULT, load, optimize
-from passes.lower.variants.attention import ATTENTION, Attention, is_ours, later_keys, timed_variants, variants_of, workload_key
+from passes.lower.variants.attention import ATTENTION, ATTENTION_KERNELS, Attention, is_ours, variants_of, workload_key
 from passes.tune.tuning_record import TuningRecords
 from tests.check import assert_sites_can_be_skipped, captured, graph_lines, ops, outputs_of, relative_error, rewritten
 from tests.timers import UseTimer, never, winner
@@ -23,7 +23,7 @@ from tests.timers import UseTimer, never, winner
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
 
 fuse_attention, lower_onednn = CATALOGUE["fuse_attention"], CATALOGUE["lower_onednn"]
-lowering = importlib.import_module("passes.lower.lower_onednn")
+lowering = importlib.import_module("passes.lower.variants.attention")
 
 WITHIN = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}
 MASKS: dict[str, tuple[Callable[[Tensor], Tensor], list[str]]] = {
@@ -154,7 +154,7 @@ def test_a_batch_that_is_free_stays_free(use_timer: UseTimer) -> None:
 
 
 def attentions(program: Program) -> list[Attention]:
-    found = [Attention.of(Call(node), later_keys) for node in program.calls if node.target is ATTENTION]
+    found = [Attention.of(Call(node)) for node in program.calls if node.target is ATTENTION]
     return [a for a in found if a is not None]
 
 
@@ -162,7 +162,7 @@ def attentions(program: Program) -> list[Attention]:
 def test_the_variants_that_are_timed_compute_the_same(mask: str) -> None:
     program, _ = fused(mask)
     (attention,) = attentions(program)
-    timed = timed_variants(attention)
+    timed = ATTENTION_KERNELS.timed_variants(attention)
     one, other = (timed[name]() for name in variants_of(attention))
     assert relative_error([one], [other]) < 1e-5 and one.shape == (2, 3, 6, 4)
     tensors = timed["fused"].args[1]

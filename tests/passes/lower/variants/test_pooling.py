@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ir_tools.rewrite import Call
 from passes import CATALOGUE, optimize
-from passes.lower.variants.pooling import Pooling, timed_variants, workload_key
+from passes.lower.variants.pooling import POOLING_KERNELS, Pooling, workload_key
 from tests.check import captured, ops, outputs_of, relative_error, rewritten
 from tests.timers import UseTimer, never, winner
 
@@ -95,7 +95,7 @@ def test_the_workload_key_and_the_variants_that_are_timed() -> None:
     pooling = Pooling.of(Call(program.calls[-1]))
     assert pooling is not None
     assert workload_key(pooling) == f"mean float32 2x5x9x7 channels last, {torch.get_num_threads()} threads"
-    results = {name: variant() for name, variant in timed_variants(pooling).items()}
+    results = {name: variant() for name, variant in POOLING_KERNELS.timed_variants(pooling).items()}
     assert results.keys() == {"mean", "pooled"} and torch.allclose(results["mean"], results["pooled"])
 
 
