@@ -1,4 +1,4 @@
-"""`InferenceMode`: torch's fake tensors, one mode per Program, and the way from facts to them and back.
+"""`InferenceMode`: torch's fake tensors, one mode per Program, and how facts become them and come of them.
 
     mode.fake(fact)      what an op is run on          mode.fact_of(result)      what is known of what it gives
 

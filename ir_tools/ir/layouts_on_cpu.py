@@ -1,4 +1,4 @@
-"""Layouts that torch's fake kernels get wrong: ops whose results lie in memory another way on the CPU than torch 2.13 says.
+"""Layouts that torch's fake kernels get wrong: ops whose results on the CPU have other strides than torch 2.13 says.
 
 Layouts decide which kernel the next op takes, and what it costs. Each entry gives the strides, None where they are not known.
 """
@@ -20,7 +20,6 @@ from ir_tools.ir.facts import (
     channels_last_of,
     contiguous_strides,
     is_contiguous,
-    is_contiguous_in,
 )
 from ir_tools.torch_compat.dispatch import without_modes
 from ir_tools.torch_compat.operators import schema_of
@@ -39,7 +38,12 @@ def _likely(args: tuple, result: TensorFact) -> Sizes | None:
 
 def _pad(args: tuple, result: TensorFact) -> Sizes | None:
     """With a constant as `constant_pad_nd`; the fake kernels of the other modes are right."""
-    return _likely(args, result) if args[2] == "constant" else result.strides
+    return _constant_pad(args, result) if args[2] == "constant" else result.strides
+
+
+def _constant_pad(args: tuple, result: TensorFact) -> Sizes | None:
+    """A copy where nothing is padded, else in the memory format that the operand suggests."""
+    return _likely(args, result) if any(args[1]) else as_meta(args[0]).clone().stride()
 
 
 def _reshape(args: tuple, result: TensorFact) -> Sizes | None:
@@ -53,7 +57,8 @@ def _elementwise(args: tuple, result: TensorFact) -> Sizes | None:
     if len(operands) == 1:
         return result.strides
     strides = sum(operands[1:], operands[0]).stride()
-    return strides if not _lies_either_way(replace(result, strides=strides)) else contiguous_strides(result.shape)
+    both = bool(is_contiguous(replace(result, strides=strides))) and _is_ambiguous(replace(result, strides=strides))
+    return contiguous_strides(result.shape) if both else strides
 
 
 def _like_first(args: tuple, result: TensorFact) -> Sizes | None:
@@ -78,7 +83,8 @@ def _new(like: TensorFact, format: torch.memory_format) -> Sizes:
 ON_CPU: dict[str, Callable[[tuple, TensorFact], Sizes | None]] = {
     "aten::batch_norm": _batch_norm,
     **dict.fromkeys(("aten::reshape", "aten::view"), _reshape),
-    **dict.fromkeys(("aten::constant_pad_nd", "aten::channel_shuffle", "aten::max_unpool2d"), _likely),
+    **dict.fromkeys(("aten::channel_shuffle", "aten::max_unpool2d"), _likely),
+    "aten::constant_pad_nd": _constant_pad,
     "aten::pad": _pad,
     "aten::binary_cross_entropy": _like_first,
     **dict.fromkeys((f"aten::{name}" for name in "div floor_divide copysign xlogy special_xlog1py".split()), _elementwise),
@@ -100,7 +106,7 @@ def layout_on_cpu(target: Any, args: tuple, result: Fact) -> Fact:
             strides = ON_CPU[name](args, result)
         else:
             strides = contiguous_strides(result.shape) if _ignores_formats(target, args, operands, result) else result.strides
-        if strides is not None and _lies_either_way(replace(result, strides=strides)) and any(map(_is_odd, operands)):
+        if strides is not None and any(map(_is_odd, operands)) and _is_ambiguous(replace(result, strides=strides)):
             strides = None
     return result if strides == result.strides else replace(result, strides=strides, example_strides=strides)
 
@@ -108,7 +114,7 @@ def layout_on_cpu(target: Any, args: tuple, result: Fact) -> Fact:
 def _ignores_formats(target: Any, args: tuple, operands: list[TensorFact], result: TensorFact) -> bool:
     """An elementwise kernel takes operands of one shape that are contiguous for plain ones, whatever axes of one element say.
 
-    TensorIterator's fast path (aten/src/ATen/TensorIterator.cpp); a number in the place of a tensor keeps it off, and the fake
+    TensorIterator's fast path (aten/src/ATen/TensorIterator.cpp); a number for a tensor keeps it off, and the fake
     kernels have no such path.
     """
     elementwise = torch.Tag.pointwise in getattr(target, "tags", ()) or op_name(target) in UNTAGGED
@@ -129,12 +135,24 @@ SLOW = frozenset(
 """Elementwise kernels without the fast path: copies, and those that make a tensor of a number."""
 
 
-def _lies_either_way(known: TensorFact) -> bool:
-    """Contiguous and channels-last at once: which of both the strides of axes of one element say, decides what follows."""
-    return bool(is_contiguous(known)) and any(is_contiguous_in(known, f) for f in channels_last_of(known.rank))
+def _is_ambiguous(known: TensorFact) -> bool:
+    """Axes of one element have strides that mean nothing, and by which a kernel would take the tensor for another format."""
+    return len({likely_memory_format(_at(known, strides)) for strides in _readings(known)}) > 1
 
 
 def _is_odd(known: TensorFact) -> bool:
-    """Strides of axes of one element that no op gives, but a slice: kernels differ in what they make of these."""
+    """Ambiguous, with strides that only a slice or a new axis gives: kernels differ in what they make of these."""
+    return _is_ambiguous(known) and known.strides not in _readings(known)[2:]
+
+
+def _readings(known: TensorFact) -> list[Sizes]:
+    """The strides, and with others for axes of one element: ones, those of each memory format."""
+    assert known.strides is not None
     formats = [torch.contiguous_format, *channels_last_of(known.rank)]
-    return _lies_either_way(known) and all(known.strides != _new(known, f) for f in formats)
+    others = [(1,) * known.rank, *(_new(known, format) for format in formats)]
+    pairs = list(zip(known.shape, known.strides, strict=True))
+    return [known.strides, *(tuple(o if n == 1 else s for (n, s), o in zip(pairs, other)) for other in others)]
+
+
+def _at(known: TensorFact, strides: Sizes) -> torch.Tensor:
+    return as_meta(replace(known, strides=strides))

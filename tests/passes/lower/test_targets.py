@@ -40,7 +40,7 @@ def test_a_registered_target_has_an_engine_and_a_lowering(quick: Target) -> None
     (lowering,) = find_passes("lower_quick")
     assert lowering.name == "lower_quick" and lowering.target is quick
     fast = optimize(MODEL, ["fuse_conv_relu"], example_inputs=X, engine="quick")
-    assert fast.report.engine == "quick" and fast.report.steps[-1].name == "lower_quick"
+    assert fast.report.engine == "quick" and "lower_quick" in [step.name for step in fast.report.steps]
     torch.testing.assert_close(fast(X), MODEL(X))
     same = optimize(MODEL, ["fuse_conv_relu", "lower_quick"], example_inputs=X)
     assert same.report.engine == "quick" and same.report.ops_left == fast.report.ops_left == {"linear": 1, "relu": 1}
