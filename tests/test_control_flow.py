@@ -160,16 +160,25 @@ def test_all_paths_as_examples_are_all_verified(name):
     assert_agrees(this, fast, example)
 
 
-@pytest.mark.parametrize("name", ["early_exit", "nested_ifs"])
-def test_branches_are_cast_to_half(name):
-    """Within bfloat16's rounding, in every branch; the conditions of these models are far from their thresholds."""
+@pytest.mark.parametrize("name, runs_all", [("early_exit", True), ("nested_ifs", False)])
+def test_branches_are_cast_to_half(name, runs_all):
+    """Within bfloat16's rounding, in every branch; the conditions of these models are far from their thresholds.
+
+    Without calibration data the first example is observed: what it does not run stays float.
+    """
     this = case(SCRIPT_MODELS[name])
     example = next(iter(this.inputs))
-    fast = optimized(this, example, ["fuse_conv_bn_relu", "cast_half"], engine="aten")
+    every_path = list(same_structure(this, example).values())
+    fast = optimized(this, example, ["fuse_conv_bn_relu", "cast_half"], engine="aten", calibration_data=every_path)
     assert_agrees(this, fast, example, within=0.03)
     assert rewrites(fast.report, "cast_half")
     weights = [t.dtype for t in fast.program.constants.values() if t.dim() == 4]
     assert weights.count(torch.bfloat16) == sum(this.folds.values())
+    one_path = optimized(this, example, ["fuse_conv_bn_relu", "cast_half"], engine="aten")
+    assert_agrees(this, one_path, example, within=0.03)
+    weights = [t.dtype for t in one_path.program.constants.values() if t.dim() == 4]
+    assert 0 < weights.count(torch.bfloat16) <= sum(this.folds.values())
+    assert (weights.count(torch.bfloat16) == sum(this.folds.values())) == runs_all
 
 
 # -- what is special about some of them ---------------------------------------------------------------------------------

@@ -145,19 +145,37 @@ class Observation:
 
     def __init__(self, program: Program):
         self.program = program
-        self.ranges: dict[str, Range] = {}
+        self._ranges: dict[str, Range] = {}
+        self._waiting: dict[str, list[torch.Tensor]] = {}
 
     def call(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
         """Run the Program on copies of `tensors`, count, and give the outputs. Constants count on the first call alone."""
-        return self.program.run(*(t.clone() for t in tensors), watch=self._count)
+        return self.program.run(*(t.clone() for t in tensors), watch=self._watch)
 
-    def _count(self, node: fx.Node, value: Any) -> None:
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The ranges so far."""
+        for name in list(self._waiting):
+            self._count_waiting(name)
+        return self._ranges
+
+    def _watch(self, node: fx.Node, value: Any) -> None:
         if not is_counted(value):
             return
-        if node.op != "get_attr" or node.target in self.program.state:  # a body may read what an earlier round wrote
-            self.ranges[node.name] = self.ranges.get(node.name, Range()) + range_of(value)
-        elif node.name not in self.ranges:
-            self.ranges[node.name] = range_of(value)
+        if node.name not in self._ranges:
+            self._ranges[node.name] = range_of(value)
+        elif node.op != "get_attr" or node.target in self.program.state:  # a body may read what an earlier round wrote
+            waiting = self._waiting.setdefault(node.name, [])
+            waiting.append(value.detach().reshape(-1).clone())
+            if sum(part.numel() for part in waiting) >= COUNTED_TOGETHER or len(waiting) >= MOST_WAITING:
+                self._count_waiting(node.name)
+
+    def _count_waiting(self, name: str) -> None:
+        self._ranges[name] += range_of(torch.cat(self._waiting.pop(name)))
+
+
+COUNTED_TOGETHER, MOST_WAITING = 1 << 13, 64
+"""Elements, and tensors, up to which values of later rounds and calls wait to be counted as one: counting has a fixed cost."""
 
 
 def is_counted(value: Any) -> bool:

@@ -34,7 +34,7 @@ from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
 from ir_tools.rewrite.nearest import locations_of
 from ir_tools.verify.ranges import Range
 from passes.analysis.value_ranges import NOT_OBSERVED, ValueRanges
-from passes.precision.eligibility import reads_float32, why_ineligible
+from passes.precision.eligibility import reads_float32
 from passes.precision.guards import POINTWISE, rounds
 from passes.precision.hazards import Hazards, numbers_of
 from passes.precision.op_table import (
@@ -184,8 +184,7 @@ def is_rounded(value: Any, hazards: Hazards) -> bool:
 
 def why_not(node: Any, hazards: Hazards, options: PrecisionOptions) -> str | None:
     """Why an op stays in float whatever its entry in the table; "" where there is nothing to compute in half."""
-    why = why_ineligible(node, hazards.reading.mutated, hazards.half)
-    if why is not None:
+    if (why := hazards[node].ineligible) is not None:
         return why
     if origin(node).keep_float:
         return KEEPS_FLOAT

@@ -10,7 +10,7 @@ from ir_tools.ir.dialect import bound_arguments, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import is_unknown
 from ir_tools.ir.regions import is_region
-from ir_tools.rewrite.cast import is_filled, is_read_whole, parts
+from ir_tools.rewrite.cast import is_filled, parts
 from passes.precision.op_table import CASTS, NAMED, NO_FLOATS
 from passes.precision.reasons import HAS_FLOAT64, HAS_OTHERS, IS_A_CAST, IS_CONTROL_FLOW, IS_UNKNOWN, IS_WRITTEN
 
@@ -36,11 +36,6 @@ def why_ineligible(node: Any, mutated: Set[Any], half: torch.dtype) -> str | Non
         return ""
     others = (d for d in (*read, *given) if d is not None and d not in (torch.float32, half))
     return HAS_OTHERS if any(d.is_complex or d.is_floating_point for d in others) else None
-
-
-def is_eligible(node: Any, mutated: Set[Any], half: torch.dtype) -> bool:
-    """A dtype can be chosen for `node`, whatever its numbers are and the options say."""
-    return why_ineligible(node, mutated, half) is None and not is_read_whole(node)
 
 
 def reads_float32(node: Any) -> bool:

@@ -23,11 +23,11 @@ from ir_tools.ir.dataflow import forward
 from ir_tools.ir.dialect import argument, bound_arguments, getitem, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.regions import is_region
-from ir_tools.rewrite.cast import is_filled, whole
+from ir_tools.rewrite.cast import is_filled, is_read_whole, whole
 from passes.analysis.roles import ADDS, MASKS, divisors, mask_values
 from passes.analysis.value_ranges import ValueRanges
 from passes.precision import guards
-from passes.precision.eligibility import is_eligible, reads_float32
+from passes.precision.eligibility import reads_float32, why_ineligible
 from passes.precision.guards import MOVES_OR_FOLLOWS
 from passes.precision.op_table import CASTS, FLOAT_PARAMETERS, FOLLOWS, INSIDE, MATRIX, MOVES
 from passes.precision.reasons import (
@@ -53,14 +53,16 @@ SCALES = frozenset("mul div".split())
 class Hazard:
     """What is wrong with one value in half precision.
 
-    `wide`: a number of the model may take it beyond the range. `tiny`: a number below the smallest one keeps it from zero.
-    `written`, `read`: why a literal of its op, or the operands or the result, keep the op in float.
+    `ineligible`: why no dtype can be chosen for its op at all ("": it computes nothing in float32). `wide`: a number of the
+    model may take it beyond the range. `tiny`: a number below the smallest one keeps it from zero. `written`, `read`: why a
+    literal of its op, or the operands or the result, keep the op in float.
     """
 
     wide: bool = False
     tiny: bool = False
     written: str | None = None
     read: str | None = None
+    ineligible: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +153,9 @@ def hazard(node: Any, known: Mapping[Any, Hazard], reading: Reading) -> Hazard:
     is_wide = reading.half is torch.float16 and node in reading.masks
     if (container := whole(node)) is not None:
         return Hazard(known[container].wide, known[container].tiny)
-    if node.op != "call_function" or not is_eligible(node, reading.mutated, reading.half):
-        return Hazard(wide=is_wide)
+    ineligible = why_ineligible(node, reading.mutated, reading.half) if node.op == "call_function" else ""
+    if ineligible is not None or is_read_whole(node):
+        return Hazard(is_wide, ineligible=ineligible)
     name, numbers = short_name(node.target), numbers_of(node, reading.values)
     if why := why_written(node, numbers, reading):
         return Hazard(is_wide or why == IS_WIDE, why != IS_WIDE and name not in SCALES, written=why)

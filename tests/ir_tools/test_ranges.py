@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ir_tools.ir.prepack import is_prepack
-from ir_tools.verify.ranges import Observation, Range, range_of
+from ir_tools.verify.ranges import COUNTED_TOGETHER, MOST_WAITING, Observation, Range, range_of
 from passes import CATALOGUE
 from tests.check import captured, observe
 
@@ -122,6 +122,18 @@ def test_calls_add_up_and_constants_count_once() -> None:
     assert by_op["placeholder"] == by_frexp(torch.cat(xs))
     assert by_op["get_attr"] == by_frexp(model.weight.detach())
     assert by_op["call_function"] == by_frexp(model(torch.cat(xs)).detach())
+
+
+@pytest.mark.parametrize("rows", [1, 300, COUNTED_TOGETHER])
+def test_what_waits_to_be_counted_is_not_lost(rows: int) -> None:
+    """And may be asked for at any time."""
+    xs = [torch.randn(rows, 4) * 10.0 ** (i % 5 - 2) for i in range(MOST_WAITING + 6 if rows == 1 else 9)]
+    program = captured(nn.ReLU().eval(), xs[0])
+    observation = Observation(program)
+    for i, x in enumerate(xs):
+        observation.call([x])
+        if i in (0, 3, len(xs) - 1):
+            assert observation.ranges["relu"] == by_frexp(torch.cat(xs[: i + 1]).relu())
 
 
 def test_an_observation_leaves_inputs_and_state_alone() -> None:

@@ -39,6 +39,6 @@ def test_masks_are_what_is_added_before_a_softmax() -> None:
     assert {"1", "2", "3", "t", "mul", "add"} <= found and not {"0", "softmax"} & found
 
 
-def test_a_value_that_is_read_twice_has_both_roles() -> None:
+def test_a_value_with_two_users_may_have_both_roles() -> None:
     program = captured(Model(lambda m, x: x.softmax(-1) / x).eval(), X)
     assert names(divisors(program, MOVES)) == names(mask_values(program, MOVES)) == {"0"}

@@ -52,7 +52,7 @@ def test_what_was_observed_comes_by_name() -> None:
         assert values.is_observed and values.was_run
 
 
-def test_a_body_that_was_not_run_and_one_that_was_differ() -> None:
+def test_only_a_body_that_was_run_counts_as_run() -> None:
     program = captured(Net().eval(), X, frontend="script")
     bodies = [body for node in program.calls if is_region(node) for body in regions.bodies(node)]
     ran = [[ValueRanges.of(program.of_body(body), observe(program, [[x]])).was_run for body in bodies] for x in (X, -X)]
