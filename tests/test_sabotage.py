@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ir_tools.rewrite import Rule, rule_pass
+from ir_tools.rewrite import RewriteLog, Rule, rule_pass
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.rule import Value
 from passes import CATALOGUE, Pass
@@ -184,6 +184,9 @@ HELD_BY_THE_ENGINE = {
 }  # fmt: skip
 """Without these a rule is refused all the same, with a less precise reason: a model each."""
 
+HELD_BY_THE_LOWERING = ("summands_are_alike",)
+"""Without these the kernel that would be wrong is refused, because its result has another shape."""
+
 SAY_NOTHING_OF_NUMBERS = {
     "it_saves_work": "the merged layer is right, and slower",
     "operands_are_alike": "the fused op broadcasts as well; which of its kernels can is not written down",
@@ -238,6 +241,8 @@ def test_wrong_numbers_are_caught(pass_: Pass, rule: Rule) -> None:
 
 CHECKED = [each for each in REQUIREMENTS if each[2].__name__ not in {*HELD_BY_THE_ENGINE, *SAY_NOTHING_OF_NUMBERS}
            or (each[1].slug, each[2].__name__) in TRAPS]  # fmt: skip
+LOWERING_HOLDS = [each for each in CHECKED if each[2].__name__ in HELD_BY_THE_LOWERING]
+CHECKED = [each for each in CHECKED if each not in LOWERING_HOLDS]
 
 
 @pytest.mark.parametrize(
@@ -247,6 +252,19 @@ def test_a_requirement_left_out_is_caught(pass_: Pass, rule: Rule, requirement: 
     trap = TRAPS.get((rule.slug, requirement.__name__))
     assert trap is None or not breaks((pass_, *BEHIND.get(pass_.name, ())), trap)
     assert is_caught(pass_, rule, without(rule, requirement), trap)
+
+
+@pytest.mark.parametrize("pass_, rule, requirement", LOWERING_HOLDS, ids=[names(p, r) for p, r, _ in LOWERING_HOLDS])
+def test_what_the_lowering_holds_too_is_refused_there(pass_: Pass, rule: Rule, requirement: Callable) -> None:
+    trap = TRAPS[rule.slug, requirement.__name__]
+    function, parts, inputs = trap
+    broken = with_rule(pass_, rule, without(rule, requirement))
+    program = captured(with_random_statistics(Trap(function, **copy.deepcopy(parts))), *inputs)
+    log = RewriteLog()
+    LOWERED[0](broken(program), log=log)
+    reasons = [refusal.reason for refusal in log.refusals]
+    assert len(reasons) == 1 and reasons[0].startswith("oneDNN layers: the result would change shape from "), reasons
+    assert not breaks((broken, *BEHIND[pass_.name]), trap)
 
 
 @pytest.mark.parametrize("name", HELD_BY_THE_ENGINE)
@@ -264,5 +282,6 @@ def test_every_exception_is_one() -> None:
     """The tables name rules and requirements that there are."""
     known = {(rule.slug, requirement.__name__) for _, rule, requirement in REQUIREMENTS}
     assert set(TRAPS) <= known and set(FIRES) <= {rule.slug for _, rule in RULES}
-    assert {*HELD_BY_THE_ENGINE, *SAY_NOTHING_OF_NUMBERS} <= {name for _, name in known}
+    named = {*HELD_BY_THE_ENGINE, *HELD_BY_THE_LOWERING, *SAY_NOTHING_OF_NUMBERS}
+    assert named <= {name for _, name in known} and len(LOWERING_HOLDS) == 2
     assert set(PHRASES) == {pass_.name for pass_, _ in RULES}
