@@ -137,7 +137,8 @@ def test_revert_returns_the_model_without_the_pass(use_timer: UseTimer, tmp_path
     )
     found = fast.report
     names = [step.name for step in found.steps]
-    assert names == [*names[: names.index("cast_half") + 1], "remove_dead_code", f"lower_{engine.removesuffix('_ops')}"]
+    behind = ["lower_aten", "follow_inputs"] if engine == "aten" else ["lower_onednn"]
+    assert names == [*names[: names.index("cast_half") + 1], "remove_dead_code", *behind]
     (step,) = [step for step in found.steps if step.name == "cast_half"]
     assert step.rewrites and not step.changed and "SLOWER than float32" in step.reverted
     assert found.speed.decision == "reverted" and "to" not in found.ops_left
@@ -170,8 +171,8 @@ def test_only_the_pass_that_was_compared_is_left_out(use_timer: UseTimer, verify
     passes = ["fuse_conv_relu", "cast_half:level=O1:on_slower=revert", second, "remove_dead_code"]
     fast = optimize(net(), passes, example_inputs=X, engine="aten", verify=verify)
     names = [step.name for step in fast.report.steps]
-    assert names == ["fuse_conv_relu", "cast_half", "cast_half", "remove_dead_code", "lower_aten"]
-    assert [bool(step.reverted) for step in fast.report.steps] == [False, True, False, False, False]
+    assert names == ["fuse_conv_relu", "cast_half", "cast_half", "remove_dead_code", "lower_aten", "follow_inputs"]
+    assert [bool(step.reverted) for step in fast.report.steps] == [False, True, False, False, False, False]
     assert dtypes(fast) == {torch.float16} and fast.manifest["passes"].count("cast_half") == 1
     (note,) = [note for note in fast.report.notes if "not compared" in note]
     assert note.startswith(f"{second}: its speed was not compared")
@@ -252,8 +253,8 @@ def test_progress_reports_the_model_without_the_pass(use_timer: UseTimer) -> Non
     halved(engine="aten", progress=lines.append)
     at = lines.index("emitting TorchScript")
     assert lines[at + 1 :] == [
-        "without cast_half: remove_dead_code", "without cast_half: lower_aten", "emitting TorchScript without cast_half",
-        "timing the model without cast_half and with it in turn",
+        "without cast_half: remove_dead_code", "without cast_half: lower_aten", "without cast_half: follow_inputs",
+        "emitting TorchScript without cast_half", "timing the model without cast_half and with it in turn",
     ]  # fmt: skip
 
 
@@ -338,7 +339,7 @@ def test_dumps_end_with_the_graph_that_is_returned(use_timer: UseTimer, tmp_path
     fast = optimize(net(), "cast_half:on_slower=revert", example_inputs=X, engine="aten", dump_dir=tmp_path)
     names = sorted(p.name for p in tmp_path.glob("*.dot"))
     assert names == ["00-captured.dot", "01-cast_half.dot", "02-remove_dead_code.dot", "03-lower_aten.dot",
-                     "04-without_cast_half.dot"]  # fmt: skip
+                     "04-follow_inputs.dot", "05-without_cast_half.dot"]  # fmt: skip
     assert "bfloat16" in (tmp_path / names[-2]).read_text() and "bfloat16" not in (tmp_path / names[-1]).read_text()
     assert tmp_path / names[-1] in fast.dumps
 
