@@ -117,7 +117,7 @@ def compiled(model, x: torch.Tensor, frontend: str = "auto", **options) -> Optim
 
 def run_elsewhere(program: Program, x: torch.Tensor) -> None:
     moved = program.copy()
-    moved.constants = {name: t.to("meta") for name, t in program.constants.items()}
+    moved.constants.update({name: t.to("meta") for name, t in program.constants.items()})
     assert all(t.device.type == "meta" for t in moved.run(x.to("meta")))
 
 

@@ -14,11 +14,12 @@ import torch
 from torch import fx
 
 from ir_tools.ir import alias_analysis, facts, shape_inference
+from ir_tools.ir.constant_table import Packing
 from ir_tools.ir.dialect import canonicalize_arguments, getitem, map_argument, short_name
 from ir_tools.ir.effects import has_effect
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.origin import Origin, location, origin, set_origin
-from ir_tools.ir.program import Block, Packing, Program, body_of, public_name
+from ir_tools.ir.program import Block, Program, body_of, public_name
 from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
 from ir_tools.torch_compat.fake import FakeTensor
 from ir_tools.torch_compat.operators import OpOverload
@@ -43,7 +44,6 @@ class Draft(Generic[B]):
         self._edited = original is None
         self._origin = Origin()
         self._constant_nodes: dict[str, fx.Node] = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
-        self._identities: dict[tuple, str] | None = None
         self._head: fx.Node | None = None
         for node in self.graph.nodes:
             if node.op not in ("placeholder", "get_attr"):
@@ -52,12 +52,9 @@ class Draft(Generic[B]):
 
     @classmethod
     def inside(cls, outer: Draft, name: str) -> Draft[Block]:
-        """An empty draft of a body in what `outer` makes, over the same tables; names of its nodes begin with `name`."""
+        """An empty draft of a body in what `outer` makes, over the same table; names of its nodes begin with `name`."""
         around = outer.program
-        block = Block(fx.Graph(), around.constants, around.state, around.packings, around.mode, around.name + name)
-        draft = Draft(block)
-        draft._identities = outer._by_identity
-        return draft
+        return Draft(Block(fx.Graph(), around.constants, around.mode, around.name + name))
 
     @classmethod
     def of(cls, program: B) -> Draft[B]:
@@ -70,14 +67,6 @@ class Draft(Generic[B]):
             return self._original
         self.sweep()
         return self.program
-
-    @property
-    def _by_identity(self) -> dict[tuple, str]:
-        """Names of the constants by their storage; made when first asked for, since there may be thousands."""
-        if self._identities is None:
-            table = self.program
-            self._identities = {(_identity(t), table.packings.get(name)): name for name, t in table.constants.items()}
-        return self._identities
 
     @property
     def head(self) -> fx.Node:
@@ -116,17 +105,7 @@ class Draft(Generic[B]):
 
     def constant(self, name: str, tensor: torch.Tensor, *, state: bool = False, packing: Packing | None = None) -> fx.Node:
         """The `get_attr` node of a constant. Equal storage is entered once; a name already taken gets a number."""
-        tensor = tensor.detach()
-        identity = (_identity(tensor), packing)
-        known = self._by_identity.get(identity)
-        if known is not None:
-            name = known
-        else:
-            name = self._free_name(name)
-            self.program.constants[name] = tensor
-            self._by_identity[identity] = name
-            if packing is not None:
-                self.program.packings[name] = packing
+        name = self.program.constants.enter(name, tensor.detach(), packing)
         if state:
             self.program.state |= {name}
         return self.get(name)
@@ -225,9 +204,7 @@ class Draft(Generic[B]):
         after = change(before)
         if after is before:
             return body
-        self.program.constants.update(after.constants)
-        self.program.packings.update(after.packings)
-        self.program.state |= after.state
+        self.program.constants.absorb(after.constants)
         return body_of(after, outside.carried)
 
     def insert_after(self, value: fx.Node, users: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
@@ -292,7 +269,7 @@ class Draft(Generic[B]):
                 self._head = None if before.op == "root" else before
             self.graph.erase_node(node)
             self._edited = True
-        if isinstance(self.program, Program):  # a body shares its tables with others
+        if isinstance(self.program, Program):  # a body shares its table with others
             self._forget_constants()
         return removed
 
@@ -300,7 +277,6 @@ class Draft(Generic[B]):
         program = self.program
         for name in set(program.constants) - set(program.used_constants()):
             del program.constants[name]
-            program.packings.pop(name, None)
         program.state &= set(program.constants)
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -312,13 +288,6 @@ class Draft(Generic[B]):
 
     def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.program.mode.from_tensor(tensor.detach(), static_shapes=True)
-
-    def _free_name(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self.program.constants:
-            count += 1
-            candidate = f"{name}_{count}" if "@" in name else f"{name}@{count}"
-        return candidate
 
     def _insert_at_head(self, name: str) -> fx.Node:
         node_name = self.program.name + name.replace(".", "_").replace("@", "__")
@@ -342,11 +311,3 @@ class Draft(Generic[B]):
 def _part_type(container: str) -> str:
     """The type of an element of a list; that of a tuple's part is set by the caller."""
     return container[len("List[") : -1] if container.startswith("List[") else TENSOR
-
-
-def _identity(tensor: torch.Tensor) -> tuple:
-    """Equal for two tensors that are the same view of the same storage."""
-    if tensor.is_mkldnn or tensor.layout is not torch.strided or tensor.numel() == 0:
-        return (id(tensor),)
-    view = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
-    return (*view, tensor.is_conj(), tensor.is_neg())

@@ -1,12 +1,12 @@
 """`Program`: a `torch.fx` graph held to the dialect, its table of constants, and the model's call signature.
 
-A Program is the outermost `Block`. The body of a region is seen as a Block too (`Block.of_body`), over the same tables, so
+A Program is the outermost `Block`. The body of a region is seen as a Block too (`Block.of_body`), over the same table, so
 that whatever works on a graph works on a branch or a loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from ir_tools.ir.alias_analysis import effects_of, mutated_values
+from ir_tools.ir.constant_table import ConstantTable, Packing
 from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.effects import is_random, live_nodes
 from ir_tools.ir.facts import new_mode
@@ -23,57 +24,38 @@ from ir_tools.ir.signature import Signature
 from ir_tools.torch_compat.fake import FakeTensorMode
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How oneDNN wants a weight laid out in memory. The constant itself stays plain; it is packed where it is run.
-
-    `kind` is "conv" or "linear". `input_size` (conv) and `batch` (linear) are hints for choosing the layout.
-    """
-
-    kind: str
-    padding: Sequence[int] = ()
-    stride: Sequence[int] = ()
-    dilation: Sequence[int] = ()
-    groups: int = 1
-    input_size: tuple[int, ...] | None = None
-    batch: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("padding", "stride", "dilation"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        """The packed, opaque copy of a plain `weight`."""
-        ops = torch.ops.mkldnn
-        if self.kind == "linear":
-            return ops._reorder_linear_weight(weight, self.batch)
-        return ops._reorder_convolution_weight(
-            weight, self.padding, self.stride, self.dilation, self.groups, self.input_size
-        )
-
-
 @dataclass
 class Block:
-    """A graph and the tables that it reads.
+    """A graph and the table that it reads.
 
     - `graph`: `placeholder`, `get_attr` into `constants`, `call_function`, one `output` with a tuple of values.
-    - `constants`: name -> tensor. Names are the user's parameter paths; a constant that a pass made is named
-      `<path>@<pass>`. Tensors are detached aliases of the user's, and shared storage is one entry.
-    - `state`: names of constants that the model itself writes into (a counter buffer).
-    - `packings`: constants that are packed for oneDNN where they run.
+    - `constants`: name -> tensor, one table for all blocks of a Program. Names are the user's parameter paths; a constant that
+      a pass made is named `<path>@<pass>`. Tensors are detached aliases of the user's, and shared storage is one entry.
     - `name`: what the names of nodes in a body begin with, so that they are unique in the whole Program.
     - `outside`: for a body, what is done to its inputs and results around it.
     """
 
     graph: fx.Graph
-    constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    state: frozenset[str] = frozenset()
-    packings: dict[str, Packing] = field(default_factory=dict)
+    constants: ConstantTable = field(default_factory=ConstantTable)
     mode: FakeTensorMode = field(default_factory=new_mode)
     name: str = ""
     outside: Outside = NOBODY
 
     # -- reading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> frozenset[str]:
+        """Names of constants that the model itself writes into (a counter buffer)."""
+        return self.constants.state
+
+    @state.setter
+    def state(self, names: frozenset[str]) -> None:
+        self.constants.state = names
+
+    @property
+    def packings(self) -> MutableMapping[str, Packing]:
+        """Constants that are packed for oneDNN where they run."""
+        return self.constants.packings
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -148,15 +130,14 @@ class Block:
     # -- bodies of regions --------------------------------------------------------------------------------------------
 
     def of_body(self, body: Body, outside: Outside = NOBODY) -> Block:
-        """The body of a region as a Block over the tables of this one."""
-        return Block(body.graph, self.constants, self.state, self.packings, self.mode, body.name, outside)
+        """The body of a region as a Block over the table of this one."""
+        return Block(body.graph, self.constants, self.mode, body.name, outside)
 
     # -- copying ------------------------------------------------------------------------------------------------------
 
     def copy(self) -> Block:
-        """A Block with its own graph and tables; tensors and bodies are shared. Node names stay."""
-        tables = (dict(self.constants), self.state, dict(self.packings))
-        return Block(self._copied_graph(), *tables, self.mode, self.name, self.outside)
+        """A Block with its own graph, which adds constants to a table of its own; tensors and bodies are shared. Names stay."""
+        return Block(self._copied_graph(), self.constants.child(), self.mode, self.name, self.outside)
 
     def _copied_graph(self) -> fx.Graph:
         graph = fx.Graph()
@@ -193,13 +174,7 @@ class Program(Block):
 
     def copy(self) -> Program:
         return Program(
-            self._copied_graph(),
-            dict(self.constants),
-            self.state,
-            dict(self.packings),
-            self.mode,
-            signature=self.signature,
-            frontend=self.frontend,
+            self._copied_graph(), self.constants.copy(), self.mode, signature=self.signature, frontend=self.frontend
         )
 
 

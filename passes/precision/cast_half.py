@@ -60,12 +60,12 @@ def cast_half(
 ) -> Block:
     overrides = {**overrides, **dict.fromkeys(keep_float, "float")}
     check_names(program, overrides)
-    half, draft = DTYPES[dtype], Draft.of(program)
+    half, draft, rewrites_before = DTYPES[dtype], Draft.of(program), len(log.rewrites)
     policy = Policy(draft.program, half, level, overrides, log)
     for prepare in (rescale, take_residuals_out):
         if prepare(draft, policy, log):
             policy = Policy(draft.program, half, level, overrides, log)
-    prepared = {rewrite.site for rewrite in log.rewrites}
+    prepared = {rewrite.site for rewrite in log.rewrites[rewrites_before:]}
     in_half = placed(policy)
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]
