@@ -15,6 +15,7 @@ from ir_tools.frontends.functionalize import functionalize
 from ir_tools.frontends.source import Source
 from ir_tools.frontends.symbols import Symbols
 from ir_tools.ir import Draft, Program, check_wellformed
+from ir_tools.ir.provenance import number_calls
 from ir_tools.ir.signature import Condition
 
 
@@ -47,6 +48,7 @@ def finish(draft: Capture, outputs: Sequence[Any], conditions: Sequence[Conditio
     draft.output(values)
     functionalize(draft)
     program = draft.finish()
+    number_calls(program.graph)
     for name in program.state:  # nobody else may move it
         program.constants[name] = program.constants[name].clone()
     found = unique((*conditions, *draft.symbols.conditions()))

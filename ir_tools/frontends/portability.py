@@ -28,7 +28,7 @@ from ir_tools.frontends.user_model import FlatModel
 from ir_tools.frontends.wrapper_tensors import WrapperFunctions, WrapperMode, WrapperTensor, given, wrap_result, written
 from ir_tools.ir import Draft, Program, facts
 from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
-from ir_tools.ir.origin import origin
+from ir_tools.ir.provenance import record
 from ir_tools.torch_compat import pytree
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 
@@ -219,14 +219,14 @@ def follow_inputs(program: Program, source: Source) -> tuple[Program, list[str]]
     fixed = [node for node in program.calls if _names_a_device(node)]
     if not fixed:
         return program, []
-    factories = _factories_behind(source, {(origin(node).source, short_name(node.target)) for node in fixed})
+    factories = _factories_behind(source, {(record(node).source, short_name(node.target)) for node in fixed})
     draft = Draft.of(program)
     anchor = _anchor(draft.program)
     notes: dict[str, None] = {}
     for node in draft.program.calls:
         if not _names_a_device(node):
             continue
-        at, op = origin(node).source, short_name(node.target)
+        at, op = record(node).source, short_name(node.target)
         placement = factories.placement(at, op)
         if placement is DevicePlacement.FOLLOWS and anchor is not None:
             with draft.before(node, "follow_inputs"):

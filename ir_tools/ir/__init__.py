@@ -2,8 +2,8 @@
 
 from ir_tools.ir.constant_table import ConstantTable, Packing
 from ir_tools.ir.edit import Draft
-from ir_tools.ir.origin import Origin
 from ir_tools.ir.program import Block, Program
+from ir_tools.ir.provenance import Provenance, Record
 from ir_tools.ir.shape_inference import FactError
 from ir_tools.ir.signature import InputSpec, Signature
 from ir_tools.ir.wellformed import IllFormedError, check_wellformed
@@ -15,9 +15,10 @@ __all__ = [
     "FactError",
     "IllFormedError",
     "InputSpec",
-    "Origin",
     "Packing",
     "Program",
+    "Provenance",
+    "Record",
     "Signature",
     "check_wellformed",
 ]

@@ -18,8 +18,8 @@ from ir_tools.ir.constant_table import Packing
 from ir_tools.ir.dialect import canonicalize_arguments, getitem, map_argument, short_name
 from ir_tools.ir.effects import has_effect
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
-from ir_tools.ir.origin import Origin, location, origin, set_origin
 from ir_tools.ir.program import Block, Program, body_of, public_name
+from ir_tools.ir.provenance import CONSTANT, INPUT, UNKNOWN, Record, location, record, set_record
 from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
 from ir_tools.torch_compat.fake import FakeTensor
 from ir_tools.torch_compat.operators import OpOverload
@@ -42,7 +42,7 @@ class Draft(Generic[B]):
         self.graph = program.graph
         self._original = original
         self._edited = original is None
-        self._origin = Origin()
+        self._origin = UNKNOWN
         self._constant_nodes: dict[str, fx.Node] = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
         self._head: fx.Node | None = None
         for node in self.graph.nodes:
@@ -79,9 +79,9 @@ class Draft(Generic[B]):
 
     @contextmanager
     def before(self, node: fx.Node, made_by: str = "") -> Iterator[None]:
-        """Add nodes before `node`, with its origin, marked as made by `made_by`."""
+        """Add nodes before `node`: made from it by the pass `made_by`, or, without one, in its place while it is captured."""
         previous = self._origin
-        self._origin = origin(node).made_by(made_by) if made_by else origin(node)
+        self._origin = record(node).derived(made_by) if made_by else record(node)
         try:
             with self.graph.inserting_before(node):
                 yield
@@ -89,7 +89,7 @@ class Draft(Generic[B]):
             self._origin = previous
 
     @contextmanager
-    def origin(self, value: Origin) -> Iterator[None]:
+    def origin(self, value: Record) -> Iterator[None]:
         previous, self._origin = self._origin, value
         try:
             yield
@@ -100,6 +100,7 @@ class Draft(Generic[B]):
         """A tensor input; its fact is `example` if that is fake, else taken from it (its data is not kept)."""
         node = self.graph.placeholder(name)
         facts.set_fact(node, example if isinstance(example, FakeTensor) else self._fake(example))
+        set_record(node, Record(name=node.name, op=INPUT))
         self._head = node
         return node
 
@@ -116,7 +117,8 @@ class Draft(Generic[B]):
         if node is None:
             node = self._constant_nodes[name] = self._insert_at_head(name)
             facts.set_fact(node, self._fake(self.program.constants[name]))
-            set_origin(node, Origin(module=public_name(name), rules=self._origin.rules))
+            made_by = self._origin.made_by if public_name(name) != name else ""
+            set_record(node, Record(public_name(name), name=node.name, op=CONSTANT, made_by=made_by))
         return node
 
     def call(self, target: Any, /, *args: Any, **kwargs: Any) -> fx.Node:
@@ -131,7 +133,7 @@ class Draft(Generic[B]):
         value = shape_inference.compute_fact(self.program.mode, target, args, kwargs)
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._name_hint(target, args))
         facts.set_fact(node, value)
-        set_origin(node, self._origin)
+        set_record(node, self._origin.at(node.name, short_name(target)))
         if target is getitem:
             set_value_type(node, _part_type(value_type(args[0])))
         return node
@@ -158,6 +160,7 @@ class Draft(Generic[B]):
             node = self.graph.placeholder(self.program.name + name)
         facts.set_fact(node, value)
         set_value_type(node, annotation)
+        set_record(node, Record(name=node.name, op=INPUT))
         self._head = node
         return node
 
@@ -166,13 +169,13 @@ class Draft(Generic[B]):
         node = self.graph.create_node("call_function", target, tuple(args), name=self._name_hint(target, tuple(args)))
         facts.set_fact(node, tuple(values))
         set_value_type(node, f"Tuple[{', '.join(types)}]")
-        set_origin(node, self._origin)
+        set_record(node, self._origin.at(node.name, short_name(target)))
         results = []
         for i, (value, annotation) in enumerate(zip(values, types, strict=True)):
             result = self.graph.create_node("call_function", getitem, (node, i), name=f"{node.name}_{i}")
             facts.set_fact(result, value)
             set_value_type(result, annotation)
-            set_origin(result, self._origin)
+            set_record(result, self._origin.at(result.name, short_name(getitem)))
             results.append(result)
         return results
 
@@ -210,7 +213,7 @@ class Draft(Generic[B]):
     def insert_after(self, value: fx.Node, users: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
         """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `users`."""
         after = value if value.op == "call_function" else self.head
-        with self.graph.inserting_after(after), self.origin(origin(value).made_by(made_by)):
+        with self.graph.inserting_after(after), self.origin(record(value).derived(made_by)):
             new = self.call(target, value, *args)
         for user in users:
             self.redirect_in(user, value, new)

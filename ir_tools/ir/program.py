@@ -19,7 +19,8 @@ from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.effects import is_random, live_nodes
 from ir_tools.ir.facts import new_mode
 from ir_tools.ir.host import meaning
-from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
+from ir_tools.ir.provenance import Provenance
+from ir_tools.ir.regions import NOBODY, Body, Outside, all_nodes, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
 from ir_tools.torch_compat.fake import FakeTensorMode
 
@@ -86,6 +87,11 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.all_calls)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the ops came from, those in bodies included."""
+        return Provenance(self.graph)
 
     @property
     def layout_is_observable(self) -> bool:
@@ -176,15 +182,6 @@ class Program(Block):
         return Program(
             self._copied_graph(), self.constants.copy(), self.mode, signature=self.signature, frontend=self.frontend
         )
-
-
-def all_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The nodes of a graph and of the bodies in it, each region before what is in it."""
-    for node in graph.nodes:
-        yield node
-        if is_region(node):
-            for body in bodies(node):
-                yield from all_nodes(body.graph)
 
 
 Load = Callable[[str], torch.Tensor]

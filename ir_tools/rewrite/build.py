@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from ir_tools.ir import Draft, Packing
 from ir_tools.ir.dialect import argument_kind, aten, bound_arguments
-from ir_tools.ir.origin import Origin, origin
 from ir_tools.ir.program import public_name
+from ir_tools.ir.provenance import Record, record
 from ir_tools.rewrite.rule import Call, Value, unwrap, wrap
 from ir_tools.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
@@ -22,7 +22,7 @@ class Ops:
     def __init__(self, draft: Draft, made_by: str, at: fx.Node):
         self._draft = draft
         self._made_by = made_by
-        self._origin = origin(at)
+        self._origin = record(at)
         self.declined = ""
         self.made: list[fx.Node] = []  # in order, so that a declined replacement leaves nothing behind
 
@@ -47,27 +47,28 @@ class Ops:
         changed = dict(zip(names, args, strict=False)) | kwargs
         positional = [changed.get(n, given[n]) for n in names if n not in call._node.kwargs]
         keywords = {n: changed.get(n, given[n]) for n in call._node.kwargs}
-        return self._call(call.target, origin(call._node), given, positional, keywords)
+        return self._call(call.target, record(call._node), given, positional, keywords)
 
     def constant(self, name: str, tensor: Tensor, packing: Packing | None = None) -> Value:
         """A constant named `<name>@<pass>`."""
         base = public_name(name)
-        return wrap(self._draft.constant(f"{base}@{self._made_by}", tensor, packing=packing))
+        with self._draft.origin(self._origin.derived(self._made_by)):
+            return wrap(self._draft.constant(f"{base}@{self._made_by}", tensor, packing=packing))
 
     def packed(self, value: Value, packing: Packing) -> Value:
         """A constant that oneDNN packs where it runs."""
         name = str(value._node.target)
         return self.constant(name, self._draft.program.constants[name], packing)
 
-    def _call(self, target: OpOverload, at: Origin, template: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> Value:
+    def _call(self, target: OpOverload, at: Record, template: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> Value:
         names = [a.name for a in schema_of(target).arguments]
         args = [self._argument(v, n, at, template) for n, v in zip(names, args, strict=False)]
         kwargs = {n: self._argument(v, n, at, template) for n, v in kwargs.items()}
-        with self._draft.origin(at.made_by(self._made_by)):
+        with self._draft.origin(at.derived(self._made_by)):
             self.made.append(self._draft.call(target, *args, **kwargs))
         return wrap(self.made[-1])
 
-    def _argument(self, value: Any, name: str, at: Origin, template: dict[str, Any]) -> Any:
+    def _argument(self, value: Any, name: str, at: Record, template: dict[str, Any]) -> Any:
         if not isinstance(value, Tensor):
             return unwrap(value)
         known = template.get(name)

@@ -16,7 +16,7 @@ from torch import fx
 
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments, short_name
-from ir_tools.ir.origin import location, origin
+from ir_tools.ir.provenance import location, locations
 from ir_tools.rewrite.apply import objection
 from ir_tools.rewrite.match import matches_at, structural_matches_at
 from ir_tools.rewrite.rewrite_log import RewriteLog
@@ -60,8 +60,7 @@ def near_misses(pass_: Pass, program: Block, where: str) -> list[NearMiss]:
 
 def locations_of(node: fx.Node) -> set[str]:
     """The name of an op, the paths of the modules that it comes from, and of those around them; what was fused into it, too."""
-    paths = (location(node), *origin(node).others)
-    return {node.name, *(".".join(path.split(".")[:n]) for path in paths for n in range(1, path.count(".") + 2))}
+    return set(locations(node))
 
 
 @dataclass(frozen=True)

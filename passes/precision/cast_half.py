@@ -32,7 +32,7 @@ from ir_tools.errors import OptionError
 from ir_tools.ir import Block, Draft, Program
 from ir_tools.ir.dialect import argument, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location
 from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.cast import Caster, traffic, whole
 from ir_tools.rewrite.nearest import locations_of

@@ -25,7 +25,7 @@ from ir_tools.ir.dialect import argument, bound_arguments, conv_act, linear_act,
 from ir_tools.ir.effects import is_random
 from ir_tools.ir.facts import dtype as dtype_of
 from ir_tools.ir.facts import is_unknown
-from ir_tools.ir.origin import origin
+from ir_tools.ir.provenance import record
 from ir_tools.ir.regions import is_region
 from ir_tools.ir.view import upstream
 from ir_tools.rewrite import RewriteLog
@@ -206,7 +206,7 @@ class Policy:
         if any(d is not None and (d.is_complex or (d.is_floating_point and d not in (torch.float32, self.half)))
                for d in (*read, *given)):  # fmt: skip
             return HAS_OTHERS
-        if origin(node).keep_float:
+        if record(node).keep_float:
             return KEEPS_FLOAT
         if self.level_of(node) == "float":
             return IS_KEPT
