@@ -10,25 +10,36 @@ everything else is ours. The last column is our own time per node: level means l
 
 A second table is about the capture of TorchScript alone, without scripting it: of that chain, and of one in which an if on
 data stands around every block.
+
+    python -m benchmarks.compile_time --only-scaling
+
+A third table holds what was quadratic once, and should be linear: each row is one question at doubling sizes, and the
+exponent p in seconds ~ size^p between the first and the last of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import fx, nn
 
 from ir_tools.frontends.from_script import from_script
+from ir_tools.frontends.from_trace import from_trace
 from ir_tools.frontends.source import prepare
-from passes import Report, optimize
+from ir_tools.ir import Block as IRBlock
+from ir_tools.ir import Draft, Program
+from ir_tools.rewrite.nearest import near_misses
+from passes import CATALOGUE, Report, optimize
 
 PASSES = ("fuse_conv_bn_relu", "cast_half")
 CAPTURES = {"export": (torch.export, "export"), "trace": (torch.jit, "trace"), "script": (torch.jit, "script")}
@@ -129,16 +140,117 @@ def print_script_capture(nodes: list[int]) -> None:
     Console().print(table)
 
 
+def traced(model: nn.Module) -> Program:
+    return from_trace(prepare(model, [((torch.randn(1, 8, 4, 4),), {})]))
+
+
+def best_of_three(run: Callable[[], Any]) -> float:
+    """Seconds of the processor, which other processes do not change much."""
+    best = math.inf
+    for _ in range(3):
+        gc.collect()
+        start = time.process_time()
+        run()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+class Views(nn.Module):
+    """Many views in a row: of slices, which stay, or of reshapes, which become one."""
+
+    def __init__(self, count: int, view: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.count, self.view = count, view
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.count):
+            x = self.view(x)
+        return x * 2
+
+
+def reshaped(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, 8).reshape(1, 8, 4, 4)
+
+
+def enter_equal_names(count: int) -> float:
+    """Seconds for constants that all want one name."""
+    tensors = [torch.full((1,), float(i)) for i in range(count)]
+
+    def enter() -> None:
+        draft = Draft(IRBlock(fx.Graph()))
+        for tensor in tensors:
+            draft.constant("weight", tensor)
+
+    return best_of_three(enter)
+
+
+def explain_everything(nodes: int) -> float:
+    """Seconds of `explain_at` at a module that holds all ops, for five passes."""
+    program = traced(nn.Sequential(chain(nodes)).eval())
+    names = ("fuse_conv_bn", "fuse_bn_conv", "remove_neutral_ops", "fuse_conv_relu", "use_stable_forms")
+    return best_of_three(lambda: [near_misses(CATALOGUE[name], program, "0") for name in names])
+
+
+@lru_cache
+def with_ifs(count: int) -> Program:
+    model = chain(12 * count, part=Gate, nodes_per_part=12)
+    return from_script(prepare(torch.jit.script(model), [((torch.randn(1, 8, 4, 4),), {})]))
+
+
+def over_ifs(name: str) -> Callable[[int], float]:
+    def seconds(ifs: int) -> float:
+        return best_of_three(lambda: CATALOGUE[name](with_ifs(ifs)))
+
+    return seconds
+
+
+def simplify_chain(count: int) -> float:
+    program = traced(Views(count // 2, reshaped).eval())
+    return best_of_three(lambda: CATALOGUE["simplify_views"](program))
+
+
+def capture_slices(count: int) -> float:
+    return best_of_three(lambda: traced(Views(count, lambda x: x[:, 0:8]).eval()))
+
+
+SCALING: tuple[tuple[str, Callable[[int], float], tuple[int, ...]], ...] = (
+    ("fuse_conv_bn over ifs", over_ifs("fuse_conv_bn"), (40, 80, 160, 320)),
+    ("lower_onednn over ifs", over_ifs("lower_onednn"), (40, 80, 160, 320)),
+    ("cast_half over ifs", over_ifs("cast_half"), (40, 80, 160, 320)),
+    ("constants of one name", enter_equal_names, (1000, 2000, 4000, 8000)),
+    ("near misses of five passes, ops", explain_everything, (150, 300, 600, 1200)),
+    ("simplify_views, views in a row", simplify_chain, (50, 100, 200, 400)),
+    ("capture of slices in a row", capture_slices, (50, 100, 200, 400)),
+)
+
+
+def print_scaling() -> None:
+    table = Table(title="what was quadratic: CPU seconds at doubling sizes, one thread, best of three")
+    for column in ("what", "sizes", "seconds", "exponent"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for what, measured, sizes in SCALING:
+        measured(sizes[0])  # first-time costs
+        seconds = [measured(size) for size in sizes]
+        exponent = math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
+        columns = ["/".join(map(str, sizes)), "/".join(f"{s:.3f}" for s in seconds), f"{exponent:.2f}"]
+        table.add_row(what, *columns)
+    Console(width=110).print(table)
+
+
 def main(
     nodes: Annotated[list[int], typer.Option(help="sizes to measure")] = [300, 1000, 3000, 10000],  # noqa: B006
     frontend: Annotated[str, typer.Option(help="export, trace or script")] = "trace",
     only_script_capture: Annotated[bool, typer.Option(help="the second table alone")] = False,
+    only_scaling: Annotated[bool, typer.Option(help="the third table alone")] = False,
 ) -> None:
     """Print seconds by step for each size."""
     torch.set_num_threads(1)
-    if not only_script_capture:
+    if not only_script_capture and not only_scaling:
         print_steps(nodes, frontend)
-    print_script_capture(nodes)
+    if not only_scaling:
+        print_script_capture(nodes)
+    if not only_script_capture:
+        print_scaling()
 
 
 def print_steps(nodes: list[int], frontend: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ir_tools.emit.hoisting import Hoisted
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location, record
 
 UNREAD = "_unread"
 """The attribute that a tensor variable holds on a path where it is not read."""
@@ -58,5 +58,5 @@ def indented(lines: Sequence[str]) -> list[str]:
 
 
 def comment(node: fx.Node) -> str:
-    path = location(node)
-    return f"  # {path}" if path != node.name and path.isprintable() else ""
+    path = location(node) if record(node).captured.module else ""
+    return f"  # {path}" if path and path.isprintable() else ""

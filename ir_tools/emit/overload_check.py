@@ -11,7 +11,7 @@ from ir_tools.emit.emitted_text import Statement
 from ir_tools.errors import EmitError
 from ir_tools.ir.effects import has_effect, written_nodes
 from ir_tools.ir.host import TENSOR_READS
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location
 from ir_tools.torch_compat.operators import schema_or
 
 

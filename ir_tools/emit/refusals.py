@@ -10,8 +10,8 @@ from ir_tools.ir.alias_analysis import storage_classes
 from ir_tools.ir.dialect import DIALECT_ONLY, overload_name, short_name
 from ir_tools.ir.effects import written_nodes
 from ir_tools.ir.host import is_container_type, value_type
-from ir_tools.ir.origin import location
 from ir_tools.ir.program import Program
+from ir_tools.ir.provenance import location
 from ir_tools.ir.regions import bodies, is_region
 
 # Namespaces whose ops stock libtorch does not know: they have to be lowered first.

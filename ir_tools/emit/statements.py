@@ -15,7 +15,7 @@ from ir_tools.emit.variables import Variables
 from ir_tools.errors import EmitError
 from ir_tools.ir.dialect import getitem, overload_name
 from ir_tools.ir.host import CONSTRUCTORS, fail, inner_types, is_host, make_dict, make_list, value_type
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location
 from ir_tools.ir.regions import is_region
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 

@@ -17,7 +17,8 @@ from ir_tools.frontends.symbols import Symbols
 from ir_tools.ir import Draft, Program, check_wellformed
 from ir_tools.ir.facts import fact, set_fact
 from ir_tools.ir.joins import settle
-from ir_tools.ir.program import all_nodes
+from ir_tools.ir.provenance import number_calls
+from ir_tools.ir.regions import all_nodes
 from ir_tools.ir.signature import Condition
 
 
@@ -53,6 +54,7 @@ def finish(draft: Capture, outputs: Sequence[Any], conditions: Sequence[Conditio
     settle(all_nodes(program.graph))
     for node in all_nodes(program.graph):  # what was found out late about symbols: that two are equal
         set_fact(node, program.mode.settled(fact(node)))
+    number_calls(program.graph)
     for name in program.state:  # nobody else may move it
         program.constants[name] = program.constants[name].clone()
     found = unique((*conditions, *draft.symbols.conditions()))

@@ -19,8 +19,8 @@ from ir_tools.errors import CaptureError
 from ir_tools.ir import Draft, alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import bound_arguments, getitem, op_name, short_name
 from ir_tools.ir.effects import acts, aliased_nodes, changed_containers, has_effect, written_arguments, written_nodes
-from ir_tools.ir.origin import location
 from ir_tools.ir.program import Program
+from ir_tools.ir.provenance import location
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 aten = torch.ops.aten

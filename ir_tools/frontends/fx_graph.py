@@ -12,7 +12,7 @@ from torch import fx
 
 from ir_tools.errors import CaptureError
 from ir_tools.frontends.normalizer import Normalizer
-from ir_tools.ir import Draft, Origin, facts
+from ir_tools.ir import Draft, Record, facts
 from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.facts import ScalarFact
 from ir_tools.ir.host import value_type
@@ -127,7 +127,7 @@ def copy_graph(
             continue
         if node.op != "call_function":
             raise CaptureError(f"{node.op} of {node.target} is not an ATen operator{_where(node)}")
-        origin = Origin(_module_path(node, prefix), source_line(node.meta.get("stack_trace") or ""), keep_float=keep_float)
+        origin = Record(_module_path(node, prefix), source_line(node.meta.get("stack_trace") or ""), keep_float=keep_float)
         with normalizer.draft.origin(origin):
             values[node] = _copy_call(normalizer, node, look_up, prefix, keep_float)
     raise CaptureError("the graph has no output")

@@ -22,7 +22,7 @@ from ir_tools.frontends.user_model import FlatModel
 from ir_tools.frontends.wrapper_tensors import WrapperFunctions, WrapperMode, WrapperTensor, given, wrap_result, written
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import short_name
-from ir_tools.ir.origin import origin
+from ir_tools.ir.provenance import record
 from ir_tools.torch_compat import pytree
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 from ir_tools.verify.device_placement import ELSEWHERE, DevicePlacement, Factories, Made, names_a_device
@@ -57,7 +57,7 @@ def factories_behind(source: Source, program: Program) -> Factories:
     They are those of the example's run, and of runs on perturbed inputs while the placement of one of these ops is unknown: a
     captured graph may hold what the example's own run left out, as models skip a mask of ones unless they are traced.
     """
-    wanted = {(origin(node).source, short_name(node.target)) for node in program.calls if names_a_device(node)}
+    wanted = {(record(node).source, short_name(node.target)) for node in program.calls if names_a_device(node)}
     if not wanted:
         return Factories()
     found = factories_of(source)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -199,7 +200,24 @@ def can_stand_for(new: fx.Node, old: fx.Node) -> bool:
     """
     if not aliased_nodes(new) and new.op == "call_function" and not new.users:
         return True
-    group = sharing(new)
-    if old in group or not is_handed_out(derived(old)):
+    if _have_one_source(new, old) or not is_handed_out(derived(old)):
         return True
-    return is_own(group) and not is_handed_out(group)
+    group = sharing(new)
+    return old in group or (is_own(group) and not is_handed_out(group))
+
+
+def _have_one_source(one: fx.Node, other: fx.Node) -> bool:
+    """Both may have the memory of some value. Usually that is near: both are followed by turns, and no farther than needed."""
+    found: tuple[set[fx.Node], set[fx.Node]] = ({one}, {other})
+    waiting = (deque([one]), deque([other]))
+    if one is other:
+        return True
+    while waiting[0] or waiting[1]:
+        for mine, theirs, queue in ((*found, waiting[0]), (*found[::-1], waiting[1])):
+            for source in aliased_nodes(queue.popleft()) if queue else ():
+                if source in theirs:
+                    return True
+                if source not in mine:
+                    mine.add(source)
+                    queue.append(source)
+    return False

@@ -19,8 +19,8 @@ from ir_tools.ir.effects import has_effect
 from ir_tools.ir.facts import TensorFact, TupleFact
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.joins import settle
-from ir_tools.ir.origin import Origin, location, origin, set_origin
 from ir_tools.ir.program import Block, Program, body_of, public_name
+from ir_tools.ir.provenance import CONSTANT, INPUT, UNKNOWN, Record, location, record, set_record
 from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
 from ir_tools.ir.reinference import Stale
 from ir_tools.torch_compat.fake import FakeTensor
@@ -45,9 +45,8 @@ class Draft(Generic[B]):
         self._original = original
         self._edited = original is None
         self._stale = Stale(program.mode)
-        self._origin = Origin()
+        self._origin = UNKNOWN
         self._constant_nodes: dict[str, fx.Node] = {str(n.target): n for n in self.graph.find_nodes(op="get_attr")}
-        self._identities: dict[tuple, str] | None = None
         self._head: fx.Node | None = None
         for node in self.graph.nodes:
             if node.op not in ("placeholder", "get_attr"):
@@ -56,12 +55,9 @@ class Draft(Generic[B]):
 
     @classmethod
     def inside(cls, outer: Draft, name: str) -> Draft[Block]:
-        """An empty draft of a body in what `outer` makes, over the same tables; names of its nodes begin with `name`."""
+        """An empty draft of a body in what `outer` makes, over the same table; names of its nodes begin with `name`."""
         around = outer.program
-        block = Block(fx.Graph(), around.constants, around.state, around.mode, around.name + name)
-        draft = Draft(block)
-        draft._identities = outer._by_identity
-        return draft
+        return Draft(Block(fx.Graph(), around.constants, around.mode, around.name + name))
 
     @classmethod
     def of(cls, program: B) -> Draft[B]:
@@ -86,14 +82,6 @@ class Draft(Generic[B]):
         self._stale.refresh(node)
 
     @property
-    def _by_identity(self) -> dict[tuple, str]:
-        """Names of the constants by their storage; made when first asked for, since there may be thousands."""
-        if self._identities is None:
-            table = self.program
-            self._identities = {_identity(t): name for name, t in table.constants.items()}
-        return self._identities
-
-    @property
     def head(self) -> fx.Node:
         """The last placeholder or constant: what is inserted behind it may read all of them."""
         if self._head is None:
@@ -104,9 +92,9 @@ class Draft(Generic[B]):
 
     @contextmanager
     def before(self, node: fx.Node, made_by: str = "") -> Iterator[None]:
-        """Add nodes before `node`, with its origin, marked as made by `made_by`."""
+        """Add nodes before `node`: made from it by the pass `made_by`, or, without one, in its place while it is captured."""
         previous = self._origin
-        self._origin = origin(node).made_by(made_by) if made_by else origin(node)
+        self._origin = record(node).derived(made_by) if made_by else record(node)
         try:
             with self.graph.inserting_before(node):
                 yield
@@ -114,7 +102,7 @@ class Draft(Generic[B]):
             self._origin = previous
 
     @contextmanager
-    def origin(self, value: Origin) -> Iterator[None]:
+    def origin(self, value: Record) -> Iterator[None]:
         previous, self._origin = self._origin, value
         try:
             yield
@@ -125,20 +113,13 @@ class Draft(Generic[B]):
         """A tensor input; its fact is taken from `example`, which may be fake (its data is not kept)."""
         node = self.graph.placeholder(name)
         facts.set_fact(node, self.program.mode.fact_of(example) if isinstance(example, FakeTensor) else TensorFact.of(example))
+        set_record(node, Record(name=node.name, op=INPUT))
         self._head = node
         return node
 
     def constant(self, name: str, tensor: torch.Tensor, *, state: bool = False) -> fx.Node:
         """The `get_attr` node of a constant. Equal storage is entered once; a name already taken gets a number."""
-        tensor = tensor.detach()
-        identity = _identity(tensor)
-        known = self._by_identity.get(identity)
-        if known is not None:
-            name = known
-        else:
-            name = self._free_name(name)
-            self.program.constants[name] = tensor
-            self._by_identity[identity] = name
+        name = self.program.constants.enter(name, tensor.detach())
         if state:
             self.program.state |= {name}
         return self.get(name)
@@ -149,7 +130,8 @@ class Draft(Generic[B]):
         if node is None:
             node = self._constant_nodes[name] = self._insert_at_head(name)
             facts.set_fact(node, TensorFact.of(self.program.constants[name]))
-            set_origin(node, Origin(module=public_name(name), rules=self._origin.rules))
+            made_by = self._origin.made_by if public_name(name) != name else ""
+            set_record(node, Record(public_name(name), name=node.name, op=CONSTANT, made_by=made_by))
         return node
 
     def call(self, target: Any, /, *args: Any, **kwargs: Any) -> fx.Node:
@@ -164,7 +146,7 @@ class Draft(Generic[B]):
         value = shape_inference.compute_fact(self.program.mode, target, args, kwargs)
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._name_hint(target, args))
         facts.set_fact(node, value)
-        set_origin(node, self._origin)
+        set_record(node, self._origin.at(node.name, short_name(target)))
         if target is getitem:
             set_value_type(node, _part_type(value_type(args[0])))
         return node
@@ -192,6 +174,7 @@ class Draft(Generic[B]):
             node = self.graph.placeholder(self.program.name + name)
         facts.set_fact(node, value)
         set_value_type(node, annotation)
+        set_record(node, Record(name=node.name, op=INPUT))
         self._head = node
         return node
 
@@ -200,13 +183,13 @@ class Draft(Generic[B]):
         node = self.graph.create_node("call_function", target, tuple(args), name=self._name_hint(target, tuple(args)))
         facts.set_fact(node, TupleFact(tuple(values)))
         set_value_type(node, f"Tuple[{', '.join(types)}]")
-        set_origin(node, self._origin)
+        set_record(node, self._origin.at(node.name, short_name(target)))
         results = []
         for i, (value, annotation) in enumerate(zip(values, types, strict=True)):
             result = self.graph.create_node("call_function", getitem, (node, i), name=f"{node.name}_{i}")
             facts.set_fact(result, value)
             set_value_type(result, annotation)
-            set_origin(result, self._origin)
+            set_record(result, self._origin.at(result.name, short_name(getitem)))
             results.append(result)
         return results
 
@@ -240,14 +223,13 @@ class Draft(Generic[B]):
         after = change(before)
         if after is before:
             return body
-        self.program.constants.update(after.constants)
-        self.program.state |= after.state
+        self.program.constants.absorb(after.constants)
         return body_of(after, outside.carried)
 
     def insert_after(self, value: fx.Node, users: Sequence[fx.Node], made_by: str, target: Any, /, *args: Any) -> fx.Node:
         """`target(value, *args)` right behind `value` (behind all inputs and constants at least), read by `users`."""
         after = value if value.op == "call_function" else self.head
-        with self.graph.inserting_after(after), self.origin(origin(value).made_by(made_by)):
+        with self.graph.inserting_after(after), self.origin(record(value).derived(made_by)):
             new = self.call(target, value, *args)
         for user in users:
             self.redirect_in(user, value, new)
@@ -308,7 +290,7 @@ class Draft(Generic[B]):
                 self._head = None if before.op == "root" else before
             self.graph.erase_node(node)
             self._edited = True
-        if isinstance(self.program, Program):  # a body shares its tables with others
+        if isinstance(self.program, Program):  # a body shares its table with others
             self._forget_constants()
         return removed
 
@@ -325,12 +307,6 @@ class Draft(Generic[B]):
             return self.constant("constant", leaf)
         return leaf
 
-    def _free_name(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self.program.constants:
-            count += 1
-            candidate = f"{name}_{count}" if "@" in name else f"{name}@{count}"
-        return candidate
 
     def _insert_at_head(self, name: str) -> fx.Node:
         node_name = self.program.name + name.replace(".", "_").replace("@", "__")
@@ -354,11 +330,3 @@ class Draft(Generic[B]):
 def _part_type(container: str) -> str:
     """The type of an element of a list; that of a tuple's part is set by the caller."""
     return container[len("List[") : -1] if container.startswith("List[") else TENSOR
-
-
-def _identity(tensor: torch.Tensor) -> tuple:
-    """Equal for two tensors that are the same view of the same storage."""
-    if tensor.is_mkldnn or tensor.layout is not torch.strided or tensor.numel() == 0:
-        return (id(tensor),)
-    view = (tensor.data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
-    return (*view, tensor.is_conj(), tensor.is_neg())

@@ -20,7 +20,7 @@ from torch import fx
 
 from ir_tools.errors import OptionError
 from ir_tools.ir.dialect import map_argument
-from ir_tools.ir.origin import origin
+from ir_tools.ir.provenance import record
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 
 library = torch.library.Library("torch_passes", "FRAGMENT")
@@ -100,7 +100,7 @@ def take_prepacks_out(graph: fx.Graph, load: Callable[[str], torch.Tensor]) -> d
         key = str((node.target, node.args, node.kwargs))
         plain += node.all_input_nodes
         if key not in known:
-            name = base = f"{str(plain[-1].target).partition('@')[0]}@{('prepacked', *origin(node).rules)[-1]}"
+            name = base = f"{str(plain[-1].target).partition('@')[0]}@{('prepacked', *record(node).passes)[-1]}"
             while name in made:
                 name = f"{base}_{len(made)}"
             made[name] = _evaluated(node, load)

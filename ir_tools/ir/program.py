@@ -1,6 +1,6 @@
 """`Program`: a `torch.fx` graph held to the dialect, its table of constants, and the model's call signature.
 
-A Program is the outermost `Block`. The body of a region is seen as a Block too (`Block.of_body`), over the same tables, so
+A Program is the outermost `Block`. The body of a region is seen as a Block too (`Block.of_body`), over the same table, so
 that whatever works on a graph works on a branch or a loop.
 """
 
@@ -14,35 +14,44 @@ import torch
 from torch import fx
 
 from ir_tools.ir.alias_analysis import effects_of, mutated_values
+from ir_tools.ir.constant_table import ConstantTable
 from ir_tools.ir.dialect import map_argument
 from ir_tools.ir.effects import is_random, live_nodes
 from ir_tools.ir.host import meaning
 from ir_tools.ir.inference_mode import InferenceMode
 from ir_tools.ir.prepack import is_prepack, take_prepacks_out
-from ir_tools.ir.regions import NOBODY, Body, Outside, bodies, is_region, region_if, region_loop
+from ir_tools.ir.provenance import Provenance
+from ir_tools.ir.regions import NOBODY, Body, Outside, all_nodes, is_region, region_if, region_loop
 from ir_tools.ir.signature import Signature
 
 
 @dataclass
 class Block:
-    """A graph and the tables that it reads.
+    """A graph and the table that it reads.
 
     - `graph`: `placeholder`, `get_attr` into `constants`, `call_function`, one `output` with a tuple of values.
-    - `constants`: name -> tensor. Names are the user's parameter paths; a constant that a pass made is named
-      `<path>@<pass>`. Tensors are detached aliases of the user's, and shared storage is one entry.
-    - `state`: names of constants that the model itself writes into (a counter buffer).
+    - `constants`: name -> tensor, one table for all blocks of a Program. Names are the user's parameter paths; a constant that
+      a pass made is named `<path>@<pass>`. Tensors are detached aliases of the user's, and shared storage is one entry.
     - `name`: what the names of nodes in a body begin with, so that they are unique in the whole Program.
     - `outside`: for a body, what is done to its inputs and results around it.
     """
 
     graph: fx.Graph
-    constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    state: frozenset[str] = frozenset()
+    constants: ConstantTable = field(default_factory=ConstantTable)
     mode: InferenceMode = field(default_factory=InferenceMode)
     name: str = ""
     outside: Outside = NOBODY
 
     # -- reading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> frozenset[str]:
+        """Names of constants that the model itself writes into (a counter buffer)."""
+        return self.constants.state
+
+    @state.setter
+    def state(self, names: frozenset[str]) -> None:
+        self.constants.state = names
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -74,6 +83,11 @@ class Block:
     def __len__(self) -> int:
         """How many ops run in a call: prepack ops do not."""
         return sum(not is_prepack(node) for node in self.all_calls)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where the ops came from, those in bodies included."""
+        return Provenance(self.graph)
 
     @property
     def layout_is_observable(self) -> bool:
@@ -121,14 +135,14 @@ class Block:
     # -- bodies of regions --------------------------------------------------------------------------------------------
 
     def of_body(self, body: Body, outside: Outside = NOBODY) -> Block:
-        """The body of a region as a Block over the tables of this one."""
-        return Block(body.graph, self.constants, self.state, self.mode, body.name, outside)
+        """The body of a region as a Block over the table of this one."""
+        return Block(body.graph, self.constants, self.mode, body.name, outside)
 
     # -- copying ------------------------------------------------------------------------------------------------------
 
     def copy(self) -> Block:
-        """A Block with its own graph and tables; tensors and bodies are shared. Node names stay."""
-        return Block(self._copied_graph(), dict(self.constants), self.state, self.mode, self.name, self.outside)
+        """A Block with its own graph, which adds constants to a table of its own; tensors and bodies are shared. Names stay."""
+        return Block(self._copied_graph(), self.constants.child(), self.mode, self.name, self.outside)
 
     def _copied_graph(self) -> fx.Graph:
         graph = fx.Graph()
@@ -165,22 +179,8 @@ class Program(Block):
 
     def copy(self) -> Program:
         return Program(
-            self._copied_graph(),
-            dict(self.constants),
-            self.state,
-            self.mode,
-            signature=self.signature,
-            frontend=self.frontend,
+            self._copied_graph(), self.constants.copy(), self.mode, signature=self.signature, frontend=self.frontend
         )
-
-
-def all_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
-    """The nodes of a graph and of the bodies in it, each region before what is in it."""
-    for node in graph.nodes:
-        yield node
-        if is_region(node):
-            for body in bodies(node):
-                yield from all_nodes(body.graph)
 
 
 Load = Callable[[str], torch.Tensor]

@@ -13,7 +13,7 @@ The loop is TorchScript's: `round = 0; while condition and round < trips: ...; r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,15 @@ def inputs_of(node: fx.Node) -> list[Any]:
     if node.target is region_if:
         return list(node.args[3])  # type: ignore[arg-type]
     return [None, *node.args[3], *node.args[4]]  # type: ignore[misc]
+
+
+def all_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The nodes of a graph and of the bodies in it, each region before what is in it."""
+    for node in graph.nodes:
+        yield node
+        if is_region(node):
+            for body in bodies(node):
+                yield from all_nodes(body.graph)
 
 
 def with_bodies(node: fx.Node, new: Sequence[Body]) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from ir_tools.errors import PassesError
 from ir_tools.ir import Block, Draft, alias_analysis, facts, shape_inference
 from ir_tools.ir.dialect import bound_arguments, nodes_in, short_name
 from ir_tools.ir.host import TENSOR, value_type
-from ir_tools.ir.origin import location, stand_for
+from ir_tools.ir.provenance import location, stand_for
 from ir_tools.rewrite.build import Ops
 from ir_tools.rewrite.match import Match, matches_at
 from ir_tools.rewrite.rewrite_log import RewriteLog
@@ -104,7 +104,7 @@ class _Work:
             matches = islice(matches_at(rule, node, self.draft.program), MOST_MATCHES) if self.log.allows(site) else ()
             first_refusal: tuple[str, str] | None = None
             for match in matches:
-                new, why_not = self._attempt(rule, match)
+                new, why_not = self._attempt(rule, match, site)
                 if new is not None:
                     self.draft.redirect(node, new)
                     self.draft.drop(match.nodes)
@@ -115,7 +115,7 @@ class _Work:
                 self.log.refused(site, rule.name, *first_refusal)
         return None
 
-    def _attempt(self, rule: Rule, match: Match) -> tuple[fx.Node | None, str]:
+    def _attempt(self, rule: Rule, match: Match, site: str) -> tuple[fx.Node | None, str]:
         """The new value; or None, with nothing left behind, and why not."""
         why_not = objection(rule, match, self.mutated, self.draft.program)
         if why_not is not None:
@@ -134,7 +134,7 @@ class _Work:
             why_not = changes(match.root, result._node, self.keeps_layout)
             if why_not is None:
                 for new in ops.made:
-                    stand_for(new, match.nodes)
+                    stand_for(new, match.nodes, self.made_by, site)
                 return result._node, ""
         self.draft.drop(ops.made[::-1])
         return None, why_not

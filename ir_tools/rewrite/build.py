@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from ir_tools.ir import Draft
 from ir_tools.ir.dialect import argument_kind, aten, bound_arguments
-from ir_tools.ir.origin import Origin, origin
 from ir_tools.ir.program import public_name
+from ir_tools.ir.provenance import Record, record
 from ir_tools.rewrite.rule import Call, Value, unwrap, wrap
 from ir_tools.torch_compat.operators import OpOverload, OpOverloadPacket, schema_of
 
@@ -32,7 +32,7 @@ class Ops:
         self._draft = draft
         self._shared = Shared() if shared is None else shared
         self._made_by = made_by
-        self._origin = origin(at)
+        self._origin = record(at)
         self.declined = ""
         self.made: list[fx.Node] = []  # in order, so that a declined replacement leaves nothing behind
 
@@ -57,7 +57,7 @@ class Ops:
         changed = dict(zip(names, args, strict=False)) | kwargs
         positional = [changed.get(n, given[n]) for n in names if n not in call._node.kwargs]
         keywords = {n: changed.get(n, given[n]) for n in call._node.kwargs}
-        return self._call(call.target, origin(call._node), given, positional, keywords)
+        return self._call(call.target, record(call._node), given, positional, keywords)
 
     def once(self, make: Callable[..., Tensor], *args: Any) -> Tensor:
         """The tensor that `make(*args)` gives, made once where many ops of a graph need it."""
@@ -69,17 +69,19 @@ class Ops:
     def constant(self, name: str, tensor: Tensor) -> Value:
         """A constant named `<name>@<pass>`."""
         base = public_name(name)
-        return wrap(self._draft.constant(f"{base}@{self._made_by}", tensor))
+        with self._draft.origin(self._origin.derived(self._made_by)):
+            return wrap(self._draft.constant(f"{base}@{self._made_by}", tensor))
 
-    def _call(self, target: OpOverload, at: Origin, template: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> Value:
+
+    def _call(self, target: OpOverload, at: Record, template: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> Value:
         names = [a.name for a in schema_of(target).arguments]
         args = [self._argument(v, n, at, template) for n, v in zip(names, args, strict=False)]
         kwargs = {n: self._argument(v, n, at, template) for n, v in kwargs.items()}
-        with self._draft.origin(at.made_by(self._made_by)):
+        with self._draft.origin(at.derived(self._made_by)):
             self.made.append(self._draft.call(target, *args, **kwargs))
         return wrap(self.made[-1])
 
-    def _argument(self, value: Any, name: str, at: Origin, template: dict[str, Any]) -> Any:
+    def _argument(self, value: Any, name: str, at: Record, template: dict[str, Any]) -> Any:
         if not isinstance(value, Tensor):
             return unwrap(value)
         known = template.get(name)

@@ -16,7 +16,7 @@ from torch import fx
 
 from ir_tools.ir import Block
 from ir_tools.ir.dialect import bound_arguments, short_name
-from ir_tools.ir.origin import location, origin
+from ir_tools.ir.provenance import location, locations
 from ir_tools.rewrite.apply import objection
 from ir_tools.rewrite.match import matches_at, structural_matches_at
 from ir_tools.rewrite.rewrite_log import RewriteLog
@@ -45,10 +45,11 @@ def near_misses(pass_: Pass, program: Block, where: str) -> list[NearMiss]:
     found: list[NearMiss] = []
 
     def look(block: Block, log: RewriteLog) -> Block:
+        mutated = block.mutated_values
         for node in block.calls:
             if where in locations_of(node):
                 for rule in pass_.rules:
-                    sentence = nearest_miss(rule, node, block)
+                    sentence = nearest_miss(rule, node, block, mutated)
                     if sentence not in (None, APPLIES):
                         found.append(NearMiss(short_name(node.target), location(node), rule.name, str(sentence)))
         return block
@@ -59,8 +60,7 @@ def near_misses(pass_: Pass, program: Block, where: str) -> list[NearMiss]:
 
 def locations_of(node: fx.Node) -> set[str]:
     """The name of an op, the paths of the modules that it comes from, and of those around them; what was fused into it, too."""
-    paths = (location(node), *origin(node).others)
-    return {node.name, *(".".join(path.split(".")[:n]) for path in paths for n in range(1, path.count(".") + 2))}
+    return set(locations(node))
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,11 @@ class Miss:
     sentence: str
 
 
-def nearest_miss(rule: Rule, node: fx.Node, program: Block) -> str | None:
+def nearest_miss(rule: Rule, node: fx.Node, program: Block, mutated: frozenset[fx.Node] | None = None) -> str | None:
     """Why `rule` did not take `node` into a rewrite, as a sentence; None when no op of its left side is like `node`.
 
     The node may be any op of the left side. Where it fails at several points, the sentence is about the farthest.
+    `mutated`: `program.mutated_values`, if the caller has them; finding them takes a walk over the graph.
 
     >>> import torch
     >>> from ir_tools.frontends.source import prepare
@@ -85,7 +86,8 @@ def nearest_miss(rule: Rule, node: fx.Node, program: Block) -> str | None:
     >>> nearest_miss(CATALOGUE["fuse_conv_bn"].rules[0], program.calls[0], program)
     'matched conv2d, but its user is relu, not batch_norm'
     """
-    misses = [miss for location in _locations(rule.pattern, node) for miss in _upwards(rule, location, node, program)]
+    mutated = program.mutated_values if mutated is None else mutated
+    misses = [miss for location in _locations(rule.pattern, node) for miss in _upwards(rule, location, node, program, mutated)]
     return max(misses, key=lambda miss: miss.matched).sentence if misses else None
 
 
@@ -111,11 +113,13 @@ def _locations(pattern: Any, node: fx.Node, around: _Location = ()) -> Iterator[
             yield from _locations(part, node, here)
 
 
-def _upwards(rule: Rule, location: _Location, node: fx.Node, program: Block) -> Iterator[Miss]:
+def _upwards(
+    rule: Rule, location: _Location, node: fx.Node, program: Block, mutated: frozenset[fx.Node]
+) -> Iterator[Miss]:
     """Follow the users of `node` to where the root should be, then compare from there downwards."""
     here, *around = location
     if not around:
-        yield _at_root(rule, here, node, program)
+        yield _at_root(rule, here, node, program, mutated)
         return
     wanted = around[0]
     users = list(node.users)
@@ -126,12 +130,12 @@ def _upwards(rule: Rule, location: _Location, node: fx.Node, program: Block) -> 
         found = f"its user is {met[0]}" if len(met) == 1 else f"its users are {' and '.join(met)}"
         yield Miss(deep, f"matched {_name(node)}, but {found}, not {wanted}")
     for user in fitting:
-        yield from _upwards(rule, tuple(around), user, program)
+        yield from _upwards(rule, tuple(around), user, program, mutated)
 
 
-def _at_root(rule: Rule, root: OpPattern, node: fx.Node, program: Block) -> Miss:
+def _at_root(rule: Rule, root: OpPattern, node: fx.Node, program: Block, mutated: frozenset[fx.Node]) -> Miss:
     for match in matches_at(rule, node, program):
-        why_not = objection(rule, match, program.mutated_values, program)
+        why_not = objection(rule, match, mutated, program)
         return Miss(len(match.nodes) + 1, f"matched, but {why_not}" if why_not else APPLIES)
     for match in structural_matches_at(rule, node, program):
         view = match.view(rule, program)

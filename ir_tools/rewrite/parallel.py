@@ -9,8 +9,8 @@ from torch import fx
 
 from ir_tools.ir import Block, Draft, alias_analysis, facts
 from ir_tools.ir.dialect import aten, bound_arguments, getitem, short_name
-from ir_tools.ir.origin import stand_for
 from ir_tools.ir.program import public_name
+from ir_tools.ir.provenance import record, stand_for
 from ir_tools.rewrite.rule import FAMILIES
 
 
@@ -73,11 +73,13 @@ def merge(draft: Draft, linears: list[fx.Node], made_by: str) -> None:
             parts = [w.new_zeros(w.shape[0]) if bias is None else bias for w, bias in zip(weights, biases, strict=True)]
             b = draft.constant(f"{base}@{made_by}_bias", joined(parts))
         wide = draft.call(aten.linear.default, given[0]["input"], w, b)
-        stand_for(wide, linears)
+        stand_for(wide, linears, made_by)
         sizes = [weight.shape[0] for weight in weights]
         split = draft.call(aten.split_with_sizes.default, wide, sizes, -1)
         for i, node in enumerate(linears):
-            draft.redirect(node, draft.call(getitem, split, i))
+            with draft.origin(record(node).derived(made_by)):
+                part = draft.call(getitem, split, i)
+            draft.redirect(node, part)
 
 
 def joined(tensors: list[torch.Tensor]) -> torch.Tensor:

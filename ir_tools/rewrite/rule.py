@@ -59,7 +59,7 @@ from ir_tools.ir.dialect import (
     getitem,
     short_name,
 )
-from ir_tools.ir.origin import location, origin
+from ir_tools.ir.provenance import location, record
 from ir_tools.torch_compat.operators import OpOverload
 
 Requirement = Callable[..., "bool | None"]
@@ -141,7 +141,7 @@ class Value:
 
     def made_by(self, name: str) -> bool:
         """A pass of this name made the value, or what it was made from."""
-        return name in origin(self._node).rules
+        return name in record(self._node).passes
 
     @property
     def location(self) -> str:

@@ -19,7 +19,7 @@ from torch import fx
 from ir_tools.deprecation import warn_renamed
 from ir_tools.errors import OptionError
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import location, origin
+from ir_tools.ir.provenance import location, record, stand_for
 from ir_tools.ir.regions import is_region
 from ir_tools.rewrite.apply import apply_rules
 from ir_tools.rewrite.artifacts import Artifacts, pass_signature
@@ -296,7 +296,7 @@ def replace_by_table(program: Block, table: Mapping[Any, TableEntry], name: str,
         draft.refresh(node)
         entry = table.get(node.target)
         site = f"{name}@{node.name}"
-        if entry is not None and log.allows(site) and name not in origin(node).rules:
+        if entry is not None and log.allows(site) and name not in record(node).passes:
             _replace_node(draft, node, entry, site, name, shared, log)
     return draft.finish()
 
@@ -314,6 +314,8 @@ def _replace_node(
         log.refused(site, name, location(node), ops.declined)
     if result is None:
         return
+    for new in ops.made:
+        stand_for(new, [node], name, site)
     draft.redirect(node, result._node)
     draft.remove(node)
     log.rewrote(site, name, location(node))

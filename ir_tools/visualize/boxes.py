@@ -11,9 +11,9 @@ from torch import fx
 
 from ir_tools.ir.dialect import bound_arguments, getitem, nodes_in, short_name
 from ir_tools.ir.host import fail
-from ir_tools.ir.origin import origin
 from ir_tools.ir.prepack import is_prepack
 from ir_tools.ir.program import Program
+from ir_tools.ir.provenance import record
 from ir_tools.ir.regions import Body, inputs_of, region_loop
 from ir_tools.torch_compat.operators import OpOverload
 from ir_tools.visualize.control import (
@@ -196,6 +196,6 @@ def _legend_row(swatch: str, text: str) -> str:
 
 
 def _made_by(node: fx.Node) -> str:
-    where = origin(node)
-    text = f"  # {where.module}" if where.module else ""
-    return text + (f", made by {', '.join(where.rules)}" if where.rules else "")
+    where = record(node)
+    text = f"  # {where.location}" if where.captured.module else ""
+    return text + (f", made by {', '.join(where.passes)}" if where.passes else "")

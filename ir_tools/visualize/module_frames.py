@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from graphviz import Digraph, escape
 from torch import fx
 
-from ir_tools.ir.origin import origin
+from ir_tools.ir.provenance import record
 
 
 @dataclass
@@ -29,10 +29,10 @@ def frames(nodes: list[fx.Node]) -> Frame:
     lie far apart in the data flow, and the drawing falls to pieces.
     """
     # Only modules with modules inside are framed: a frame around the boxes of one conv or relu would say nothing new.
-    containers = {path for n in nodes for path in _above(origin(n).module)}
+    containers = {path for n in nodes for path in _above(record(n).captured.module)}
     stack = [root := Frame()]
     for node in nodes:
-        module = origin(node).module
+        module = record(node).captured.module
         paths = [path for path in (*_above(module), module) if path in containers]
         while stack[-1].path and (len(stack) - 1 > len(paths) or stack[-1].path != paths[len(stack) - 2]):
             stack.pop()

@@ -24,8 +24,8 @@ from torch import fx
 
 from ir_tools.ir.dialect import argument_names, bound_arguments, short_name
 from ir_tools.ir.host import fail
-from ir_tools.ir.origin import origin
 from ir_tools.ir.program import Program
+from ir_tools.ir.provenance import location, record
 from ir_tools.ir.regions import Body, inputs_of, region_loop
 from ir_tools.torch_compat.operators import OpOverload, schema_of
 from ir_tools.visualize.control import carried_count, is_result, is_whole, parts, region_text, result_nodes
@@ -106,7 +106,7 @@ class _Listing:
             elif is_whole(node):
                 yield from self._region(node)
             elif node.op not in ("placeholder", "output") and not is_result(node):
-                module = f"  # {origin(node).module}" if origin(node).module else ""
+                module = f"  # {location(node)}" if record(node).captured.module else ""
                 value = "never" if node.target is fail else self.values.of(node)
                 yield f"{node.name} = {node_text(node)} : {value}{module}"
 
@@ -115,7 +115,7 @@ class _Listing:
         return f"constant {name} : {self.values.describe(self.program.constants.get(name))}{state}"
 
     def _region(self, node: fx.Node) -> Iterator[str]:
-        module = f", {origin(node).module}" if origin(node).module else ""
+        module = f", {location(node)}" if record(node).captured.module else ""
         yield f"{node_text(node)}:  # {node.name}{module}"
         if node.target is region_loop:
             yield from _indented(self._round(node, parts(node)[0][1]))

@@ -15,7 +15,7 @@ from collections.abc import Hashable
 from torch import fx
 
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import location, stand_for
+from ir_tools.ir.provenance import location, stand_for
 from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.common import Keys, why_apart
 
@@ -41,6 +41,6 @@ def eliminate_common_subexpressions(program: Block, log: RewriteLog) -> Block:
             log.refused(site, RULE, location(node), why_not)
             continue
         draft.redirect(node, first)
-        stand_for(first, [node])
+        stand_for(first, [node], "eliminate_common_subexpressions", site)
         log.rewrote(site, RULE, location(node))
     return draft.finish()

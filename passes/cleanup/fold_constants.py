@@ -6,7 +6,7 @@ A result much larger than what it is made from (an `expand` or a wide `arange`) 
 """
 
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location
 from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.constants import evaluate, is_foldable
 

@@ -9,7 +9,7 @@ times as fast, in float32 and in bfloat16: one of the three products keeps a thr
 """
 
 from ir_tools.ir import Block, Draft
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location
 from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.parallel import kind_of, merge, side_by_side, why_alone
 

@@ -14,7 +14,7 @@ import torch
 
 from ir_tools.ir import Block, Draft, Program, facts
 from ir_tools.ir.dialect import aten, bound_arguments, short_name
-from ir_tools.ir.origin import location, origin
+from ir_tools.ir.provenance import location, record
 from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.notes import Notes
 from ir_tools.verify.device_placement import DevicePlacement, Factories, names_a_device
@@ -41,7 +41,7 @@ def follow_inputs(program: Block, log: RewriteLog, factories: Factories) -> tupl
         why_not = objection(program, node, factories, anchor)
         if why_not:
             log.refused(site, "follow_inputs", location(node), why_not, expected=True)  # the note says it
-            at = origin(node).source
+            at = record(node).source
             notes += Notes((f"{at}: {why_not}" if at else why_not,))
             continue
         with draft.before(node, "follow_inputs"):
@@ -57,7 +57,7 @@ def objection(program: Block, node: Any, factories: Factories, anchor: Any) -> s
     what = f"{op} makes a tensor on {facts.device(node)}"
     if not isinstance(program, Program):
         return f"{what} in a branch or loop, where it does not follow the inputs: keep the file on that device"
-    placement = factories.placement(origin(node).source, op)
+    placement = factories.placement(record(node).source, op)
     if placement is FOLLOWS and anchor is not None:
         return ""
     if placement is FIXED:

@@ -32,7 +32,7 @@ from ir_tools.errors import OptionError
 from ir_tools.ir import Block, Draft, Program
 from ir_tools.ir.dialect import argument, nodes_in, short_name
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location
 from ir_tools.rewrite import RewriteLog, graph_pass
 from ir_tools.rewrite.cast import Caster, Casts, traffic, whole
 from ir_tools.rewrite.nearest import locations_of
@@ -61,7 +61,7 @@ def cast_half(
 ) -> tuple[Block, Casts]:
     overrides = {**overrides, **dict.fromkeys(keep_float, "float")}
     check_names(program, overrides)
-    half, draft = DTYPES[dtype], Draft.of(program)
+    half, draft, rewrites_before = DTYPES[dtype], Draft.of(program), len(log.rewrites)
     options = PrecisionOptions(half, level, overrides, log.skip)
     policy = Policy.of(draft.program, options, ranges)
     shifts = rescalings(policy)
@@ -70,7 +70,7 @@ def cast_half(
         rescale(draft, shifts, log)
         take_residuals_out(draft, residuals, log)
         policy = Policy.of(draft.program, options, ranges)
-    hazards, prepared = policy.hazards, {rewrite.site for rewrite in log.rewrites}
+    hazards, prepared = policy.hazards, {rewrite.site for rewrite in log.rewrites[rewrites_before:]}
     in_half = placed(policy)
     one_by_one = casts_one_by_one(policy)
     outputs = [dtype_of(value) for value in nodes_in(draft.program.output.args)]

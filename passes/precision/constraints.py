@@ -29,7 +29,7 @@ from ir_tools.ir.dataflow import forward
 from ir_tools.ir.dialect import argument, bound_arguments, conv_act, linear_act, short_name
 from ir_tools.ir.effects import is_random
 from ir_tools.ir.facts import dtype as dtype_of
-from ir_tools.ir.origin import origin
+from ir_tools.ir.provenance import record
 from ir_tools.rewrite.cast import is_filled, is_read_whole, parts, whole
 from ir_tools.rewrite.nearest import locations_of
 from ir_tools.verify.ranges import Range
@@ -186,7 +186,7 @@ def why_not(node: Any, hazards: Hazards, options: PrecisionOptions) -> str | Non
     """Why an op stays in float whatever its entry in the table; "" where there is nothing to compute in half."""
     if (why := hazards[node].ineligible) is not None:
         return why
-    if origin(node).keep_float:
+    if record(node).keep_float:
         return KEEPS_FLOAT
     if options.level_of(node) == "float":
         return IS_KEPT

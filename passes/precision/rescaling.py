@@ -14,8 +14,8 @@ from torch import fx
 
 from ir_tools.ir import Draft, facts
 from ir_tools.ir.dialect import aten, bound_arguments, map_argument, short_name
-from ir_tools.ir.origin import location
 from ir_tools.ir.program import public_name
+from ir_tools.ir.provenance import location
 from ir_tools.rewrite import RewriteLog
 from ir_tools.verify.ranges import Range
 from passes.precision.constraints import Policy, site_of

@@ -11,7 +11,7 @@ from typing import Any
 from ir_tools.ir import Draft
 from ir_tools.ir.dataflow import forward
 from ir_tools.ir.dialect import short_name
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location
 from ir_tools.rewrite import Call, Ops, RewriteLog
 from ir_tools.rewrite.decompositions import DECOMPOSITIONS
 from ir_tools.rewrite.rule import unwrap
@@ -37,7 +37,7 @@ def float_residuals(policy: Policy, scaled: Collection[Any]) -> list[Any]:
 def take_residuals_out(draft: Draft, nodes: Sequence[Any], log: RewriteLog) -> None:
     for node in nodes:
         fused = Call(node)
-        with draft.before(node):
+        with draft.before(node, "cast_half"):
             apart = DECOMPOSITIONS[fused.target](Ops(draft, "cast_half", node), fused)
         draft.replace(node, unwrap(apart))
         name = short_name(node.target)

@@ -11,7 +11,7 @@ import torch
 from ir_tools.ir import Block, Draft
 from ir_tools.ir.dialect import nodes_in, quant_stub, short_name
 from ir_tools.ir.facts import dtype
-from ir_tools.ir.origin import location
+from ir_tools.ir.provenance import location
 from ir_tools.ir.shape_inference import copy_keeps_layout
 from ir_tools.ir.view import subgraphs
 from ir_tools.rewrite import RewriteLog, graph_pass

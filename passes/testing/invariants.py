@@ -96,7 +96,7 @@ def fingerprint(program: Program) -> list[Any]:
     The nodes of a region's bodies are among them.
     """
     nodes = [
-        (n.name, n.op, str(n.target), str(n.args), str(n.kwargs), str(n.meta.get("origin")), sketch(facts.fact(n)))
+        (n.name, n.op, str(n.target), str(n.args), str(n.kwargs), n.meta.get("provenance"), sketch(facts.fact(n)))
         for n in all_nodes(program.graph)
     ]
     constants = [(name, id(t), t.dtype, _content(t)) for name, t in program.constants.items()]

@@ -10,7 +10,7 @@ from torch import fx
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
-from ir_tools.ir import Draft, InputSpec, Origin, Program, Signature
+from ir_tools.ir import Draft, InputSpec, Program, Record, Signature
 from ir_tools.ir.prepack import prepack_conv
 from ir_tools.ir.signature import binder, split_leaves
 from ir_tools.torch_compat import pytree
@@ -38,14 +38,14 @@ def small() -> Program:
     """conv -> batch norm -> + x -> conv_act with a residual, in modules block.0.conv, block.0.bn and head."""
     draft = start(torch.randn(1, 4, 8, 8))
     (x,) = draft.program.placeholders
-    with draft.origin(Origin("block.0.conv")):
+    with draft.origin(Record("block.0.conv")):
         conv = draft.call(aten.conv2d.default, x, draft.constant("block.0.conv.weight", torch.randn(4, 4, 1, 1)))
-    with draft.origin(Origin("block.0.bn")):
+    with draft.origin(Record("block.0.bn")):
         statistics = [draft.constant(f"block.0.bn.{n}", torch.rand(4)) for n in ("weight", "bias", "mean", "var")]
         norm = draft.call(aten.batch_norm.default, conv, *statistics, False, 0.1, 1e-5, False)
-    with draft.origin(Origin("block.0")):
+    with draft.origin(Record("block.0")):
         total = draft.call(aten.add.Tensor, norm, x)
-    with draft.origin(Origin("head").made_by("fuse_conv_relu")):
+    with draft.origin(Record("head").derived("fuse_conv_relu")):
         plain = draft.constant("head.weight@fuse_conv_bn", torch.randn(4, 4, 1, 1))
         weight = draft.call(prepack_conv, plain, [0, 0], [1, 1], [1, 1], 1, None)
         fused = draft.call(
@@ -61,7 +61,7 @@ def chain(length: int) -> Program:
     (value,) = draft.program.placeholders
     skipped = value
     for i in range(length // 2):
-        with draft.origin(Origin(f"blocks.{i // 20}.{i % 20}")):
+        with draft.origin(Record(f"blocks.{i // 20}.{i % 20}")):
             value = draft.call(aten.relu.default, value)
             value = draft.call(aten.add.Tensor, value, skipped)
         skipped = value if i % 10 == 0 else skipped

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from ir_tools.ir import Draft, FactError, IllFormedError, Program, alias_analysis, check_wellformed, facts
 from ir_tools.ir.dialect import aten, numbers_in
 from ir_tools.ir.effects import written_nodes
-from ir_tools.ir.origin import origin
+from ir_tools.ir.provenance import record
 from passes.testing import fingerprint
 from tests.check import assert_bitwise_equal, captured, ops, outputs_of
 
@@ -63,7 +63,7 @@ def test_a_call_is_canonicalized_and_knows_its_shape_and_origin() -> None:
         new = draft.call(aten.softmax.int, linear.args[0], dim=1)
     assert new.args == (linear.args[0], 1, None) and new.kwargs == {}
     assert (facts.shape(new), facts.dtype(new)) == ((2, 4), torch.float32)
-    assert origin(new).module == origin(linear).module == "0" and origin(new).rules == ("test",)
+    assert record(new).module == record(linear).module == "0" and record(new).passes == ("test",)
     check_wellformed(draft.program)
 
 
@@ -108,7 +108,7 @@ def test_what_is_inserted_behind_an_input_may_read_every_constant() -> None:
     new = draft.insert_after(x, [node_called(draft.program, "linear")], "test", aten.neg.default)
     after = draft.finish()
     check_wellformed(after)
-    assert ops(after) == ["neg", "linear"] and origin(new).rules == ("test",)
+    assert ops(after) == ["neg", "linear"] and record(new).passes == ("test",)
 
 
 # -- redirecting, replacing, sweeping -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ir_tools.ir import Block
 from ir_tools.ir.dialect import short_name
 from ir_tools.rewrite import Rule, Value
 from ir_tools.rewrite.nearest import near_misses, nearest_miss
@@ -104,6 +105,17 @@ def test_optimize_reports_the_nearest_misses_on_request() -> None:
     nowhere = optimize(model, "fuse_conv_bn", example_inputs=X, dry_run=True, explain_at="layer9")
     assert nowhere.notes == ["explain_at='layer9': no op of the captured graph comes from there"]
     assert "nearest misses" not in str(optimize(model, "fuse_conv_bn", example_inputs=X, dry_run=True))
+
+
+def test_written_values_are_asked_for_once_for_each_block(monkeypatch) -> None:
+    """Finding them takes a walk over the graph, and there may be a match at every op."""
+    layers = [layer for _ in range(6) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))]
+    program = captured(nn.Sequential(nn.Sequential(*layers)).eval(), X)
+    asked: list[Block] = []
+    wanted = Block.mutated_values.fget
+    monkeypatch.setattr(Block, "mutated_values", property(lambda block: asked.append(block) or wanted(block)))
+    near_misses(fuse_conv_bn, program, "0")
+    assert len(asked) == 1
 
 
 def test_bodies_of_branches_are_looked_at() -> None:

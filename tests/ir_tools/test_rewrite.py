@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ir_tools.errors import OptionError
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import aten, overload_name
-from ir_tools.ir.origin import origin
+from ir_tools.ir.provenance import record
 from ir_tools.rewrite import Ops, RewriteLog, Rule, Value, graph_pass, rule_pass, table_pass
 from ir_tools.rewrite.apply import EndlessRuleError
 from ir_tools.rewrite.match import matches_at
@@ -143,7 +143,7 @@ def test_new_nodes_carry_where_they_come_from_and_what_made_them() -> None:
     model = nn.Sequential(nn.ReLU(), nn.ReLU()).eval()
     after, log = apply(RELU, captured(model, X))
     (node,) = after.calls
-    assert origin(node).rules == ("tested",) and origin(node).module == log.rewrites[0].module.replace("0", "1")
+    assert record(node).passes == ("tested",) and record(node).module == log.rewrites[0].module.replace("0", "1")
     assert (log.rewrites[0].site, log.rewrites[0].module) == ("twice_relu@relu_1", "0")
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import fx
 
-from ir_tools.ir import Origin, Program
+from ir_tools.ir import Program, Record
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.regions import region_if
 from ir_tools.visualize import draw_svg, to_dot, to_text
@@ -71,7 +71,7 @@ def test_a_single_box_gets_no_frame():
     draft = start(torch.randn(3))
     (value,) = draft.program.placeholders
     for module in ("lonely.relu", "pair.first", "pair.last"):
-        with draft.origin(Origin(module)):
+        with draft.origin(Record(module)):
             value = draft.call(aten.relu.default, value)
     draft.output([value])
     assert re.findall(r"label=(lonely|pair)\b", to_dot(draft.finish())) == ["pair"]
@@ -82,7 +82,7 @@ def test_a_module_that_is_called_again_gets_a_second_frame():
     (value,) = draft.program.placeholders
     for module in ("a", "b", "a"):
         for inner in ("first", "last"):
-            with draft.origin(Origin(f"{module}.{inner}")):
+            with draft.origin(Record(f"{module}.{inner}")):
                 value = draft.call(aten.relu.default, value)
     draft.output([value])
     dot = to_dot(draft.finish())

@@ -18,7 +18,7 @@ from ir_tools.errors import CaptureError
 from ir_tools.frontends.fx_graph import source_line
 from ir_tools.frontends.normalizer import Normalizer
 from ir_tools.frontends.torchscript.values import ARGUMENT, ATTRIBUTE, Container, NeedsNode, ObjectValue, Uninitialized
-from ir_tools.ir import Draft, Origin, facts
+from ir_tools.ir import Draft, Record, facts
 from ir_tools.ir.host import inner_types, make_dict, make_list, make_tuple, set_value_type, value_type
 
 aten = torch.ops.aten
@@ -221,13 +221,13 @@ class Environment:
 
     # -- origins -------------------------------------------------------------------------------------------------------
 
-    def origin(self, node: Any, arguments: list[Any]) -> Origin:
+    def origin(self, node: Any, arguments: list[Any]) -> Record:
         scope = node.scopeName().rsplit("/", 1)[-1].removeprefix("__module.")
         path = self.without_prefix(scope)
         if not path:
             constants = [a for a in arguments if isinstance(a, fx.Node) and a.op == "get_attr"]
             path = str(constants[0].target).rpartition(".")[0] if constants else ""
-        return Origin(path, source_line(node.sourceRange()))
+        return Record(path, source_line(node.sourceRange()))
 
     def without_prefix(self, path: str) -> str:
         return "" if path == self.prefix.rstrip(".") else path.removeprefix(self.prefix)

@@ -114,7 +114,6 @@ def _close(
         first = next(iter(draft.graph.nodes))
         if first is not placeholder:
             first.prepend(placeholder)
-    env.draft.program.state |= draft.program.state
     return body_of(draft.program, carried)
 
 

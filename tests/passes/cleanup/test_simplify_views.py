@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ir_tools.frontends.capture import capture
 from ir_tools.frontends.source import prepare
-from ir_tools.ir import Program
+from ir_tools.ir import Program, alias_analysis
 from passes import CATALOGUE, rule_pass
 from tests.check import (
     assert_bitwise_equal,
@@ -168,3 +168,36 @@ def test_permutations_joined_in_the_wrong_order_are_noticed(monkeypatch: pytest.
     after, _ = rewritten(rule_pass("wrong", rules, effects={"rounds"}, doc=""), program, cube)
     with pytest.raises(AssertionError, match="moved by"):
         assert_bitwise_equal(outputs_of(program, cube), outputs_of(after, cube))
+
+
+def test_a_long_row_of_views_is_not_walked_again_for_each(monkeypatch) -> None:
+    """Whether the joined view may stand for the old one is seen near them: they are views of one value."""
+    asked = 0
+    aliased = alias_analysis.aliased_nodes
+
+    def counted(node):
+        nonlocal asked
+        asked += 1
+        return aliased(node)
+
+    def count(views: int) -> int:
+        nonlocal asked
+        program, asked = captured(InARow(views), torch.randn(4, 6)), 0
+        after = simplify_views(program)
+        assert len(after) < 5
+        return asked
+
+    monkeypatch.setattr(alias_analysis, "aliased_nodes", counted)
+    assert count(80) <= 3 * count(40)
+
+
+class InARow(nn.Module):
+    def __init__(self, views: int):
+        super().__init__()
+        self.views = views
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(self.views):
+            x = x.reshape(6, 4).reshape(4, 6)
+        return x * 2

@@ -13,7 +13,7 @@ from torch import nn
 
 from ir_tools.frontends.portability import factories_behind
 from ir_tools.frontends.source import prepare
-from ir_tools.ir import Program
+from ir_tools.ir import ConstantTable, Program
 from ir_tools.ir.dialect import short_name
 from ir_tools.rewrite import Artifacts
 from ir_tools.rewrite.notes import Notes
@@ -120,7 +120,7 @@ def compiled(model, x: torch.Tensor, frontend: str = "auto", **options) -> Optim
 
 def run_elsewhere(program: Program, x: torch.Tensor) -> None:
     moved = program.copy()
-    moved.constants = {name: t.to("meta") for name, t in program.constants.items()}
+    moved.constants = ConstantTable({name: t.to("meta") for name, t in program.constants.items()})
     assert all(t.device.type == "meta" for t in moved.run(x.to("meta")))
 
 
