@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ir_tools.ir import Program
+from ir_tools.ir.prepack import is_prepack
 from ir_tools.rewrite import RewriteLog
 from ir_tools.torch_compat import pytree
 from ir_tools.verify.numerics import compare, smallest_sqnr
@@ -212,7 +213,8 @@ def test_all_passes_one_after_the_other(model: str) -> None:
             after, _ = rewritten(CATALOGUE[name], after, *inputs)
         comparison = compare(expected, outputs_of(after, *inputs))
         assert not comparison.problem and comparison.sqnr_db >= smallest_sqnr({"lowers_precision"}, {torch.bfloat16})
-        assert all(getattr(node.target, "namespace", "") != "torch_passes" for node in after.calls)
+        ours = [node for node in after.calls if getattr(node.target, "namespace", "") == "torch_passes"]
+        assert all(map(is_prepack, ours))  # these are hoisted: a file calls other ops in their place
 
 
 # -- the same in branches and loops -------------------------------------------------------------------------------------
