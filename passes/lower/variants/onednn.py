@@ -17,7 +17,15 @@ from ir_tools.ir.prepack import prepack_conv, prepack_linear
 from ir_tools.rewrite import Call, Value
 from ir_tools.rewrite.decompositions import CONVOLUTIONS, activated, finished
 from passes.lower.kernel_provider import KernelProvider
-from passes.lower.variants.workload import by, dtype_name, have_example_sizes, lies_channels_last, line, spread_like
+from passes.lower.variants.workload import (
+    CHANNELS_LAST,
+    by,
+    dtype_name,
+    have_example_sizes,
+    lies_channels_last,
+    line,
+    spread_like,
+)
 
 mkldnn = torch.ops.mkldnn
 
@@ -31,7 +39,6 @@ UNKNOWN_TO_ONEDNN = ("elu",)
 """Activations that torch's oneDNN kernels refuse ("Fusion behavior undefined"): they follow as ops of their own."""
 WITH_RESIDUAL = ("", "relu")
 """The only activations that oneDNN's kernels take after the sum with a residual."""
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,7 @@ def mean(op, p):
 
 
 def pooled(op, p):
-    # Costs nothing where x is laid out so, as expected; in the other layout the pooling kernel is slow.
-    x = op.call(aten.contiguous.default, p.x, memory_format=torch.channels_last) if is_channels_last(p) else p.x
-    y = op.call(aten.avg_pool2d.default, x, p.window)
+    y = op.call(aten.avg_pool2d.default, p.x, p.window)
     return y if p.keeps_axes else op.call(aten.flatten.using_ints, y, 1)
 
 
@@ -70,16 +68,12 @@ def can_be_timed(p: Pooling) -> bool:
 
 def workload_key(p: Pooling) -> str:
     """What the speed of the variants depends on, in one line: `mean bfloat16 1x192x48x48 channels last, 1 threads`."""
-    return line(f"mean {dtype_name(p.x)} {by(p.x.example_shape)}" + (" channels last" if is_channels_last(p) else ""))
-
-
-def is_channels_last(p: Pooling) -> bool:
-    return lies_channels_last(p.x)
+    return line(f"mean {dtype_name(p.x)} {by(p.x.example_shape)}" + (" channels last" if lies_channels_last(p.x) else ""))
 
 
 def on_tensors(p: Pooling) -> Pooling:
     """The mean of a tensor of the example's sizes, whatever its values."""
-    return replace(p, x=spread_like(p.x, torch.channels_last if is_channels_last(p) else torch.contiguous_format))
+    return replace(p, x=spread_like(p.x, torch.channels_last if lies_channels_last(p.x) else torch.contiguous_format))
 
 
 POOLING_KERNELS = KernelProvider(

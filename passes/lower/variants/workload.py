@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ir_tools.ir.prepack import prepack_of
-from ir_tools.rewrite import Call
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def have_example_sizes(*values) -> bool:
@@ -18,8 +19,12 @@ def have_example_sizes(*values) -> bool:
 
 
 def lies_channels_last(value) -> bool:
-    """A guess at the layout when the file runs: what packed convolutions give, ops hand on; inputs are as they come."""
-    return isinstance(value, Call)
+    """The value is contiguous in channels-last for the example's sizes; False where its strides are not known."""
+    sizes, strides = value.example_shape, value.example_strides
+    if sizes is None or strides is None or len(sizes) not in CHANNELS_LAST:
+        return False
+    lies = torch.empty_strided(sizes, strides, dtype=value.dtype, device="meta")
+    return lies.is_contiguous(memory_format=CHANNELS_LAST[len(sizes)])
 
 
 def line(*parts: str) -> str:
