@@ -54,9 +54,10 @@ def net() -> tuple[nn.Module, Tensor]:
     return Net().eval(), torch.randn(2, 3, 9, 9)
 
 
-def fused_net(dtype: torch.dtype = torch.float32) -> tuple[Program, Tensor]:
+def fused_net(dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.channels_last) -> tuple[Program, Tensor]:
     model, x = net()
-    return CATALOGUE["fuse_conv_relu"](captured(model.to(dtype), x.to(dtype))), x.to(dtype)
+    x = x.to(dtype).contiguous(memory_format=layout)
+    return CATALOGUE["fuse_conv_relu"](captured(model.to(dtype), x)), x
 
 
 # -- what wins ----------------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def test_a_workload_key_holds_what_speed_depends_on() -> None:
         replace(layer, groups=2),
         *[replace(layer, sizes=tuple([2, 2] if i == k else [1, 1] for i in range(3))) for k in range(3)],
         *[p for p in layers(program) if p.sizes is None or p.groups > 1],
-        layers(program)[0],  # its x is an input, whose layout is not channels last
+        layers(fused_net(layout=torch.contiguous_format)[0])[2],
         layers(fused_net(torch.bfloat16)[0])[2],
     ]
     threads = torch.get_num_threads()
