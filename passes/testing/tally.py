@@ -17,10 +17,15 @@ from ir_tools.rewrite.rule import reason
 
 @dataclass
 class Tally:
-    """Counts of many runs. Keys are text: `pass: rule`, `pass: reason`, `front end: what it refused`."""
+    """Counts of many runs. Keys are text: `pass: rule`, `pass: reason`, `front end: what it refused`.
+
+    `tensors`: those that the ops of the last graphs gave on the CPU; `strides_known`: of how many the facts have strides.
+    """
 
     models: int = 0
     untouched: int = 0
+    tensors: int = 0
+    strides_known: int = 0
     seconds: float = 0.0
     rewrites: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
@@ -73,11 +78,12 @@ class Tally:
     def tables(self, title: str) -> list[Table]:
         """The summary, and a table each of rewrites, refusals and captures."""
         summary = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=title, title_justify="left")
-        for heading in ("models", "seconds", "models a second", "rewrites", "no rule fired"):
+        for heading in ("models", "seconds", "models a second", "rewrites", "no rule fired", "strides known"):
             summary.add_column(heading, justify="right")
         rate = f"{self.models / self.seconds:.1f}" if self.seconds else "-"
         share = f"{self.share_untouched:.1%}"
-        summary.add_row(str(self.models), f"{self.seconds:.1f}", rate, str(self.rewrites.total()), share)
+        known = f"{self.strides_known / self.tensors:.2%}" if self.tensors else "-"
+        summary.add_row(str(self.models), f"{self.seconds:.1f}", rate, str(self.rewrites.total()), share, known)
         return [
             summary,
             *(_table(heading, counts) for heading, counts in

@@ -28,6 +28,7 @@ from passes.errors import CaptureError, EmitError, NumericsError
 from passes.testing.invariants import InvariantBroken, Oracle, check_invariants
 from passes.testing.model_text import RandomModel, build, make_inputs
 from passes.testing.tally import Tally, kind_of
+from passes.testing.true_facts import known_strides
 
 
 class CaptureRefused(PassesError):
@@ -88,6 +89,8 @@ def held(model: nn.Module, inputs: tuple[Tensor, ...], passes: Iterable[Pass], b
             effects |= pass_.effects
     tally.captured[f"{frontend}: captured"] += 1
     tally.untouched = int(not tally.rewrites)
+    strides = known_strides(program, *oracle.example.tensors)
+    tally.tensors, tally.strides_known = strides.tensors, strides.known
     return tally
 
 
