@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from ir_tools.ir.prepack import is_prepack
 from ir_tools.rewrite import Pass
 from ir_tools.rewrite.notes import Notes
 from passes.driver.compiled_model import call_flat
-from passes.driver.instrumentation import explained, observed, placed, timed, wellformed
+from passes.driver.instrumentation import explained, observed, placed, replayed, timed, wellformed
 from passes.driver.step import Hook, Step, run_steps
 from passes.driver.verification import Numerics
 from passes.lower.target import Target
@@ -57,7 +58,8 @@ class CompilationResult:
 class CompilationContext:
     """What all compilations of one captured model have in common.
 
-    `observe_on`: the calibration calls, as flat tensors; None where the example inputs are observed.
+    `observe_on`: the calibration calls, as flat tensors; None where the example inputs are observed. `tuning_records`: the file
+    whose records are replayed.
     """
 
     source: Source
@@ -65,6 +67,7 @@ class CompilationContext:
     verify: str
     explain_at: str | None
     observe_on: Sequence[Sequence[torch.Tensor]] | None
+    tuning_records: str | os.PathLike[str] | None = None
 
     @property
     def arguments(self) -> list[list[Any]]:
@@ -76,6 +79,7 @@ class CompilationContext:
     ) -> CompilationResult:
         """Run the passes under the hooks `outer` and the usual ones."""
         hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on), placed(self.source)]
+        hooks += [] if self.tuning_records is None else [replayed(self.tuning_records)]
         hooks += [numerics.hook] if self.verify == "each" else []
         program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
         tuned = [records for step in steps if (records := step.artifacts.get(TuningRecords)) is not None]

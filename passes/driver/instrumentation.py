@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from ir_tools.verify.ranges import Observation, Ranges
 from ir_tools.visualize import write_dump
 from passes.driver.step import Hook, Run, Step
 from passes.errors import InputError
+from passes.tune.tuning_record import TuningRecords
 
 
 def timed(run: Run) -> Run:
@@ -109,6 +111,20 @@ def explained(where: str | None) -> Hook:
             return run(step, program)
 
         return explained_run
+
+    return hook
+
+
+def replayed(tuning_records: str | os.PathLike[str]) -> Hook:
+    """The tuning records of an earlier run, for a pass that needs some."""
+
+    def hook(run: Run) -> Run:
+        def replaying_run(step: Step, program: Program) -> Program:
+            if TuningRecords in step.pass_.needs:
+                step.artifacts.put(TuningRecords.load(tuning_records))
+            return run(step, program)
+
+        return replaying_run
 
     return hook
 

@@ -142,10 +142,7 @@ def optimize(
     pipeline, target = with_lowering(pipeline, engine, source)
     report.engine = target.name
     report.notes += _not_used(pipeline, program, tuning_records, observe_on, explain_at)
-    if tuning_records is not None:
-        pipeline = [p.with_options(records=os.fspath(tuning_records)) if "records" in p.options else p for p in pipeline]
-
-    context = CompilationContext(source, target, verify, explain_at, observe_on)
+    context = CompilationContext(source, target, verify, explain_at, observe_on, tuning_records)
     forking = Forking(numerics)
     drawings.draw(program, 0, "captured", None)
     result = context.run_passes(program, pipeline, numerics, [announced(progress), drawings.hook, forking.hook])
@@ -204,7 +201,7 @@ def _not_used(
 ) -> list[str]:
     """A line for each argument of `optimize` that no pass of the pipeline uses."""
     notes = []
-    if tuning_records is not None and not any("records" in p.options for p in pipeline):
+    if tuning_records is not None and not any(TuningRecords in p.needs for p in pipeline):
         given = f"tuning_records={os.fspath(tuning_records)!r}"
         notes.append(f"{given} was not used: the lowering of this engine has no kernel variants")
     if observe_on is not None and not any(map(needs_ranges, pipeline)):

@@ -44,9 +44,10 @@ def lowering_pass(target: Target, doc: str | None = None, renamed: Mapping[str, 
         variant: Literal["measured", "fused"] = "measured",
         records: str | None = None,
     ) -> tuple[Block, TuningRecords | None]:
-        if records is not None and variant == "fused":
+        given = records or tuning.source
+        if given and variant == "fused":
             name = target.lowering
-            raise OptionError(f"{name}: variant=fused replays nothing; leave out records={records}, or variant=fused")
+            raise OptionError(f"{name}: variant=fused replays nothing; leave out records={given}, or variant=fused")
         if records is not None:
             tuning.replay(records)
         measured = tuning if variant == "measured" else None
