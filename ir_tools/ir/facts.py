@@ -84,7 +84,8 @@ class TensorFact(Fact):
 
     @property
     def has_symbols(self) -> bool:
-        return not all(isinstance(s, int) for s in self.shape)
+        """A size or stride is a symbol: one of a column of what `nonzero` gave has strides that depend on data."""
+        return not all(isinstance(s, int) for s in (*self.shape, *(self.strides or ())))
 
 
 @dataclass(frozen=True)

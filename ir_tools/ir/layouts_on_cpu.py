@@ -68,7 +68,8 @@ def _like_first(args: tuple, result: TensorFact) -> Sizes | None:
 
 def _packed_convolution(args: tuple, result: TensorFact) -> Sizes | None:
     """Channels-last, whatever the input and the residual are (measured; with packed weights)."""
-    return _new(result, *channels_last_of(result.rank))
+    formats = channels_last_of(result.rank)
+    return _new(result, formats[0]) if formats else None
 
 
 def _contiguous(args: tuple, result: TensorFact) -> Sizes | None:
