@@ -107,8 +107,10 @@ def layout_on_cpu(target: Any, args: tuple, result: Fact) -> Fact:
             strides = ON_CPU[name](args, result)
         else:
             strides = contiguous_strides(result.shape) if _ignores_formats(target, args, operands, result) else result.strides
-        if strides is not None and any(map(_is_odd, operands)) and _is_ambiguous(replace(result, strides=strides)):
-            strides = None
+        if strides is not None and any(map(_is_odd, operands)):
+            lies = replace(result, strides=strides)
+            if _is_ambiguous(lies) or _order_is_open(target, operands, result):
+                strides = None
     return result if strides == result.strides else replace(result, strides=strides, example_strides=strides)
 
 
@@ -118,12 +120,25 @@ def _ignores_formats(target: Any, args: tuple, operands: list[TensorFact], resul
     TensorIterator's fast path (aten/src/ATen/TensorIterator.cpp); a number for a tensor keeps it off, and the fake
     kernels have no such path.
     """
-    elementwise = torch.Tag.pointwise in getattr(target, "tags", ()) or op_name(target) in UNTAGGED
-    if not elementwise or op_name(target) in SLOW or overload_name(target) in SLOW:
+    if not _is_elementwise(target) or op_name(target) in SLOW or overload_name(target) in SLOW:
         return False
     declared = [a.type for a in schema_of(target).arguments]
     numbers = any(str(t) == "Tensor" and isinstance(a, (int, float)) for a, t in zip(args, declared))
     return not numbers and all(o.shape == result.shape and is_contiguous(o) for o in operands)
+
+
+def _is_elementwise(target: Any) -> bool:
+    return torch.Tag.pointwise in getattr(target, "tags", ()) or op_name(target) in UNTAGGED
+
+
+def _order_is_open(target: Any, operands: list[TensorFact], result: TensorFact) -> bool:
+    """An elementwise op whose operands do not say which of two axes of the result is the inner one: none has both.
+
+    Strides of axes of one element decide it then, on the CPU and in the fake kernels in different orders.
+    """
+    axes = [axis for axis, n in enumerate(result.shape) if n != 1]
+    has = [{result.rank - o.rank + i for i, n in enumerate(o.shape) if n != 1} for o in operands]
+    return _is_elementwise(target) and any(not any({a, b} <= h for h in has) for a in axes for b in axes)
 
 
 UNTAGGED = frozenset({"aten::hardswish"})
@@ -138,12 +153,12 @@ SLOW = frozenset(
 
 def _is_ambiguous(known: TensorFact) -> bool:
     """Axes of one element have strides that mean nothing, and by which a kernel would take the tensor for another format."""
-    return len({likely_memory_format(_at(known, strides)) for strides in _readings(known)}) > 1
+    return 1 in known.shape and len({likely_memory_format(_at(known, strides)) for strides in _readings(known)}) > 1
 
 
 def _is_odd(known: TensorFact) -> bool:
-    """Ambiguous, with strides that only a slice or a new axis gives: kernels differ in what they make of these."""
-    return _is_ambiguous(known) and known.strides not in _readings(known)[2:]
+    """Axes of one element have strides that only a slice, a turn or a new axis gives: kernels differ in what these mean."""
+    return 1 in known.shape and known.strides not in _readings(known)[2:]
 
 
 def _readings(known: TensorFact) -> list[Sizes]:

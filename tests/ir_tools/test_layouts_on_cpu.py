@@ -141,3 +141,24 @@ def test_elementwise_ops_on_layouts_that_are_ambiguous(op: Any, arguments: Any, 
     known = compute_fact(InferenceMode(), op, tuple(TensorFact.of(a) if isinstance(a, Tensor) else a for a in args), {})
     assert isinstance(known, TensorFact)
     assert known.strides == op(*args).stride()
+
+
+ODD = {
+    "a turned row and a column": (((1, 1, 4), (1, 1, 1)), ((3, 1), (1, 1))),
+    "a sliced pixel": (((1, 2, 1, 1), (60, 1, 10, 2)), ((1, 2, 1, 1), (60, 1, 10, 2))),
+    "a new axis on a turned image": (((1, 2, 2, 2), (2, 1, 4, 2)), ((2, 1, 1), (1, 1, 1))),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("op", [aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default], ids=str)
+def test_strides_that_say_nothing_are_never_wrong(op: Any, name: str) -> None:
+    """They may be unknown."""
+    x, y = (torch.rand(200).as_strided(*view) for view in ODD[name])
+    for args in ((x, y), (y, x)):
+        known = compute_fact(InferenceMode(), op, tuple(map(TensorFact.of, args)), {})
+        assert isinstance(known, TensorFact)
+        result = op(*args)
+        wrong = [] if known.strides is None else [
+            n for n, a, b in zip(result.shape, known.strides, result.stride(), strict=True) if n != 1 and a != b]  # fmt: skip
+        assert not wrong
