@@ -39,6 +39,9 @@ PIPELINES = {
 }
 
 
+LEAST_OF_ZOO, LEAST_OF_RANDOM = 0.99, 0.95
+"""The least share of tensors of known strides; the exit status is 1 below it, and where a fact is false."""
+
 CHECKS = list(HealthCheck)
 
 
@@ -105,14 +108,18 @@ def main(
     for heading in ("models", "tensors", "known", "false"):
         table.add_column(heading, justify="right")
     lacking: Counter[str] = Counter()
+    failed = False
     for title, rows in (*(zoo_rows() if zoo else ()), *random_rows(models, seed)):
         for name, row in rows.items():
             share = f"{row.known / max(row.tensors, 1):.2%}"
             table.add_row(title, name, str(row.models), str(row.tensors), share, str(row.false))
             lacking += row.lacking
+            short = row.known < (LEAST_OF_RANDOM if "random" in title else LEAST_OF_ZOO) * row.tensors
+            failed = failed or short or row.false > 0
     console = Console()
     console.print(table)
     console.print("not known, most often:", ", ".join(f"{op} {n}" for op, n in lacking.most_common(12)) or "none")
+    raise typer.Exit(int(failed))
 
 
 if __name__ == "__main__":

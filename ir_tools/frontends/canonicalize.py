@@ -192,7 +192,15 @@ def _fresh_literal(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     return draft.call(aten.clone.default, a["self"])
 
 
-@canonicalizes("detach", "detach_", "alias", "lift_fresh", "positive", "data", "resolve_conj", "resolve_neg")
+@canonicalizes("resolve_conj", "resolve_neg")
+def _resolved(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
+    # Only complex tensors, and their real and imaginary parts, are conjugated or negated lazily.
+    dtype = facts.dtype(a["self"])
+    is_plain = dtype is not None and not dtype.is_complex and op_name(target) == "aten::resolve_conj"
+    return a["self"] if is_plain else draft.call(target, **a)
+
+
+@canonicalizes("detach", "detach_", "alias", "lift_fresh", "positive", "data")
 def _identity(draft: Draft, target: OpOverload, a: dict[str, Any]) -> Any:
     return a["self"]
 

@@ -132,7 +132,13 @@ def _say_whether_it_copies(draft: Draft, node: fx.Node) -> None:
     sizes = facts.shape(node) or ()
     if op_name(node.target) != "aten::contiguous" and not all(isinstance(size, int) for size in sizes):
         return
-    copies = not shape_inference.shares_memory(draft.program.mode, node)
+    shares = shape_inference.shares_memory(draft.program.mode, node)
+    if shares is None:
+        raise CaptureError(
+            f"the model writes into what {short_name(node.target)} at {location(node)} gives, which is a copy or not by the "
+            "layout of a value that differs between branches or rounds"
+        )
+    copies = not shares
     with draft.before(node):
         new: Any = source
         if copies:

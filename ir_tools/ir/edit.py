@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from ir_tools.ir import alias_analysis, facts, shape_inference
-from ir_tools.ir.dialect import canonicalize_arguments, getitem, map_argument, short_name
-from ir_tools.ir.effects import has_effect
+from ir_tools.ir.dialect import bound_arguments, canonicalize_arguments, getitem, map_argument, short_name
+from ir_tools.ir.effects import has_effect, written_arguments
 from ir_tools.ir.facts import TensorFact, TupleFact
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.joins import settle
@@ -146,6 +146,8 @@ class Draft(Generic[B]):
         value = shape_inference.compute_fact(self.program.mode, target, args, kwargs)
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._name_hint(target, args))
         facts.set_fact(node, value)
+        for resized in _resized(node, value):
+            facts.set_fact(resized, value)
         set_record(node, self._origin.at(node.name, short_name(target)))
         if target is getitem:
             set_value_type(node, _part_type(value_type(args[0])))
@@ -325,6 +327,14 @@ class Draft(Generic[B]):
         if target is getitem:
             return f"{args[0].name}_{args[1]}"
         return self.program.name + short_name(target)
+
+
+def _resized(node: fx.Node, result: facts.Fact) -> list[fx.Node]:
+    """The value of `out=` where the op gives it another shape, which it has from here on."""
+    if not isinstance(result, TensorFact) or "out" not in written_arguments(node.target):
+        return []
+    out = bound_arguments(node)["out"]
+    return [out] if isinstance(out, fx.Node) and facts.shape(out) != result.shape else []
 
 
 def _part_type(container: str) -> str:

@@ -44,29 +44,27 @@ class InferenceMode(FakeTensorMode):
 
     # -- from facts ---------------------------------------------------------------------------------------------------
 
-    def fake(self, known: Any, *, reversed_axes: bool = False) -> Any:
+    def fake(self, known: Any) -> Any:
         """What an op is run on: a fake tensor, a (symbolic) number, a tuple of these; anything else stands for itself.
 
-        Unknown strides are those of a contiguous tensor, or with `reversed_axes` of one whose first axis is the innermost.
+        Unknown strides are those of a contiguous tensor.
         """
         if isinstance(known, TensorFact):
-            return self._fake_tensor(known, reversed_axes)
+            return self._fake_tensor(known)
         if isinstance(known, ScalarFact):
             return known.value if known.is_known else known.symbol
         if isinstance(known, TupleFact):
-            return tuple(self.fake(part, reversed_axes=reversed_axes) for part in known.parts)
+            return tuple(map(self.fake, known.parts))
         return known
 
-    def _fake_tensor(self, known: TensorFact, reversed_axes: bool) -> torch.Tensor:
+    def _fake_tensor(self, known: TensorFact) -> torch.Tensor:
         if known.layout is torch.strided and known.strides is None:
-            shape = known.shape[::-1] if reversed_axes else known.shape
-            strides = contiguous_strides(shape)
-            return self._made(known, shape, strides[::-1] if reversed_axes else strides)
+            return self._made(known, contiguous_strides(known.shape))
         if known not in self._fakes:
-            self._fakes[known] = self._made(known, known.shape, known.strides)
+            self._fakes[known] = self._made(known, known.strides)
         return self._fakes[known]
 
-    def _made(self, known: TensorFact, shape: Sizes, strides: Sizes | None) -> torch.Tensor:
+    def _made(self, known: TensorFact, strides: Sizes | None) -> torch.Tensor:
         given: dict[str, Any] = {"dtype": known.dtype, "device": known.device}
         with self:
             if strides is None:

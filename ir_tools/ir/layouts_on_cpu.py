@@ -61,6 +61,13 @@ def _elementwise(args: tuple, result: TensorFact) -> Sizes | None:
     return contiguous_strides(result.shape) if both else strides
 
 
+def _roll(args: tuple, result: TensorFact) -> Sizes | None:
+    """Parts put together along one axis after the other; without an axis all is one row."""
+    if len(args) < 3 or not args[2]:
+        return contiguous_strides(result.shape)
+    return None if _is_ambiguous(args[0]) else _likely(args, result)
+
+
 def _like_first(args: tuple, result: TensorFact) -> Sizes | None:
     """As an elementwise op of the first operand, where each element has a result of its own."""
     return (as_meta(args[0]) + 1).stride() if result.shape == args[0].shape else result.strides
@@ -84,24 +91,30 @@ def _new(like: TensorFact, format: torch.memory_format) -> Sizes:
 ON_CPU: dict[str, Callable[[tuple, TensorFact], Sizes | None]] = {
     "aten::batch_norm": _batch_norm,
     **dict.fromkeys(("aten::reshape", "aten::view"), _reshape),
-    **dict.fromkeys(("aten::channel_shuffle", "aten::max_unpool2d"), _likely),
+    **dict.fromkeys(("aten::channel_shuffle", "aten::max_unpool2d", "aten::group_norm"), _likely),
+    "aten::roll": _roll,
     "aten::constant_pad_nd": _constant_pad,
     "aten::pad": _pad,
     "aten::binary_cross_entropy": _like_first,
-    **dict.fromkeys((f"aten::{name}" for name in "div floor_divide copysign xlogy special_xlog1py".split()), _elementwise),
-    **dict.fromkeys(("aten::log_sigmoid", "aten::max_pool1d", "mkldnn::_linear_pointwise"), _contiguous),
+    **dict.fromkeys(
+        (f"aten::{name}" for name in "div.Tensor_mode floor_divide copysign xlogy special_xlog1py".split()), _elementwise
+    ),
+    **dict.fromkeys(("aten::log_sigmoid", "aten::max_pool1d", "aten::rrelu", "aten::pow.Scalar"), _contiguous),
+    "mkldnn::_linear_pointwise": _contiguous,
     "mkldnn::_convolution_pointwise": _packed_convolution,
 }
 
 
 def layout_on_cpu(target: Any, args: tuple, result: Fact) -> Fact:
     """The fact with the strides that the op's CPU kernel gives."""
-    name = op_name(target)
+    name = overload_name(target) if overload_name(target) in ON_CPU else op_name(target)
     operands = [a for a in args if isinstance(a, TensorFact)]
     if not isinstance(result, TensorFact) or result.device.type != "cpu" or result.strides is None or not operands:
         return result
-    if result.has_symbols or any(o.has_symbols or o.strides is None for o in operands):
-        return result
+    if result.has_symbols or any(o.has_symbols for o in operands):
+        # A size that is 1 when the file runs changes what these make of layouts that are not contiguous.
+        known = all(is_contiguous(o) for o in operands) or name not in (*ON_CPU, "aten::flatten")
+        return result if known else replace(result, strides=None, example_strides=None)
     with without_modes():
         if name in ON_CPU:
             strides = ON_CPU[name](args, result)
@@ -158,7 +171,8 @@ def _is_ambiguous(known: TensorFact) -> bool:
 
 def _is_odd(known: TensorFact) -> bool:
     """Axes of one element have strides that only a slice, a turn or a new axis gives: kernels differ in what these mean."""
-    return 1 in known.shape and known.strides not in _readings(known)[2:]
+    formats = [torch.contiguous_format, *channels_last_of(known.rank)]
+    return 1 in known.shape and all(known.strides != _new(known, f) for f in formats)
 
 
 def _readings(known: TensorFact) -> list[Sizes]:

@@ -17,7 +17,19 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 from torch import fx
 
-from ir_tools.ir.facts import UNKNOWN, Fact, ScalarFact, Sizes, TensorFact, TupleFact, fact, same_layout, set_fact
+from ir_tools.ir.facts import (
+    UNKNOWN,
+    Fact,
+    ScalarFact,
+    Sizes,
+    TensorFact,
+    TupleFact,
+    contiguous_strides,
+    fact,
+    is_contiguous,
+    same_layout,
+    set_fact,
+)
 from ir_tools.ir.inference_mode import InferenceMode
 from ir_tools.ir.regions import Body, bodies, inputs_of, is_region, region_loop, with_bodies
 from ir_tools.ir.shape_inference import FactError, compute_fact
@@ -91,11 +103,17 @@ def _kept(old: Fact, new: Fact, inherited: set[Any], more: bool) -> Fact:
         if sizes == new.shape:
             return new
         return replace(old if not more else new, shape=sizes, **_strides_over(new, sizes, inherited))
-    if not more and isinstance(old, TensorFact):
-        return replace(old, **NO_STRIDES)
+    if not more and new is UNKNOWN:
+        return _without_strides(old)
     if not more or (isinstance(old, ScalarFact) and isinstance(new, ScalarFact) and _symbols_of(new) - inherited):
         return old
     return new
+
+
+def _without_strides(known: Fact) -> Fact:
+    if isinstance(known, TupleFact):
+        return TupleFact(tuple(map(_without_strides, known.parts)))
+    return replace(known, **NO_STRIDES) if isinstance(known, TensorFact) else known
 
 
 def _strides_over(new: TensorFact, sizes: Sizes, inherited: set[Any]) -> dict[str, Any]:
@@ -168,8 +186,11 @@ def _with_strides_of(known: Fact, others: Sequence[Any]) -> Fact:
     if not tensors or any(isinstance(o, Fact) and o is UNKNOWN for o in others):
         return replace(known, **NO_STRIDES)
     first = tensors[0]
-    alike = first.shape == known.shape and all(o.shape == first.shape and same_layout(first, o) for o in tensors[1:])
-    return replace(known, **{"strides": first.strides, "example_strides": first.example_strides} if alike else NO_STRIDES)
+    if first.shape == known.shape and all(o.shape == first.shape and same_layout(first, o) for o in tensors[1:]):
+        return replace(known, strides=first.strides, example_strides=first.example_strides)
+    dense = all(o.rank == known.rank and is_contiguous(o) for o in tensors)  # of sizes that differ
+    strides = contiguous_strides(known.shape) if dense else None
+    return replace(known, strides=strides, example_strides=None)
 
 
 def _body_again(mode: InferenceMode, body: Body, given: Sequence[Fact]) -> Body:

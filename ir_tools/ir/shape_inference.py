@@ -5,9 +5,10 @@ Where these are missing or wrong (`layouts_on_cpu`), and for ops on numbers and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import fx
 
 from ir_tools.errors import PassesError
 from ir_tools.ir.dialect import bound_arguments, map_argument, nodes_in, op_name, overload_name
+from ir_tools.ir.effects import written_arguments
 from ir_tools.ir.facts import (
     ABSENT,
     SYMBOLS,
@@ -24,6 +26,7 @@ from ir_tools.ir.facts import (
     ScalarFact,
     TensorFact,
     TupleFact,
+    contiguous_strides,
     fact,
     rank,
     same_layout,
@@ -39,7 +42,7 @@ from ir_tools.torch_compat.fake import (
     FakeTensor,
     UnsupportedOperatorException,
 )
-from ir_tools.torch_compat.operators import schema_or
+from ir_tools.torch_compat.operators import OpOverload, schema_of, schema_or
 from ir_tools.torch_compat.symbols import GuardOnDataDependentSymNode, backed_size_oblivious
 from ir_tools.torch_compat.tensors import storage_id
 
@@ -65,13 +68,18 @@ def _packed_sequence(mode: InferenceMode, values: torch.Tensor, lengths: torch.T
 
 
 def _recurrent(mode: InferenceMode, values: torch.Tensor, states: Any, parameters: Any, *options: Any) -> Any:
-    """`lstm.input` and its kin: one row of features per step and direction, then the state, or (of an LSTM) both states."""
-    *_, bidirectional, _ = options
+    """`lstm.input` and its kin: one row of features per step and direction, then the state, or (of an LSTM) both states.
+
+    Rows lie in memory step by step, whether or not the batch comes first.
+    """
+    *_, bidirectional, batch_first = options
     last = states if isinstance(states, (list, tuple)) else [states]
-    sizes = [*values.shape[:-1], last[0].shape[-1] * (2 if bidirectional else 1)]
+    one, other, features = *values.shape[:2], last[0].shape[-1] * (2 if bidirectional else 1)
     with mode:
-        made = [torch.empty(list(size), dtype=values.dtype, device=values.device) for size in (sizes, *(s.shape for s in last))]
-    return tuple(made)
+        rows = torch.empty([other, one, features] if batch_first else [one, other, features],
+                           dtype=values.dtype, device=values.device)  # fmt: skip
+        made = [torch.empty(list(s.shape), dtype=values.dtype, device=values.device) for s in last]
+        return (rows.transpose(0, 1) if batch_first else rows, *made)
 
 
 # torch 2.13's fake kernels of these give the wrong sizes or dtypes, or unroll over the length of a sequence.
@@ -110,15 +118,46 @@ def mode_fact(mode: InferenceMode) -> Any:
 
 
 def _inferred(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], leaves: list[Any]) -> Fact:
-    """Where strides of an operand are not known, the op is run on two layouts: what they agree on is known."""
-    found = _run(mode, target, args, kwargs, leaves, reversed_axes=False)
-    if not any(isinstance(v, TensorFact) and v.strides is None and v.layout is torch.strided for v in leaves):
-        return found
-    try:
-        other = _run(mode, target, args, kwargs, leaves, reversed_axes=True)
-    except FactError:
-        other = UNKNOWN
-    return _common(found, other)
+    """Where strides of an operand are not known, the op is run on several layouts: what all agree on is known."""
+    if not any(map(_lacks_strides, leaves)):
+        return _run(mode, target, args, kwargs, leaves)
+    found: Fact | None = None
+    for order in AXES_IN_MEMORY:
+        probe = partial(_laid_out, order)
+        probed = tuple(_mapped(a, probe) for a in args), {k: _mapped(v, probe) for k, v in kwargs.items()}
+        try:
+            result = _run(mode, target, *probed, list(_leaves(probed)))
+        except FactError:
+            if found is None:  # the contiguous one: what the op rejects there it rejects
+                raise
+            result = UNKNOWN
+        found = result if found is None else _common(found, result)
+    assert found is not None
+    return found
+
+
+AXES_IN_MEMORY: tuple[Callable[[int], list[int]], ...] = (
+    lambda rank: list(range(rank)),
+    lambda rank: list(range(rank))[::-1],
+    lambda rank: [0, *range(2, rank), 1] if rank > 2 else list(range(rank)),  # channels-last, where there are channels
+    lambda rank: [1, 0, *range(2, rank)] if rank > 1 else [0] * rank,
+)
+"""Layouts that are tried where strides are not known: the axes of a rank from the outermost in memory to the innermost."""
+
+
+def _lacks_strides(value: Any) -> bool:
+    return isinstance(value, TensorFact) and value.strides is None and value.layout is torch.strided
+
+
+def _laid_out(order: Callable[[int], list[int]], value: Any) -> Any:
+    """The fact with the strides of a dense tensor whose axes lie in that order; any other argument as it is."""
+    if isinstance(value, TupleFact):
+        return TupleFact(tuple(_laid_out(order, part) for part in value.parts))
+    if not _lacks_strides(value):
+        return value
+    axes = order(value.rank)
+    dense = contiguous_strides(tuple(value.shape[axis] for axis in axes))
+    return replace(value, strides=tuple(dense[axes.index(axis)] for axis in range(value.rank)))
 
 
 def _common(one: Fact, other: Fact) -> Fact:
@@ -130,12 +169,9 @@ def _common(one: Fact, other: Fact) -> Fact:
     return one
 
 
-def _run(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], leaves: list[Any], reversed_axes: bool) -> Fact:
-    def fake(value: Any) -> Any:
-        return mode.fake(value, reversed_axes=reversed_axes)
-
-    fake_args = tuple(_mapped(a, fake) for a in args)
-    fake_kwargs = {k: _mapped(v, fake) for k, v in kwargs.items()}
+def _run(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], leaves: list[Any]) -> Fact:
+    fake_args = tuple(_mapped(a, mode.fake) for a in args)
+    fake_kwargs = {k: _mapped(v, mode.fake) for k, v in kwargs.items()}
     if target in UNROLLED:
         return mode.fact_of(_recurrent(mode, *fake_args))
     if op_name(target) in OWN_FACTS:
@@ -145,9 +181,11 @@ def _run(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], 
         return UNKNOWN
     try:
         with torch.no_grad(), _for_symbols() if symbolic else nullcontext(), mode:
-            if torch.Tag.inplace_view in getattr(target, "tags", ()):
-                # It changes the shape of the very tensor: give it another one over the same storage.
-                fake_args = (torch.ops.aten.alias.default(fake_args[0]), *fake_args[1:])
+            if isinstance(target, OpOverload) and schema_of(target).is_mutable:
+                # It may change the shape of the very tensor, which stands for others too: give it one of its own.
+                own = partial(_own, set(written_arguments(target)))
+                fake_args = tuple(own(a.name, v) for a, v in zip(schema_of(target).arguments, fake_args))
+                fake_kwargs = {name: own(name, v) for name, v in fake_kwargs.items()}
             result = target(*fake_args, **fake_kwargs)
         return layout_on_cpu(target, args, mode.fact_of(result))
     except (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException):
@@ -164,8 +202,14 @@ def _run(mode: InferenceMode, target: Any, args: tuple, kwargs: dict[str, Any], 
         raise FactError(f"{overload_name(target)}({shapes}) fails: {str(error).splitlines()[0]}") from error
 
 
-def shares_memory(mode: InferenceMode, node: fx.Node) -> bool:
-    """The result of an op is a view of its first operand, for operands that lie in memory as their facts say."""
+def _own(written: set[str], name: str, value: Any) -> Any:
+    return _mapped(value, torch.ops.aten.alias.default) if name in written else value
+
+
+def shares_memory(mode: InferenceMode, node: fx.Node) -> bool | None:
+    """The result of an op is a view of its first operand; None where strides of that are not known."""
+    if _lacks_strides(fact(node.args[0])):
+        return None
     args = tuple(map_argument(a, lambda v: mode.fake(fact(v))) for a in node.args)
     kwargs = {k: map_argument(v, lambda v: mode.fake(fact(v))) for k, v in node.kwargs.items()}
     with torch.no_grad(), _for_symbols(), mode:

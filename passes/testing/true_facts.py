@@ -88,7 +88,8 @@ def _is_true(known: Fact, value: Any, sizes: dict[Any, int]) -> bool:
         parts = list(value.values()) if isinstance(value, dict) else value
         return isinstance(parts, list) and all(_is_true(known.elements, v, {}) for v in parts if isinstance(v, Tensor))
     if isinstance(known, ScalarFact):
-        return not isinstance(value, Tensor) and (not known.is_known or bool(known.value == value))
+        kind = type(value) is known.kind or (isinstance(value, Tensor) is False and known.is_known and known.value is None)
+        return kind and (not known.is_known or bool(known.value == value))
     return True
 
 
@@ -97,10 +98,12 @@ def _describes(known: TensorFact, value: Tensor, sizes: dict[Any, int]) -> bool:
     if (known.dtype, known.device.type, known.rank, known.layout) != kind:
         return False
     for size, given in zip(known.shape, value.shape, strict=True):
-        if isinstance(size, int) and size != given:
-            return False
         if not isinstance(size, int) and size.is_Symbol:
             sizes[size] = given  # a symbol of a loop is another size in each round
+    for size, given in zip(known.shape, value.shape, strict=True):
+        expected = size if isinstance(size, int) else size.xreplace(sizes)
+        if getattr(expected, "is_number", True) and int(expected) != given:
+            return False
     if known.strides is None or value.layout is not strided or value.numel() == 0:
         return True
     for size, stride, given in zip(value.shape, known.strides, value.stride(), strict=True):

@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ir_tools.ir import facts
 from ir_tools.ir.facts import TensorFact, as_meta
 from ir_tools.ir.inference_mode import InferenceMode
 from ir_tools.ir.layouts_on_cpu import ON_CPU
 from ir_tools.ir.shape_inference import compute_fact
 from ir_tools.torch_compat.tensors import likely_memory_format
+from passes.testing.true_facts import untrue_facts
+from tests.check import captured
 
 aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
 
@@ -61,11 +65,15 @@ CASES: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
     "aten::channel_shuffle": (lambda x: (aten.channel_shuffle.default, (x, 2)), [(2, 4, 6, 5), (1, 4, 3, 3)]),
     "aten::max_unpool2d": (unpool, IMAGES[:2]),
     "aten::binary_cross_entropy": (lambda x: (aten.binary_cross_entropy.default, (x / 2, x / 2, None, 0)), [(4, 5), IMAGES[0]]),
-    "aten::div": (lambda x: (aten.div.Tensor_mode, (x, x + 1), {"rounding_mode": "floor"}), [(4, 5), *IMAGES]),
+    "aten::div.Tensor_mode": (lambda x: (aten.div.Tensor_mode, (x, x + 1), {"rounding_mode": "floor"}), [(4, 5), *IMAGES]),
     "aten::floor_divide": (lambda x: (aten.floor_divide.default, (x, torch.rand(x.shape) + 1)), [(4, 5), *IMAGES]),
     "aten::copysign": (lambda x: (aten.copysign.Tensor, (x, torch.rand(x.shape))), [(4, 5), *IMAGES]),
     "aten::xlogy": (lambda x: (aten.xlogy.Tensor, (x, torch.rand(x.shape) + 1)), [(4, 5), *IMAGES]),
     "aten::special_xlog1py": (lambda x: (aten.special_xlog1py.default, (x, torch.rand(x.shape))), [(4, 5), *IMAGES]),
+    "aten::roll": (lambda x: (aten.roll.default, (x, [1], [1])), [(4, 5), *IMAGES]),
+    "aten::group_norm": (lambda x: (aten.group_norm.default, (x, 1, None, None, 1e-5, False)), IMAGES),
+    "aten::pow.Scalar": (lambda x: (aten.pow.Scalar, (2, x)), [(4, 5), *IMAGES]),
+    "aten::rrelu": (lambda x: (aten.rrelu.default, (x,)), [(4, 5), *IMAGES]),
     "aten::log_sigmoid": (lambda x: (aten.log_sigmoid.default, (x,)), [(4, 5), *IMAGES]),
     "aten::max_pool1d": (lambda x: (aten.max_pool1d.default, (x, [2])), [(3, 4, 6), (1, 2, 4)]),
     "mkldnn::_convolution_pointwise": (convolution, IMAGES),
@@ -162,3 +170,81 @@ def test_strides_that_say_nothing_are_never_wrong(op: Any, name: str) -> None:
         wrong = [] if known.strides is None else [
             n for n, a, b in zip(result.shape, known.strides, result.stride(), strict=True) if n != 1 and a != b]  # fmt: skip
         assert not wrong
+
+
+def scripted(post: Any) -> Any:
+    """A value that lies one way on one side of an if, and another way on the other, and an op on it."""
+
+    class Sides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.post = post
+
+        def forward(self, x: Tensor) -> Tensor:
+            if bool(x.sum() > 0):
+                y = x.contiguous(memory_format=torch.channels_last)
+            else:
+                y = x * 2
+            return self.post(y)
+
+    return torch.jit.script(Sides().eval())
+
+
+POSTS = [
+    nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(2), nn.LPPool2d(2, 2),
+    nn.Upsample(scale_factor=2), nn.UpsamplingBilinear2d(scale_factor=2), nn.Conv2d(4, 3, 3), nn.Conv2d(4, 4, 3, groups=4),
+    nn.ConvTranspose2d(4, 3, 3), nn.GroupNorm(2, 4), nn.PixelShuffle(2), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1),
+    nn.ZeroPad2d(1), nn.ChannelShuffle(2), nn.BatchNorm2d(4), nn.ReLU(), nn.Softmax(1), nn.Linear(8, 3), nn.Flatten(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("post", POSTS, ids=lambda m: type(m).__name__)
+def test_what_is_computed_from_unknown_strides_is_unknown_or_true(post: nn.Module) -> None:
+    x = torch.rand(2, 4, 8, 8)
+    program = captured(scripted(post), x, frontend="script")
+    assert untrue_facts(program, x) == [] and untrue_facts(program, -x) == []
+
+
+class Function(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+IMAGE = torch.rand(2, 4, 6, 5).contiguous(memory_format=torch.channels_last)
+MODULES: dict[str, tuple[Any, Tensor]] = {
+    **{f"{kind.__name__} {first} {both}": (kind(3, 5, 2, batch_first=first, bidirectional=both), torch.rand(2, 6, 3))
+       for kind in (nn.LSTM, nn.GRU, nn.RNN) for first in (True, False) for both in (True, False)},
+    "roll": (lambda x: (x.roll(1, 1), x.roll((1, 2), (1, 2)), x.roll(1)), IMAGE),
+    "powers": (lambda x: (2**x, x**2, x**0.5, x**x), IMAGE),
+    "rrelu": (lambda x: F.rrelu(x), IMAGE),
+    "group norm": (lambda x: F.group_norm(x, 2), IMAGE),
+    "group norm of one": (lambda x: F.group_norm(x, 2), IMAGE[:1]),
+    "a turned axis of one": (lambda x: x[..., :1].transpose(1, 2) / 2, torch.rand(1, 4, 8, 3)),
+    "column of nonzero": (lambda x: (x.nonzero()[0] * 2, x.nonzero().t()[:, 0]), torch.tensor([[0.0, 1.0], [2.0, 3.0]])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_facts_of_captured_models_are_true(name: str) -> None:
+    model, x = MODULES[name]
+    model = model if isinstance(model, nn.Module) else Function(model)
+    program = captured(model.eval(), x)
+    assert untrue_facts(program, x) == []
+
+
+def test_a_value_that_out_gives_another_shape_changes_no_other_value() -> None:
+    """`out=` resizes the empty tensor; another empty one stays empty."""
+
+    def model(x: Tensor) -> tuple[Tensor, Tensor]:
+        z, w = torch.empty(0), torch.empty(0)
+        torch.add(x, x, out=z)
+        return z * 2, torch.cat([w, w]).neg()
+
+    x = torch.rand(4, 3)
+    program = captured(Function(model).eval(), x)
+    assert [tensor.shape for tensor in program.run(x)] == [(4, 3), (0,)]
+    assert [facts.shape(node) for node in program.output.args[0]] == [(4, 3), (0,)]
