@@ -19,7 +19,7 @@ from ir_tools.ir import Block, FactError
 from ir_tools.rewrite import Call, Pass, RewriteLog, replace_by_table, table_pass
 from ir_tools.rewrite.numeric_effects import NumericEffect, numeric_effects
 from ir_tools.rewrite.shapes import TableEntry
-from ir_tools.rewrite.subgraph import why_not_in_place_of
+from ir_tools.rewrite.subgraph import prepacked_by, why_not_in_place_of
 from passes.lower.kernel_provider import REFERENCE, Builder, KernelProvider, operands
 from passes.lower.target import Target
 from passes.tune.tuning_record import TuningRecords
@@ -119,7 +119,7 @@ class Lowering:
             return None
         if self.keeps_layout and not y.lies_like(call):  # packed kernels give another one
             y = op.contiguous(y, memory_format=call.memory_format)
-        why_not = why_not_in_place_of(call, y, keeps_layout=False)
+        why_not = why_not_in_place_of(call, y, keeps_layout=False) or prepacked_by(op, candidate.provider.prepack_of(builder))
         if why_not is not None:
             reasons.append(f"{candidate.provider.name}: {why_not}")
         return y if why_not is None else None
