@@ -7,8 +7,9 @@ A prepack op is an op like any other in a Program: it runs where it stands, and 
 out of the graph where its tensor operands are constants, or made by such prepack ops. No pass folds it: what it gives may be
 opaque, and cannot be saved.
 
-The two ops here are always prepack ops. Of any other op a node is one if it is marked; the same op of a model stays ordinary. The
-two give opaque tensors. Their facts are those of the plain weight: `to_dense` gives it back bit for bit.
+The two ops here are always prepack ops. Of any other op a node is one if it is marked; the same op of a model stays ordinary.
+
+The two ops here give opaque tensors. Their facts are those of the plain weight: `to_dense` gives it back bit for bit.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def check_prepack(op: OpOverload) -> None:
 
 
 def mark_prepacks(nodes: Iterable[fx.Node], ops: Collection[OpOverload]) -> fx.Node | None:
-    """Mark those of `nodes` that call one of `ops`. Returns the first that is given a runtime value, so that it is no prepack op."""
+    """Mark those of `nodes` that call one of `ops`. Returns the first that is given a runtime value: it is none."""
     for node in nodes:
         if node.target in ops:
             node.meta[_MARK] = True
@@ -100,8 +101,9 @@ def prepack_of(node: fx.Node) -> Prepack | None:
     """What is known of a node that calls a prepack op; None for any other node."""
     if node.op != "call_function":
         return None
-    known = _known.get(node.target)  # type: ignore[arg-type]
-    return Prepack(node.target) if known is None and _MARK in node.meta else known  # type: ignore[arg-type]
+    target: Any = node.target
+    known = _known.get(target)
+    return Prepack(target) if known is None and _MARK in node.meta else known
 
 
 def is_prepack(node: fx.Node) -> bool:

@@ -43,10 +43,17 @@ def why_not_in_place_of(call: Call, new: Value, keeps_layout: bool) -> str | Non
 def prepacked_by(op: Ops, prepack: Collection[Any]) -> str | None:
     """Make what `op` built of `prepack` prepack ops. Says why not where one of them would run in every call."""
     left = mark_prepacks(op.made, prepack)
-    return left and f"{short_name(left.target)} prepares constants, and here it is given what is known at run time only"
+    if left is None:
+        return None
+    return f"{short_name(left.target)} prepares constants, and here it is given what is known at run time only"
 
 
 def take_back(op: Ops) -> None:
     """Remove what `op` built, of which nothing else reads anything."""
     while op.made:
         op._draft.graph.erase_node(op.made.pop())
+
+
+def site_of(op: Ops, call: Call) -> str:
+    """The site id of what a table builds for `call`."""
+    return f"{op._made_by}@{call._node.name}"

@@ -149,7 +149,7 @@ def test_only_a_pure_op_with_one_new_result_is_a_prepack_op() -> None:
 
 
 def test_the_same_op_of_the_model_stays_ordinary() -> None:
-    """Marked in one place, `mul` of two constants is folded elsewhere; common subexpressions keep the two apart."""
+    """Marked in one of two, `mul` of two constants is folded elsewhere; common subexpressions keep the two apart."""
     w, s = torch.randn(3, 3), torch.randn(3, 1)
 
     def body(d, x):

@@ -257,7 +257,7 @@ def test_a_pattern_of_several_ops_is_replaced_as_one() -> None:
     assert fast(0, engine=target).report.ops_left == {"linear": 2, "clamp_min": 1}
     left = fast(1, engine=target)
     assert left.report.ops_left == {"linear": 2, "relu": 1}
-    assert list(reasons(left)) == ["lower_pairs_patterns@relu"]
+    assert list(reasons(left)) == ["lower_pairs@relu"]
     for position in (0, 1):
         with using_timer(winner(position)):
             rewritten(lowering_pass(target), captured(MODEL, X), X)  # a second run finds nothing more to do
