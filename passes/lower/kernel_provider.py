@@ -67,7 +67,7 @@ def as_example(subgraph: Any) -> Any:
     return type(subgraph)(**{name: on_tensors(value) for name, value in vars(subgraph).items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelProvider:
     """Kernels for the subgraphs that it supports. Its functions are plain and keep no state.
 

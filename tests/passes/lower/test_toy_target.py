@@ -47,7 +47,7 @@ def as_linear(op, s):
 diagonal = KernelProvider(
     "diagonal", linear, supports=is_diagonal, build=as_product, reference=as_linear, prepack=[diagonal_of]
 )
-toy = Target("toy", providers=[diagonal], needs="any torch", portable=True)
+toy = Target("toy", providers=[diagonal], needs="any torch")
 
 # -- until here: 30 lines -----------------------------------------------------------------------------------------------
 
