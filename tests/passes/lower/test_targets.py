@@ -132,6 +132,14 @@ def test_a_lowering_among_the_passes_is_checked_like_an_engine() -> None:
             optimize(MODEL, example_inputs=X, **given)
 
 
+def test_what_an_unregistered_target_lowered_is_recognised() -> None:
+    """`tests` has no namespace of its own: relu's stands for that of a kernel library."""
+    target = Target("odd", namespaces=frozenset({"aten"}))
+    for given in ({"engine": target}, {"passes": [lowering_pass(target)]}):
+        with pytest.raises(CaptureError, match="it was optimised already"):
+            optimize(MODEL, example_inputs=X, **given)
+
+
 def test_passes_lower_to_one_target() -> None:
     one, other = Target("one"), Target("other")
     with pytest.raises(OptionError, match="lower_one and lower_other lower to two targets, 'one' and 'other'"):
