@@ -10,9 +10,11 @@ import torch
 from torch import fx
 
 from ir_tools.ir.dialect import map_argument, overload_name
-from ir_tools.ir.prepack import is_prepack, prepack_of
+from ir_tools.ir.prepack import constants_of, is_prepack, prepack_of
 from ir_tools.ir.program import Program
 from ir_tools.ir.regions import bodies, is_region
+
+UNREAD = "a part of another prepack op"
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Hoisted:
 
 def prepacks(program: Program) -> list[fx.Node]:
     """The prepack ops on constants that nothing writes into: those of a graph, then those of the bodies in it."""
-    return [node for node in _prepacks_in(program.graph) if not any(n.target in program.state for n in node.all_input_nodes)]
+    return [node for node in _prepacks_in(program.graph) if not any(n.target in program.state for n in constants_of(node))]
 
 
 def _prepacks_in(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -58,14 +60,19 @@ def _constants_in(graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def hoisted_in(nodes: Sequence[fx.Node], packed_name: str, prepared_name: str) -> Hoisted:
-    """The prepack ops by kind, and how the text reads them."""
+    """The prepack ops by kind, and how the text reads them. Those that only others read are parts of these in the text."""
     hoisted = Hoisted(packed_name=packed_name, prepared_name=prepared_name)
     known: dict[str, str] = {}
+    inside = set(nodes)
     for node in nodes:
+        if all(user in inside for user in node.users):
+            hoisted.text_of[node] = UNREAD
+            continue
         key = _key(node)
         if key not in known:
-            prepack = prepack_of(node.target)  # type: ignore[arg-type]
-            undone = prepack is not None and prepack.is_undone_by_to_dense
+            prepack = prepack_of(node)
+            plain = all(n.op == "get_attr" for n in node.all_input_nodes)
+            undone = plain and prepack is not None and prepack.is_undone_by_to_dense
             group, name = (hoisted.packed, packed_name) if undone else (hoisted.prepared, prepared_name)
             known[key] = f"self.{name}.{'weights' if undone else 'results'}[{len(group)}]"
             group.append(node)
@@ -77,7 +84,9 @@ def _key(node: fx.Node) -> str:
     """Equal for the same op on the same constants."""
 
     def leaf(value: Any) -> Any:
-        return f"constant {value.target}" if isinstance(value, fx.Node) else value
+        if not isinstance(value, fx.Node):
+            return value
+        return f"constant {value.target}" if value.op == "get_attr" else _key(value)
 
     arguments = [map_argument(a, leaf) for a in node.args], {k: map_argument(v, leaf) for k, v in node.kwargs.items()}
     return f"{overload_name(node.target)}{arguments!r}"
@@ -85,5 +94,5 @@ def _key(node: fx.Node) -> str:
 
 def operands_of(program: Program, nodes: Sequence[fx.Node]) -> dict[str, torch.Tensor]:
     """The constants that the nodes read, by name, in order."""
-    names = dict.fromkeys(str(n.target) for node in nodes for n in node.all_input_nodes)
+    names = dict.fromkeys(str(n.target) for node in nodes for n in constants_of(node))
     return {name: program.constants[name] for name in names}

@@ -115,20 +115,20 @@ def _weight(node: fx.Node) -> str:
 
 
 class _Plain:
-    """Reads constants as elements of the list that is packed."""
+    """Reads constants as elements of the list that is packed, and prepack ops as calls."""
 
     def __init__(self, program: Program, texts: dict[str, str]):
         self.program = program
         self.texts = texts
 
     def read(self, node: fx.Node) -> str:
-        return self.texts[str(node.target)]
+        return self.texts[str(node.target)] if node.op == "get_attr" else _call_text(self.program, node, self.texts)
 
     def held_float(self, value: float) -> str:
         raise EmitError(f"a prepack op cannot take the number {value}")
 
 
 def _call_text(program: Program, node: fx.Node, texts: dict[str, str]) -> str:
-    prepack = prepack_of(node.target)  # type: ignore[arg-type]
+    prepack = prepack_of(node)
     assert prepack is not None
     return call_text(node, prepack.kernel, _Plain(program, texts))

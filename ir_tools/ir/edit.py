@@ -19,6 +19,7 @@ from ir_tools.ir.effects import has_effect, written_arguments
 from ir_tools.ir.facts import TensorFact, TupleFact
 from ir_tools.ir.host import TENSOR, fail, set_value_type, value_type
 from ir_tools.ir.joins import settle
+from ir_tools.ir.prepack import copy_mark
 from ir_tools.ir.program import Block, Program, body_of, public_name
 from ir_tools.ir.provenance import CONSTANT, INPUT, UNKNOWN, Record, location, record, set_record
 from ir_tools.ir.regions import Body, Outside, bodies, is_region, region_if, with_bodies
@@ -166,6 +167,7 @@ class Draft(Generic[B]):
             new.meta = dict(node.meta)
         else:
             new = self.call(node.target, *args, **kwargs)
+            copy_mark(node, new)
             if "type" in node.meta:
                 set_value_type(new, value_type(node))
         return new

@@ -4,14 +4,17 @@
     prepack_linear(w, batch)                                         w laid out for oneDNN's linears
 
 A prepack op is an op like any other in a Program: it runs where it stands, and its fact says what it gives. Emission hoists it
-out of the graph where its tensor operands are constants. No pass folds it: what it gives may be opaque, and cannot be saved.
+out of the graph where its tensor operands are constants, or made by such prepack ops. No pass folds it: what it gives may be
+opaque, and cannot be saved.
+
+The two ops here are always prepack ops. Of any other op a node is one if it is marked; the same op of a model stays ordinary.
 
 The two ops here give opaque tensors. Their facts are those of the plain weight: `to_dense` gives it back bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,28 +66,55 @@ class Prepack:
 
 
 _known: dict[OpOverload, Prepack] = {}
+_MARK = "prepack"
 
 
-def register_prepack(op: OpOverload) -> None:
-    """Make `op` a prepack op. It must be pure and give one tensor; a file that holds it needs whatever defines it.
-
-    Raises `OptionError` for an op that writes into its operands, may give one of them back, or gives something else.
-    """
+def check_prepack(op: OpOverload) -> None:
+    """Raise `OptionError` for an op that writes into its operands, may give one of them back, or gives no single tensor."""
     schema = schema_of(op)
     returns = [str(r.type) for r in schema.returns]
     if schema.is_mutable or returns != ["Tensor"] or any(r.alias_info is not None for r in schema.returns):
         raise OptionError(f"a prepack op is pure and gives one new tensor; the schema is {schema}")
-    _known.setdefault(op, Prepack(op))
 
 
-def prepack_of(op: OpOverload) -> Prepack | None:
-    """What is known of a prepack op; None for any other op."""
-    return _known.get(op)
+def mark_prepacks(nodes: Iterable[fx.Node], ops: Collection[OpOverload]) -> fx.Node | None:
+    """Mark those of `nodes` that call one of `ops`. Returns the first that is given a runtime value: it is none."""
+    for node in nodes:
+        if node.target in ops:
+            node.meta[_MARK] = True
+            if not is_prepack(node):
+                return node
+    return None
+
+
+def has_mark(node: fx.Node) -> bool:
+    return _MARK in node.meta
+
+
+def copy_mark(node: fx.Node, to: fx.Node) -> None:
+    """Let `to`, the op of `node` on other operands, be a prepack op if `node` is one."""
+    if _MARK in node.meta:
+        to.meta[_MARK] = True
+
+
+def prepack_of(node: fx.Node) -> Prepack | None:
+    """What is known of a node that calls a prepack op; None for any other node."""
+    if node.op != "call_function":
+        return None
+    target: Any = node.target
+    known = _known.get(target)
+    return Prepack(target) if known is None and _MARK in node.meta else known
 
 
 def is_prepack(node: fx.Node) -> bool:
-    """The node calls a prepack op on constants, so that emission hoists it."""
-    return node.op == "call_function" and node.target in _known and all(n.op == "get_attr" for n in node.all_input_nodes)
+    """The node calls a prepack op on constants, or on what such nodes give, so that emission hoists it."""
+    return prepack_of(node) is not None and all(n.op == "get_attr" or is_prepack(n) for n in node.all_input_nodes)
+
+
+def constants_of(node: fx.Node) -> list[fx.Node]:
+    """The constants that a hoisted node is made from, in order, also through other prepack ops."""
+    parts = [[n] if n.op == "get_attr" else constants_of(n) for n in node.all_input_nodes]
+    return list(dict.fromkeys(constant for part in parts for constant in part))
 
 
 def take_prepacks_out(graph: fx.Graph, load: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -103,7 +133,7 @@ def take_prepacks_out(graph: fx.Graph, load: Callable[[str], torch.Tensor]) -> d
             name = base = f"{str(plain[-1].target).partition('@')[0]}@{('prepacked', *record(node).passes)[-1]}"
             while name in made:
                 name = f"{base}_{len(made)}"
-            made[name] = _evaluated(node, load)
+            made[name] = _evaluated(node, lambda name: made[name] if name in made else load(name))
             with graph.inserting_after(head):
                 head = known[key] = graph.create_node("get_attr", name, name=name.replace(".", "_").replace("@", "__"))
         node.replace_all_uses_with(known[key])

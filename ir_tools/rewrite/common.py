@@ -13,6 +13,7 @@ from ir_tools.ir.alias_analysis import derived, is_handed_out
 from ir_tools.ir.dialect import aten, bound_arguments, getitem, nodes_in
 from ir_tools.ir.effects import has_effect
 from ir_tools.ir.host import CONSTRUCTORS
+from ir_tools.ir.prepack import has_mark
 from ir_tools.ir.program import public_name
 from ir_tools.ir.regions import is_region
 from ir_tools.torch_compat.operators import OpOverload
@@ -47,7 +48,7 @@ class Keys:
         real = known is not None and not known.is_complex  # a complex product adds two products, one of them rounded
         if real and node.target in EXCHANGEABLE and arguments.get("alpha", 1) == 1:
             given["self"], given["other"] = sorted((given["self"], given["other"]), key=_name)
-        return node.target, tuple(given.items())
+        return node.target, has_mark(node), tuple(given.items())
 
     def _literal(self, value: Any) -> Hashable:
         """The key of a literal, which includes its type: 1, 1.0 and True have different keys; so have 0.0 and -0.0."""

@@ -16,7 +16,7 @@ def is_foldable(program: Block, node: fx.Node) -> bool:
     """The node gives one tensor, which is read; no effect, no prepacking; its tensor operands are constants, not state."""
     if not node.users or not isinstance(node.target, OpOverload) or node.target in DIALECT_ONLY or has_effect(node):
         return False
-    if prepack_of(node.target) is not None or facts.tensor(node) is None:
+    if prepack_of(node) is not None or facts.tensor(node) is None:
         return False
     return all(program.constant(n) is not None for n in node.all_input_nodes)
 

@@ -110,8 +110,10 @@ class LoadedModel(nn.Module):
 
     @property
     def needs(self) -> str:
-        """What the file needs to run, as its target states it; empty where there is no target of this name here."""
-        return next((target.needs for target in registered_targets() if target.name == self.manifest["engine"]), "")
+        """What the file needs to run, as its target stated it. Older files: as the target of that name here does."""
+        stated = self.manifest.get("needs")
+        named = [target.needs for target in registered_targets() if target.name == self.manifest["engine"]]
+        return stated if isinstance(stated, str) else next(iter(named), "")
 
     def train(self, mode: bool = True) -> LoadedModel:
         if mode:

@@ -53,7 +53,7 @@ def check_manifest(path: str | os.PathLike[str], manifest: Any, inputs: Any, out
         raise ModelFileError(f"{path} has a damaged manifest: out_leaves do not fit out_tree and the golden outputs")
 
 
-def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> dict[str, Any]:
+def build_manifest(program: Program, report: Report, golden_sqnr_db: float, needs: str) -> dict[str, Any]:
     """The metadata of a file: versions, passes, signature, baked sizes, numbers."""
     signature = program.signature
     return {
@@ -62,6 +62,7 @@ def build_manifest(program: Program, report: Report, golden_sqnr_db: float) -> d
         "torch_passes": installed_version(),
         "frontend": report.frontend,
         "engine": report.engine,
+        "needs": needs,
         "passes": [step.name for step in report.steps if not step.reverted],
         "choices": report.tuning_records.to_dict() if report.tuning_records is not None else None,
         "speed": report.to_dict()["speed"],

@@ -135,7 +135,8 @@ def optimize(
     with one_at_a_time:  # capturing also sets warning filters, which are the whole process's
         captured = capture(source, frontend, (lambda program: None) if verify == "off" else numerics.check_capture)
     program = captured.program
-    _refuse_lowered(program)
+    given = [engine] if isinstance(engine, Target) else []
+    _refuse_lowered(program, [*registered_targets(), *given, *(p.target for p in pipeline if p.target is not None)])
     seconds = time.perf_counter() - clock
     report = _report_of(source, captured, seconds, numerics, verified=verify != "off", dry_run=dry_run)
     observe_on = None if calibration is None else calibration_tensors(calibration, program.signature)
@@ -162,7 +163,7 @@ def optimize(
         return report
     if report.speed is not None and report.speed.decision == "warned":
         warnings.warn(report.speed.advice, SlowerWarning, stacklevel=2)
-    manifest = build_manifest(result.program, report, SMALLEST_GOLDEN_SQNR_DB[narrowest_float(result.program)])
+    manifest = build_manifest(result.program, report, SMALLEST_GOLDEN_SQNR_DB[narrowest_float(result.program)], target.needs)
     independent = _independent(result.program, program)
     return OptimizedModel(result.scripted, independent, report, drawings.files, manifest, (context.arguments[0], result.golden))
 
@@ -188,9 +189,9 @@ def _report_of(
     )
 
 
-def _refuse_lowered(program: Program) -> None:
+def _refuse_lowered(program: Program, targets: Sequence[Target]) -> None:
     """A file that was lowered to another target's ops can be drawn and run, but no pass can rewrite its graph."""
-    namespaces = {name for target in registered_targets() for name in target.namespaces}
+    namespaces = {name for target in targets for name in target.namespaces}
     lowered = [node for node in program.all_calls if op_name(node.target).partition("::")[0] in namespaces]
     if lowered:
         raise CaptureError(f"the model holds {op_name(lowered[0].target)}: it was optimised already; pass the original model")

@@ -11,7 +11,7 @@ from ir_tools.rewrite import Pass
 from passes.driver.catalogue import CATALOGUE, find_passes, lowering_to
 from passes.errors import OptionError, PassOrderError
 from passes.lower.target import Target
-from passes.lower.targets import AUTO, available_target, find_target
+from passes.lower.targets import ATEN, AUTO, available_target, find_target
 
 DEFAULT = (
     "fold_constants",  # first: rules ask for constants, and computed weights become ones here
@@ -91,13 +91,26 @@ def plan(passes: str | Pass | Iterable[str | Pass], engine: str | Target) -> lis
     wanted = None if engine == AUTO else lowering_to(find_target(engine)).target
     found = find_passes(passes)
     check_order(found)
+    check_lowerings(found)
     lowering = lowering_of(found)
-    if lowering is not None and wanted is not None and lowering.target.name != wanted.name:
+    if lowering is not None and wanted is not None and lowering.target is not wanted:
         stands_for = f"engine={lowering.target.name!r}"
-        raise OptionError(f"the pass {lowering.name} stands for {stands_for}, but engine={wanted.name!r} was given")
+        another = "another target, " if lowering.target.name == wanted.name else ""
+        raise OptionError(f"the pass {lowering.name} stands for {stands_for}, but {another}engine={wanted.name!r} was given")
     if CATALOGUE["remove_dead_code"] not in found:
         found.insert(len(found) if lowering is None else found.index(lowering), CATALOGUE["remove_dead_code"])
     return found
+
+
+def check_lowerings(passes: Sequence[Pass]) -> None:
+    """Raise `OptionError` where passes lower to two targets. Only `lower_aten` may come behind the lowering of another one."""
+    first = lowering_of(passes)
+    for other in passes:
+        if first is not None and other.target not in (None, first.target, ATEN):
+            raise OptionError(
+                f"the passes {first.name} and {other.name} lower to two targets, {first.target.name!r} and "
+                f"{other.target.name!r}; a Program is emitted as one: give one of them"
+            )
 
 
 def lowering_of(passes: Sequence[Pass]) -> Pass | None:
@@ -109,12 +122,10 @@ def with_lowering(passes: Sequence[Pass], engine: str | Target, source: Source) 
     """The passes with what the engine needs behind them where they lack it, and the target that they lower to.
 
     That is its lowering; and last, so that nothing is kept from folding, `follow_inputs`, if its files move between devices.
-
-
     Raises `OptionError` where the engine is not available here, or for inputs on these devices.
     """
     found, own = list(passes), lowering_of(passes)
-    target = available_target(engine, {t.device for t in source.tensors}) if own is None else own.target
+    target = available_target(engine if own is None else own.target, {t.device for t in source.tensors})
     if own is None:
         found.append(lowering_to(target))
     if target.portable and CATALOGUE["follow_inputs"] not in found:

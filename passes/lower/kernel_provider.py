@@ -21,7 +21,7 @@ import torch
 
 from ir_tools.errors import OptionError
 from ir_tools.ir.dialect import short_name
-from ir_tools.ir.prepack import register_prepack
+from ir_tools.ir.prepack import check_prepack
 from ir_tools.rewrite import Call, Rule, Value
 from ir_tools.rewrite.subgraph import arguments_of, subgraph_at
 from passes.lower.variants.workload import OnTensors, by, dtype_name, have_example_sizes, line, spread_like
@@ -67,7 +67,7 @@ def as_example(subgraph: Any) -> Any:
     return type(subgraph)(**{name: on_tensors(value) for name, value in vars(subgraph).items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelProvider:
     """Kernels for the subgraphs that it supports. Its functions are plain and keep no state.
 
@@ -79,7 +79,8 @@ class KernelProvider:
     - `supports(subgraph, device, dtypes)`: None, or a sentence that says why not, for the report. `device` and `dtypes` are
       those of the first operand and of all operands; None where unknown.
     - `when(call)`: where it does not hold, the provider does not look at the op, and nothing is reported.
-    - `prepack`: pure ops on constants that `build` calls; emission runs them when the file is loaded.
+    - `prepack`: pure ops on constants that `build` calls; emission runs them when the file is loaded. Operands may
+      be made by other prepack ops; a kernel that gives one what is known at run time only is refused.
     - `subgraph(call)`: another view of the op; None for one that is left alone, without a report.
     - `exact`: the kernels give the same bits as the reference.
 
@@ -116,7 +117,7 @@ class KernelProvider:
         object.__setattr__(self, "rule", rule)
         object.__setattr__(self, "ops", rule.roots if rule is not None else frozenset(self.pattern))  # type: ignore[arg-type]
         for op in self.prepack:
-            register_prepack(op)
+            check_prepack(op)
 
     @property
     def takes_several_ops(self) -> bool:
@@ -144,8 +145,13 @@ class KernelProvider:
 
     def timed(self, subgraph: Any, variants: Mapping[str, Builder]) -> dict[str, Callable[[], Any]]:
         """These variants as calls on tensors; they share the tensors, and what is prepacked."""
-        op, tensors = OnTensors(), self.on_tensors(subgraph)
-        return {name: partial(variant, op, tensors) for name, variant in variants.items()}
+        op, tensors = OnTensors(self.prepack), self.on_tensors(subgraph)
+        ops = {name: op if self.prepack_of(variant) else OnTensors() for name, variant in variants.items()}
+        return {name: partial(variant, ops[name], tensors) for name, variant in variants.items()}
+
+    def prepack_of(self, builder: Builder) -> Collection[Any]:
+        """The prepack ops of one of the kernels. The reference has none: it may use the same op in every call."""
+        return () if builder is self.reference else self.prepack
 
 
 def default_key(name: str, subgraph: Any) -> str:

@@ -2,6 +2,7 @@
 
     op, supported by providers     ->  the fastest of their variants; the first where none is faster by a tenth, twice
     op, supported by none          ->  what it is decomposed into, or left alone; the report says why, provider by provider
+    a result of other facts, or no kernel that runs here           ->  the next fastest variant; the report says why
 
 Variants are measured on tensors of the example's sizes, at most two seconds in all, and recorded by workload; `records` replays
 the records of an earlier run. `variant=fused` takes the first variant everywhere and measures nothing.
@@ -9,8 +10,8 @@ the records of an earlier run. `variant=fused` takes the first variant everywher
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,9 +19,23 @@ from ir_tools.errors import OptionError
 from ir_tools.ir import Block, FactError
 from ir_tools.rewrite import Call, Pass, RewriteLog, replace_by_table, table_pass
 from ir_tools.rewrite.numeric_effects import NumericEffect, numeric_effects
+from ir_tools.rewrite.rewrite_log import Refusal
+from ir_tools.rewrite.rule import Value
 from ir_tools.rewrite.shapes import TableEntry
-from ir_tools.rewrite.subgraph import why_not_in_place_of
-from passes.lower.kernel_provider import REFERENCE, Builder, KernelProvider, operands
+from ir_tools.rewrite.subgraph import prepacked_by, take_back, why_not_in_place_of
+from passes.lower.candidates import (
+    Candidate,
+    KernelFailed,
+    Variants,
+    is_reference,
+    looking_at,
+    raised,
+    supporting,
+    timed,
+    variants_among,
+    workload_of,
+)
+from passes.lower.kernel_provider import KernelProvider
 from passes.lower.target import Target
 from passes.tune.tuning_record import TuningRecords
 
@@ -51,8 +66,10 @@ def lowering_pass(target: Target, doc: str | None = None, renamed: Mapping[str, 
         if records is not None:
             tuning.replay(records)
         measured = tuning if variant == "measured" else None
-        for name, table in Lowering(target, measured, program.layout_is_observable).tables.items():
-            program = replace_by_table(program, table, name, log)
+        refused = len(log.refusals)
+        for table in Lowering(target, measured, program.layout_is_observable).tables:
+            program = replace_by_table(program, table, target.lowering, log)
+        log.refusals[refused:] = one_per_site(log.refusals[refused:])
         return program, measured
 
     effects: Iterable[NumericEffect] = () if target.exact else {"rounds"}
@@ -66,74 +83,104 @@ def description(target: Target) -> str:
     return f"Lower to the kernels of {target.name!r}.\n\n{''.join(rows)}    everything else  ->  as in lower_aten\n"
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A provider that supports the subgraph which it sees in an op."""
-
-    provider: KernelProvider
-    subgraph: Any
-
-
 @dataclass(frozen=True)
 class Lowering:
-    """One run of a lowering over a block. `records` is None where nothing is measured."""
+    """One run of a lowering over a block. `records` is None where nothing is measured.
+
+    `failures`: by workload, the variants that did not run when they were timed, and why.
+    """
 
     target: Target
     records: TuningRecords | None
     keeps_layout: bool
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
-    def tables(self) -> dict[str, dict[Any, TableEntry]]:
-        """As `replace_by_table` takes them, by the name of the sites. Patterns of several ops come first, before one op in them
-        is lowered by itself."""
+    def tables(self) -> list[dict[Any, TableEntry]]:
+        """As `replace_by_table` takes them. Patterns of several ops come first, before one op in them is lowered by itself."""
         several = [p for p in self.target.providers if p.takes_several_ops]
         single = [p for p in self.target.providers if not p.takes_several_ops]
-        name, decompositions = self.target.lowering, self.target.decompositions
-        return {
-            f"{name}_patterns": dict.fromkeys(ops_of(several), partial(self.lowered, several, {})),
-            name: dict.fromkeys([*decompositions, *ops_of(single)], partial(self.lowered, single, decompositions)),
-        }
+        decompositions = self.target.decompositions
+        return [
+            dict.fromkeys(ops_of(several), partial(self.lowered, several, {})),
+            dict.fromkeys([*decompositions, *ops_of(single)], partial(self.lowered, single, decompositions)),
+        ]
 
     def lowered(
         self, providers: Sequence[KernelProvider], decompositions: Mapping[Any, TableEntry], op: Any, call: Call
     ) -> Any:
         """What the op becomes; None where it stays."""
-        decomposed = decompositions.get(call.target, left_alone)
-        looking = [p for p in providers if call.target in p.ops and p.when(call)]
+        decomposed, reasons = decompositions.get(call.target, left_alone), list[str]()
+        looking = looking_at(providers, call, reasons)
         if looking and self.keeps_layout and call.memory_format is None:
             op.decline(LAYOUT_IS_SEEN)
             return decomposed(op, call)
-        candidates, reasons = supporting(looking, op, call)
+        candidates = supporting(looking, op, call, reasons)
         y = self._built(candidates, reasons, op, call) if candidates else None
         if reasons:
             op.decline("; ".join(reasons))
         return decomposed(op, call) if y is None else y
 
-    def _built(self, candidates: Sequence[Candidate], reasons: list[str], op: Any, call: Call) -> Any:
-        """The best variant as nodes, in the layout of `call` where that is seen; None for a result of other facts."""
-        builder, candidate = self._best(candidates, reasons)
+    def _built(self, candidates: list[Candidate], reasons: list[str], op: Any, call: Call) -> Any:
+        """The first of the ranked variants that has the facts of `call`, as nodes. None where the op is better left alone.
+
+        That is where the reference comes next: the decomposition is that as well. Of several ops it is not built even where it
+        is fastest: each of them may have a kernel of its own.
+        """
+        variants, ranked = self._ranked(candidates, reasons)
+        for rank, name in enumerate(ranked):
+            _, candidate = variants[name]
+            if is_reference(name, variants) and (rank or candidate.provider.takes_several_ops):
+                return None
+            y, why_not = self._attempt(*variants[name], op, call)
+            if why_not is None:
+                return y
+            take_back(op)
+            reasons.append(f"{candidate.provider.name}: {why_not}")
+        return None
+
+    def _attempt(self, builder: Any, candidate: Candidate, op: Any, call: Call) -> tuple[Any, str | None]:
+        """One variant as nodes, in the layout of `call` where that is seen, and why it cannot be used."""
         try:
             y = builder(op, candidate.subgraph)
+            if not isinstance(y, Value):
+                return None, f"build gives {y!r}, which is no value of the graph"
+            if self.keeps_layout and not y.lies_like(call):  # packed kernels give another one
+                y = op.contiguous(y, memory_format=call.memory_format)
         except FactError as error:
-            reasons.append(f"{candidate.provider.name}: the new op does not take these operands: {error}")
-            return None
-        if self.keeps_layout and not y.lies_like(call):  # packed kernels give another one
-            y = op.contiguous(y, memory_format=call.memory_format)
+            return None, f"the new op does not take these operands: {error}"
+        except Exception as error:  # anything: others wrote it
+            return None, raised("build", error)
         why_not = why_not_in_place_of(call, y, keeps_layout=False)
-        if why_not is not None:
-            reasons.append(f"{candidate.provider.name}: {why_not}")
-        return y if why_not is None else None
+        return y, why_not or prepacked_by(op, candidate.provider.prepack_of(builder))
 
-    def _best(self, candidates: Sequence[Candidate], reasons: list[str]) -> tuple[Builder, Candidate]:
-        """The fastest of all variants; in `reasons`, why it is not the first."""
+    def _ranked(self, candidates: list[Candidate], reasons: list[str]) -> tuple[Variants, list[str]]:
+        """All variants, and the names of those that run here: the chosen one, then the others from fast to slow.
+
+        In `reasons`, why the default is not the chosen one, and which do not run.
+        """
+        workload = None if self.records is None else workload_of(candidates, reasons)
         variants = variants_among(candidates)
-        chosen = next(iter(variants))
-        if self.records is not None and all(c.provider.can_be_timed(c.subgraph) for c in candidates):
-            record = self.records.best(key_of(candidates), lambda: timed(variants), among=variants)
-            chosen = record.variant
-            if not record.is_default:
-                reasons.append(record.reason)
-        return variants[chosen]
+        if workload is None or self.records is None:
+            return variants, list(variants)
+        failures, left = self.failures.setdefault(workload, {}), dict(variants)
+        record = None
+        while record is None:
+            left = {name: variant for name, variant in left.items() if name not in failures}
+            if failures and all(is_reference(name, variants) for name in left):
+                break
+            try:
+                record = self.records.best(workload, partial(timed, left), among=left)
+            except KernelFailed as failure:
+                failures.update(dict.fromkeys(failure.names, failure.reason))
+        reasons += dict.fromkeys(failures.values())
+        if record is None:
+            return variants, []
+        if not record.is_default:
+            reasons.append(record.reason)
+        seconds = record.seconds or dict.fromkeys(left, 0.0)
+        others = [name for name in left if name != record.variant and name in seconds]
+        return variants, [record.variant, *sorted(others, key=seconds.__getitem__)]
 
 
 def left_alone(op: Any, call: Call) -> None:
@@ -144,50 +191,11 @@ def ops_of(providers: Sequence[KernelProvider]) -> set[Any]:
     return {op for provider in providers for op in provider.ops}
 
 
-def supporting(providers: Sequence[KernelProvider], op: Any, call: Call) -> tuple[list[Candidate], list[str]]:
-    """The providers that support the op, and the reasons of those that do not."""
-    candidates, reasons = [], []
-    for provider in providers:
-        subgraph, why_not = provider.subgraph_at(op, call)
-        if subgraph is not None:
-            values = [value for _, value in operands(subgraph)]
-            device = values[0].device if values else None
-            why_not = provider.supports(subgraph, device, tuple(value.dtype for value in values)) or ""
-        if subgraph is not None and not why_not:
-            candidates.append(Candidate(provider, subgraph))
-        elif why_not:
-            reasons.append(why_not if len(providers) == 1 else f"{provider.name}: {why_not}")
-    return candidates, reasons
-
-
-def variants_among(candidates: Sequence[Candidate]) -> dict[str, tuple[Builder, Candidate]]:
-    """All variants by name, the default first. Those of several providers are called after their providers.
-
-    The reference is one of them: a provider with several variants has it among these; else it is the last.
-    """
-    several, variants = len(candidates) > 1, {}
-    for candidate in candidates:
-        own = candidate.provider.variants_of(candidate.subgraph)
-        for name, builder in own.items():
-            if several:
-                name = candidate.provider.name if len(own) == 1 else f"{candidate.provider.name} {name}"
-            variants[name] = builder, candidate
-    if len(variants) == len(candidates):
-        variants[REFERENCE] = candidates[-1].provider.reference, candidates[-1]
-    return variants
-
-
-def key_of(candidates: Sequence[Candidate]) -> str:
-    """The workload key of the first provider; where there are more, with their names, since others are measured too."""
-    key = candidates[0].provider.key_of(candidates[0].subgraph)
-    names = ", ".join(candidate.provider.name for candidate in candidates)
-    return key if len(candidates) == 1 else f"{key}, by {names}"
-
-
-def timed(variants: Mapping[str, tuple[Builder, Candidate]]) -> dict[str, Callable[[], Any]]:
-    """The variants as calls on tensors. Those of one provider share the tensors."""
-    calls: dict[str, Callable[[], Any]] = {}
-    for candidate in dict.fromkeys(candidate for _, candidate in variants.values()):
-        own = {name: builder for name, (builder, of) in variants.items() if of is candidate}
-        calls |= candidate.provider.timed(candidate.subgraph, own)
-    return {name: calls[name] for name in variants}
+def one_per_site(refusals: Sequence[Refusal]) -> list[Refusal]:
+    """The refusals of both tables; those of one site as one, with both reasons."""
+    by_site: dict[str, Refusal] = {}
+    for refusal in refusals:
+        first = by_site.setdefault(refusal.site, refusal)
+        if first is not refusal:
+            by_site[refusal.site] = replace(first, reason=f"{first.reason}; {refusal.reason}")
+    return list(by_site.values())

@@ -25,7 +25,7 @@ def anywhere(devices: Collection[torch.device]) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """What `engine=` of `optimize` means, for a whole Program.
 
@@ -33,7 +33,8 @@ class Target:
     - `providers`: its kernels, in order; of several that support a subgraph the first is the default.
     - `decompositions`: per op, what it is replaced by where no provider supports it.
     - `emitter`: from a lowered Program to a ScriptModule.
-    - `needs`: what its files need to run, for people. `portable`: its files may be moved to another device.
+    - `needs`: what its files need to run, for people. `portable`: its files may be moved to another device;
+      not where a provider prepacks.
     - `available(devices)`: None, or why this torch, or these devices of the inputs, do not do.
     - `namespaces`: those of ops that only its lowering makes. A model that holds such an op was compiled before.
     """
@@ -54,12 +55,20 @@ class Target:
         names = [provider.name for provider in self.providers]
         if len(set(names)) < len(names):
             raise OptionError(f"the target {self.name!r} has two kernel providers of one name: {', '.join(names)}")
+        prepacking = [provider.name for provider in self.providers if provider.prepack]
+        if self.portable and prepacking:
+            why = f"what the kernels of {', '.join(prepacking)} prepack stays on the device where the file was loaded"
+            raise OptionError(f"the target {self.name!r} cannot be portable: {why}; leave out portable=")
         if not self.lowering:
             object.__setattr__(self, "lowering", f"lower_{self.name}")
 
     def with_providers(self, *providers: KernelProvider, behind: bool = False) -> Target:
-        """The target with more kernels: before those that it has, so that they are the default, or behind them."""
-        return replace(self, providers=(*self.providers, *providers) if behind else (*providers, *self.providers))
+        """The target with more kernels: before those that it has, so that they are the default, or behind them.
+
+        Its files move between devices no more if one of the new kernels prepacks.
+        """
+        together = (*self.providers, *providers) if behind else (*providers, *self.providers)
+        return replace(self, providers=together, portable=self.portable and not any(p.prepack for p in providers))
 
     @property
     def exact(self) -> bool:

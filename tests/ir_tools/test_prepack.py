@@ -13,7 +13,7 @@ from ir_tools.ir import Draft, Program
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.facts import fact
 from ir_tools.ir.host import set_value_type
-from ir_tools.ir.prepack import is_prepack, prepack_conv, prepack_linear, register_prepack
+from ir_tools.ir.prepack import check_prepack, is_prepack, mark_prepacks, prepack_conv, prepack_linear
 from ir_tools.ir.program import body_of
 from ir_tools.ir.regions import region_if
 from passes import CATALOGUE
@@ -95,26 +95,18 @@ def test_one_that_is_given_a_runtime_value_is_no_constant_and_has_no_file() -> N
 
 def scaled(times: int = 1) -> tuple[Program, Tensor, Tensor]:
     """x @ (w * s), the product prepacked."""
-    register_prepack(scale)
     w, s = torch.randn(3, 3), torch.randn(3, 1)
 
     def body(d, x):
         for _ in range(times):
             packed = d.call(scale, d.constant("w", w), d.constant("s", s))
+            assert mark_prepacks([packed], [scale]) is None
             x = d.call(aten.matmul.default, x, packed)
         return x
 
     return build({"x": torch.randn(2, 3)}, body), w, s
 
 
-@pytest.fixture
-def _scale_is_a_prepack_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ir_tools.ir import prepack
-
-    monkeypatch.setattr(prepack, "_known", dict(prepack._known))
-
-
-@pytest.mark.usefixtures("_scale_is_a_prepack_op")
 def test_what_cannot_be_undone_is_saved_plain_and_prepared_again() -> None:
     program, w, s = scaled(times=3)
     x = torch.randn(2, 3)
@@ -153,4 +145,69 @@ def test_one_that_a_region_is_given_is_read_inside() -> None:
 def test_only_a_pure_op_with_one_new_result_is_a_prepack_op() -> None:
     for op in (aten.add_.Tensor, aten.view.default, aten.split.Tensor):
         with pytest.raises(OptionError, match="a prepack op is pure and gives one new tensor; the schema is aten::"):
-            register_prepack(op)
+            check_prepack(op)
+
+
+def test_the_same_op_of_the_model_stays_ordinary() -> None:
+    """Marked in one of two, `mul` of two constants is folded elsewhere; common subexpressions keep the two apart."""
+    w, s = torch.randn(3, 3), torch.randn(3, 1)
+
+    def body(d, x):
+        own, packed = (d.call(scale, d.constant("w", w), d.constant("s", s)) for _ in range(2))
+        mark_prepacks([packed], [scale])
+        return d.call(aten.matmul.default, d.call(aten.matmul.default, x, own), packed)
+
+    program = build({"x": torch.randn(2, 3)}, body)
+    merged, _ = rewritten(CATALOGUE["eliminate_common_subexpressions"], program, torch.randn(2, 3))
+    assert [is_prepack(n) for n in merged.calls] == [False, True, False, False]
+    folded, _ = rewritten(CATALOGUE["fold_constants"], merged.copy(), torch.randn(2, 3))
+    assert [short_name(n.target) for n in folded.calls] == ["mul", "matmul", "matmul"] and is_prepack(folded.calls[0])
+
+
+@pytest.mark.parametrize("inner_is_read", [False, True])
+def test_a_prepack_op_of_another_is_hoisted_with_it(inner_is_read: bool) -> None:
+    w, s, x = torch.randn(3, 3), torch.randn(3, 1), torch.randn(2, 3)
+
+    def body(d, x):
+        inner = d.call(scale, d.constant("w", w), d.constant("s", s))
+        outer = d.call(aten.clone.default, inner, memory_format=None)
+        assert mark_prepacks([inner, outer], [scale, aten.clone.default]) is None
+        y = d.call(aten.matmul.default, x, outer)
+        return d.call(aten.matmul.default, y, inner) if inner_is_read else y
+
+    program = build({"x": x}, body)
+    loaded = round_trip(round_trip(emit(program)))
+    assert len(program) == 1 + inner_is_read and len(loaded.prepared.results) == 1 + inner_is_read
+    assert "mul(" not in loaded._chunk_0.code.replace("matmul(", "") and "clone" not in loaded._chunk_0.code
+    assert torch.equal(loaded(x), program(x)) and torch.equal(program.graph_module()(x)[0], program(x))
+    assert "mul(" not in program.graph_module().code.replace("matmul(", "")
+
+
+@needs_onednn
+def test_what_is_made_from_a_packed_weight_keeps_the_plain_one_beside_it() -> None:
+    """The inner weight is packed from a constant, the outer ones from a packed weight, or from what another op prepares."""
+    w, x = torch.randn(4, 3), torch.randn(2, 3)
+
+    def body(d, x):
+        plain = d.constant("w", w)
+        doubled = d.call(aten.mul.Tensor, plain, 2.0)
+        packed, other = d.call(prepack_linear, plain, 2), d.call(prepack_linear, doubled, 2)
+        dense = d.call(aten.to_dense.default, packed, None)
+        assert mark_prepacks([doubled, dense], [aten.mul.Tensor, aten.to_dense.default]) is None
+        y = d.call(mkldnn._linear_pointwise.default, x, packed, None, "none", [], "")
+        z = d.call(mkldnn._linear_pointwise.default, x, other, None, "none", [], "")
+        return d.call(aten.add.Tensor, d.call(aten.add.Tensor, y, z), d.call(aten.linear.default, x, dense, None))
+
+    program = build({"x": x}, body)
+    loaded = round_trip(round_trip(emit(program)))
+    assert len(loaded.packed.weights) == 1 and len(loaded.prepared.results) == 2
+    torch.testing.assert_close(loaded(x), 4 * x @ w.T)
+
+
+def test_one_that_is_marked_stays_so_in_copies_and_under_other_operands() -> None:
+    program, _, _ = scaled()
+    draft = Draft.of(program.copy())
+    node = draft.program.calls[0]
+    with draft.before(node):
+        again = draft.again(node, node.args, node.kwargs)
+    assert is_prepack(node) and is_prepack(again)

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from ir_tools.ir.prepack import prepack_of
-
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -60,12 +58,13 @@ def _spread(count, dtype):
 class OnTensors:
     """The `op` of a variant that runs at once. Only the first call prepacks, and makes what is made once."""
 
-    def __init__(self) -> None:
+    def __init__(self, prepack=()) -> None:
+        self._prepack = frozenset(prepack)
         self._packed: dict[str, torch.Tensor] = {}
         self._made_once: dict[Any, torch.Tensor] = {}
 
     def call(self, target, *args, **kwargs) -> Any:
-        if prepack_of(target) is None:
+        if target not in self._prepack:
             return target(*args, **kwargs)
         given = [id(value) if isinstance(value, torch.Tensor) else value for value in (*args, *kwargs.values())]
         key = f"{target}{given}"

@@ -15,6 +15,7 @@ from ir_tools.emit.to_torchscript import emit
 from passes import CATALOGUE, CaptureError, OptionError, load, optimize
 from passes.driver.catalogue import find_passes
 from passes.driver.pipeline import plan
+from passes.lower.lowering import lowering_pass
 from passes.lower.target import Target
 from passes.lower.targets import ATEN, ONEDNN, available_target, find_target, forget_target, register_target
 
@@ -118,4 +119,40 @@ def test_a_loaded_file_says_what_it_needs(tmp_path: Path) -> None:
             assert load(tmp_path / f"{name}.pt").needs == {"aten": "any torch", "quick": "a quick machine"}[name]
         finally:
             forget_target("quick")
-    assert load(tmp_path / "quick.pt").needs == ""
+    loaded = load(tmp_path / "quick.pt")
+    assert loaded.needs == "a quick machine"  # the file says so itself
+    del loaded.manifest["needs"]  # as in older files
+    assert loaded.needs == "" and load(tmp_path / "aten.pt").needs == "any torch"
+
+
+def test_a_lowering_among_the_passes_is_checked_like_an_engine() -> None:
+    chip = Target("chip", available=lambda devices: "needs a chip")
+    for given in ({"engine": chip}, {"passes": [lowering_pass(chip)]}):
+        with pytest.raises(OptionError, match="engine='chip' needs a chip; use engine='aten'"):
+            optimize(MODEL, example_inputs=X, **given)
+
+
+def test_what_an_unregistered_target_lowered_is_recognised() -> None:
+    """`tests` has no namespace of its own: relu's stands for that of a kernel library."""
+    target = Target("odd", namespaces=frozenset({"aten"}))
+    for given in ({"engine": target}, {"passes": [lowering_pass(target)]}):
+        with pytest.raises(CaptureError, match="it was optimised already"):
+            optimize(MODEL, example_inputs=X, **given)
+
+
+def test_passes_lower_to_one_target() -> None:
+    one, other = Target("one"), Target("other")
+    with pytest.raises(OptionError, match="lower_one and lower_other lower to two targets, 'one' and 'other'"):
+        plan([lowering_pass(one), lowering_pass(other)], "auto")
+    with pytest.raises(OptionError, match="lower_one and lower_one lower to two targets"):
+        plan([lowering_pass(one), lowering_pass(Target("one"))], "auto")
+    with pytest.raises(OptionError, match="stands for engine='one', but another target, engine='one' was given"):
+        plan([lowering_pass(one)], Target("one"))
+    assert plan([lowering_pass(one), lowering_pass(one)], one) and plan(["lower_onednn", "lower_aten"], "auto")
+
+
+def test_a_target_whose_kernels_prepack_is_not_portable() -> None:
+    with pytest.raises(OptionError, match="'odd' cannot be portable: what the kernels of oneDNN layers prepack stays"):
+        Target("odd", ONEDNN.providers, portable=True)
+    assert not ATEN.with_providers(ONEDNN.providers[0]).portable and ATEN.with_providers(ONEDNN.providers[1]).portable
+    assert len({ATEN, ONEDNN, *ONEDNN.providers}) == 5  # they are keys of dicts

@@ -47,7 +47,7 @@ def as_linear(op, s):
 diagonal = KernelProvider(
     "diagonal", linear, supports=is_diagonal, build=as_product, reference=as_linear, prepack=[diagonal_of]
 )
-toy = Target("toy", providers=[diagonal], needs="any torch", portable=True)
+toy = Target("toy", providers=[diagonal], needs="any torch")
 
 # -- until here: 30 lines -----------------------------------------------------------------------------------------------
 
@@ -177,6 +177,66 @@ def test_providers_that_cannot_be_used_are_refused() -> None:
         KernelProvider("none", linear, reference=as_linear)
 
 
+class Diagonals(nn.Module):
+    """A linear with a diagonal weight, and the toy's prepack op in the model itself: on a constant, and on the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.v = nn.Linear(5, 5), nn.Parameter(torch.randn(5, 5))
+        self.scale.weight = nn.Parameter(torch.randn(5).diag())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(x) * torch.diagonal_copy(self.v) + torch.diagonal_copy(x)[0]
+
+
+@pytest.mark.parametrize("engine", ["aten", "toy"])
+def test_the_prepack_op_of_a_provider_stays_ordinary_in_models(engine: str) -> None:
+    model = Diagonals().eval()
+    with using_timer(winner(0)):
+        plain = optimize(model, ["fold_constants"], example_inputs=X, engine=engine)
+    assert plain.report.ops_left["diagonal_copy"] == 1  # that of the input
+    assert hasattr(plain.scripted, "prepared") == (engine == "toy")
+    torch.testing.assert_close(plain(X), model(X))
+
+
+def test_what_is_prepacked_stays_so_behind_other_passes() -> None:
+    passes = [lowering_pass(toy), "eliminate_common_subexpressions", "fold_constants"]
+    with using_timer(winner(0)):
+        model = optimize(MODEL, passes, example_inputs=X)
+    assert len(model.scripted.prepared.results) == 1
+
+
+twice = replace(
+    diagonal,
+    build=lambda op, s: op.call(aten.mul.Tensor, s.x, op.call(aten.clone.default, op.call(diagonal_of, s.w))),
+    supports=lambda s, device, dtypes: is_diagonal(s, device, dtypes) or (None if s.b is None else "there is a bias"),
+    prepack=[diagonal_of, aten.clone.default],
+)
+
+
+def without_bias() -> nn.Module:
+    model = Net(5).eval()
+    model.scale.bias = None
+    return model
+
+
+def test_a_prepack_of_a_prepack_is_prepared_when_the_file_is_loaded() -> None:
+    model = without_bias()
+    with using_timer(winner(0)):
+        chosen = optimize(model, [], example_inputs=X, engine=Target("twice", providers=[twice]))
+    assert chosen.report.ops_left == {"mul": 1, "relu": 1, "linear": 1}
+    assert torch.equal(chosen.scripted.prepared.results[0], model.scale.weight.diagonal())
+    torch.testing.assert_close(chosen(X), model(X))
+
+
+def test_a_kernel_that_would_prepack_in_every_call_is_refused() -> None:
+    half_packed = replace(twice, prepack=[aten.clone.default])
+    with using_timer(winner(0)):
+        model = optimize(without_bias(), [], example_inputs=X, engine=Target("half", providers=[half_packed]))
+    reason = "diagonal: clone prepares constants, and here it is given what is known at run time only"
+    assert reasons(model)["lower_half@linear"] == reason and model.report.ops_left == {"linear": 2, "relu": 1}
+
+
 # -- a pattern of several ops -------------------------------------------------------------------------------------------
 
 
@@ -197,7 +257,7 @@ def test_a_pattern_of_several_ops_is_replaced_as_one() -> None:
     assert fast(0, engine=target).report.ops_left == {"linear": 2, "clamp_min": 1}
     left = fast(1, engine=target)
     assert left.report.ops_left == {"linear": 2, "relu": 1}
-    assert list(reasons(left)) == ["lower_pairs_patterns@relu"]
+    assert list(reasons(left)) == ["lower_pairs@relu"]
     for position in (0, 1):
         with using_timer(winner(position)):
             rewritten(lowering_pass(target), captured(MODEL, X), X)  # a second run finds nothing more to do
