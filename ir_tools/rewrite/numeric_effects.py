@@ -2,7 +2,7 @@
 
     rounds                          sums in another order, factors multiplied ahead of time: rounding of the dtype
     non_finite_may_become_finite    what overflowed to NaN or Inf may be a number
-    lowers_precision                values are held in a half dtype
+    lowers_precision                values are held in a float dtype of fewer bits
     quantizes                       values are held as integers with a scale
 
 The effects of several passes are the union of theirs. What each one allows is in `ir_tools.verify.numerics`. (What an op does

@@ -95,7 +95,8 @@ SMALLEST_SQNR_DB: dict[str, dict[torch.dtype, float]] = {
         torch.float16: 35.0,
     },
     # bfloat16 has 8 bits (48 dB), float16 11 (66 dB). A deep net with random weights loses 20 dB more than a trained one.
-    "lowers_precision": {torch.bfloat16: 8.0, torch.float16: 20.0},
+    # A float64 model that computes in float32 rounds as any float32 model.
+    "lowers_precision": {torch.bfloat16: 8.0, torch.float16: 20.0, torch.float32: 80.0},
     # Int8 steps drown the rounding of any of these dtypes. Weights per channel and activations per tensor, of every convolution
     # and linear: nets trained on digits keep 38 to 45 dB, and torchvision's with random weights 7 (googlenet, resnet101), 12
     # (shufflenet), 25 (resnet18), 30 (convnext). Activations clipped to a quarter of their range, or a zero point off by 16,

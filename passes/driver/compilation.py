@@ -81,11 +81,11 @@ class CompilationContext:
         hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on), placed(self.source)]
         hooks += [] if self.tuning_records is None else [replayed(self.tuning_records)]
         hooks += [numerics.hook] if self.verify == "each" else []
+        hooks += [numerics.allowing] if self.verify != "off" else []
         program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
         tuned = [records for step in steps if (records := step.artifacts.get(TuningRecords)) is not None]
         notes = [note for records in tuned for note in records.notes()]
         notes += [line for step in steps for line in step.artifacts.get(Notes, Notes()).lines]
-        numerics.allow([step.pass_ for step in steps if step.changed])
         return CompilationResult(program, numerics, steps, count_ops(program), tuned[-1] if tuned else None, notes)
 
     def emitted(self, result: CompilationResult) -> CompilationResult:

@@ -22,12 +22,11 @@ Hook = Callable[[Run], Run]
 class Step:
     """One pass to run, its position in the pipeline, and the report it fills.
 
-    `artifacts`: hooks enter what the pass needs, and read what it gave. `changed`: it gave another Program than it was given.
+    `artifacts`: hooks enter what the pass needs, and read what it gave.
     """
 
     def __init__(self, index: int, pass_: Pass):
         self.index = index
-        self.changed = False
         self.pass_ = pass_
         self.log = RewriteLog()
         self.artifacts = Artifacts()
@@ -36,9 +35,7 @@ class Step:
 
 def run_pass(step: Step, program: Program) -> Program:
     """The innermost run: the pass itself."""
-    after = step.pass_(program, log=step.log, artifacts=step.artifacts)
-    step.changed = after is not program
-    return after
+    return step.pass_(program, log=step.log, artifacts=step.artifacts)
 
 
 def wrap(run: Run, hooks: Sequence[Hook]) -> Run:

@@ -143,6 +143,7 @@ def test_the_rows_are_effects() -> None:
         ({"rounds"}, {torch.float64, torch.float32}, 80.0),
         ({"rounds", "non_finite_may_become_finite"}, {torch.float32}, 80.0),
         ({"rounds", "lowers_precision"}, {torch.float32}, 80.0),  # nothing is half: nothing is allowed for it
+        ({"lowers_precision"}, {torch.float64, torch.float32}, 80.0),
         ({"rounds", "lowers_precision"}, {torch.float32, torch.float16}, 20.0),
         ({"rounds", "lowers_precision"}, {torch.float32, torch.bfloat16, torch.float16}, 8.0),
         ({"rounds", "lowers_precision", "quantizes"}, {torch.float32, torch.bfloat16}, 6.5),
