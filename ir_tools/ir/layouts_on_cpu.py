@@ -37,8 +37,10 @@ def _likely(args: tuple, result: TensorFact) -> Sizes | None:
 
 
 def _pad(args: tuple, result: TensorFact) -> Sizes | None:
-    """With a constant as `constant_pad_nd`; the fake kernels of the other modes are right."""
-    return _constant_pad(args, result) if args[2] == "constant" else result.strides
+    """With a constant as `constant_pad_nd`; what goes round is put together as the fake kernel says."""
+    if args[2] == "circular":
+        return result.strides
+    return _constant_pad(args, result) if args[2] == "constant" else _likely(args, result)
 
 
 def _constant_pad(args: tuple, result: TensorFact) -> Sizes | None:

@@ -82,6 +82,8 @@ CASES: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
 MORE = {
     **{f"pad {mode}": (lambda x, m=mode: (aten.pad.default, (x, [1, 1, 1, 1], m, None)), IMAGES[:2])
        for mode in ("reflect", "replicate", "circular")},
+    **{f"pad 3-d {mode}": (lambda x, m=mode: (aten.pad.default, (x, [1, 1, 1, 1, 1, 1], m, None)), [(2, 4, 3, 4, 5)])
+       for mode in ("constant", "reflect", "replicate", "circular")},
     "pad by nothing": (lambda x: (aten.pad.default, (x, [0, 0], "constant", None)), [(2, 4), *IMAGES]),
     "convolution with a residual": (lambda x: convolution(x, torch.randn(x.shape)), IMAGES[:2]),
 }  # fmt: skip
