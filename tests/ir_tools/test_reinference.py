@@ -45,6 +45,24 @@ def test_the_layout_of_a_pool_follows_that_of_a_lowered_convolution() -> None:
     assert untrue_facts(after, IMAGE) == [] and untrue_facts(program, IMAGE) == []
 
 
+def test_layouts_follow_into_a_residual_block() -> None:
+    conv, other = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = conv, other
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.one(x).relu()
+            return torch.avg_pool2d(self.two(y).sigmoid() * y, 2)
+
+    program = captured(Residual().eval(), IMAGE)
+    after = passes.CATALOGUE["lower_onednn"].with_options(variant="fused")(program)
+    layouts = [facts.memory_format(n) for name in ("mul", "avg_pool2d") for n in named(after, name)]
+    assert layouts == [torch.channels_last] * 2 and untrue_facts(after, IMAGE) == []
+
+
 def test_a_fact_that_does_not_follow_is_noticed() -> None:
     """Sabotage: a layout is swapped behind the back of re-inference."""
     program = captured(nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)).eval(), IMAGE)
