@@ -41,7 +41,7 @@ MILD: list[Any] = [(), {"rounds"}, {"non_finite_may_become_finite"}, {"rounds", 
 
 
 @pytest.mark.parametrize("verify", ["each", "ends"])
-@pytest.mark.parametrize("effects", MILD, ids=str)
+@pytest.mark.parametrize("effects", MILD, ids=lambda effects: "+".join(sorted(effects)) or "none")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e5m2])
 def test_a_half_dtype_that_no_effect_speaks_of_is_an_error(dtype: torch.dtype, effects: Any, verify: str) -> None:
     pass_ = linear_in(dtype, torch.float32, effects)
@@ -55,7 +55,7 @@ def test_a_half_dtype_that_no_effect_speaks_of_is_an_error(dtype: torch.dtype, e
         optimize(net(), [pass_], example_inputs=X, engine="aten", verify=verify)
 
 
-@pytest.mark.parametrize("effects", [{"lowers_precision"}, {"rounds", "lowers_precision"}, {"quantizes"}], ids=str)
+@pytest.mark.parametrize("effects", [{"lowers_precision"}, {"rounds", "lowers_precision"}, {"quantizes"}], ids=lambda effects: "+".join(sorted(effects)) or "none")
 def test_one_that_an_effect_speaks_of_is_none(effects: Any) -> None:
     report = optimize(net(), [linear_in(torch.bfloat16, torch.float32, effects)], example_inputs=X, engine="aten").report
     assert report.steps[0].rewrites and 20 < report.steps[0].sqnr_db < 80
