@@ -5,8 +5,12 @@
             needs  {Ranges}     parameters between the log and the options
             gives  (Casts,)     what the function returns behind the Program; `Casts | None` where it may have none to give
 
-Any class will do: `Kind()` is the empty artifact, for a pass that is called without one, and `a + b` is what the bodies of
-regions gave together. An artifact that a pass fills, like a table, may be given back as it is: the same object is not added.
+Any class will do. `Kind()` is the empty artifact, for a pass that is called without one; a class that cannot be made so is an
+error then. `a + b` is what the bodies of regions gave together, and what was needed and given. An artifact that a pass fills,
+like a table, may be given back as it is: the same object is not added.
+
+In a compilation, what a pass gives goes to all later passes that need the class, instead of what earlier passes gave. A pass
+that adds to it needs and gives it.
 """
 
 from __future__ import annotations
@@ -62,9 +66,17 @@ class Artifacts:
         self._by_class[type(artifact)] = artifact
 
     def give(self, artifact: Any) -> None:
-        """Add an artifact to the one of its class, if there is one."""
-        have = self._by_class.get(type(artifact))
-        self._by_class[type(artifact)] = artifact if have is None or have is artifact else have + artifact
+        """Add an artifact to the one of its class, if there is one. Raises `PassSignatureError` where the class has no sum."""
+        kind = type(artifact)
+        have = self._by_class.get(kind)
+        if have is not None and have is not artifact:
+            if not hasattr(kind, "__add__"):
+                raise PassSignatureError(
+                    f"there are two artifacts {kind.__name__}, of the blocks of a Program or needed and given, and no sum "
+                    f"of them: give {kind.__name__} a method __add__"
+                )
+            artifact = have + artifact
+        self._by_class[kind] = artifact
 
     def __contains__(self, kind: object) -> bool:
         return kind in self._by_class
@@ -80,9 +92,12 @@ class PassSignature:
     needs: tuple[type, ...]
     gives: tuple[type, ...]
 
-    def inputs(self, artifacts: Artifacts) -> list[Any]:
-        """What the pass is called with: the artifacts that there are, empty ones for the others."""
-        return [artifacts.get(kind) if kind in artifacts else kind() for kind in self.needs]
+    def inputs(self, name: str, artifacts: Artifacts) -> list[Any]:
+        """What the pass `name` is called with: the artifacts that there are, empty ones for the others.
+
+        Raises `PassSignatureError` for a class that has no empty artifact.
+        """
+        return [artifacts.get(kind) if kind in artifacts else _empty(name, kind) for kind in self.needs]
 
     def check(self, name: str, given: tuple[Any, ...]) -> None:
         """Raise `PassSignatureError` unless `given` is what the pass `name` says that it gives."""
@@ -97,6 +112,15 @@ class PassSignature:
             raise PassSignatureError(
                 f"the pass {name} returns {len(given)} artifacts beside the Program, where its signature says {wanted}"
             )
+
+
+def _empty(name: str, kind: type) -> Any:
+    try:
+        return kind()
+    except TypeError as error:
+        raise PassSignatureError(
+            f"the pass {name} needs {kind.__name__}, it was given none, and {kind.__name__}() is none either: {error}"
+        ) from error
 
 
 @lru_cache(maxsize=1024)

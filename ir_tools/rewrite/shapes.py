@@ -76,7 +76,7 @@ class Pass:
         if log is None:
             log = RewriteLog.skipping(skip)
         artifacts = log.bind(artifacts)
-        inputs = pass_signature(self.function).inputs(artifacts)  # once: the blocks of a Program share them
+        inputs = pass_signature(self.function).inputs(self.name, artifacts)  # once: the blocks of a Program share them
         return self._on(program, log, inputs, artifacts)
 
     def _on(self, block: B, log: RewriteLog, inputs: Sequence[Any], artifacts: Artifacts) -> B:
