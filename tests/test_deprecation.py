@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 from ir_tools.ir import Block
 from ir_tools.rewrite import Artifacts, OptionError, Pass, RewriteLog, table_pass
 from ir_tools.rewrite.cast import Casts, Traffic
+from ir_tools.rewrite.former_fields import CASTS, RANGES, TUNING_RECORDS
+from ir_tools.rewrite.numeric_effects import declaration
 from passes import CATALOGUE, DEFAULT, Rule, Value, graph_pass, optimize, rule_pass
 from passes.cli.main import app
 from passes.tune.tuning_record import TuningRecords
@@ -234,6 +237,29 @@ def test_ranges_of_a_rewrite_log() -> None:
     pass_(captured(net(), X))
     assert seen[1] == {}
 
+    with pytest.warns(DeprecationWarning):
+        by_position = Pass("looks", looks, "lower_precision")  # type: ignore[arg-type]
+    for pass_ in (by_position, by_position.with_options()):
+        report = optimize(net(), [pass_], example_inputs=X).report
+        assert report.steps[0].ranges == "1 call of the example inputs" and seen.pop()
+    with pytest.warns(DeprecationWarning):
+        assert not Pass("looks", looks, "quantizes").reads_log_ranges  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "effects, old",
+    [
+        (("lowers_precision",), "lower_precision"),
+        (("lowers_precision", "non_finite_may_become_finite"), "lower_precision"),
+        (("rounds", "lowers_precision", "non_finite_may_become_finite"), "lower_precision"),
+        (("non_finite_may_become_finite",), "stabilises"),
+        (("quantizes",), "quantizes"),
+        (("quantizes", "lowers_precision", "non_finite_may_become_finite"), "quantizes"),
+    ],
+)
+def test_effects_that_no_declaration_spoke_of_give_that_of_the_strongest(effects: Any, old: str) -> None:
+    assert declaration(effects) == old
+
 
 @pytest.mark.parametrize("name", ["choices", "tuning_records"])
 def test_tuning_records_of_a_rewrite_log(name: str) -> None:
@@ -244,6 +270,55 @@ def test_tuning_records_of_a_rewrite_log(name: str) -> None:
     records = TuningRecords()
     renamed(old, new, lambda: setattr(log, name, records))
     assert artifacts[TuningRecords] is records
+
+
+def test_a_log_of_two_runs_keeps_their_artifacts_apart() -> None:
+    """What was entered before them under the old name, both are given; what the first run gave, the second is not."""
+    moved, log, program = Casts(after=Traffic(2, 10)), RewriteLog(), captured(net(), X)
+    inputs: list[Casts] = []
+
+    @graph_pass(effects=())
+    def gives_casts(program: Block, log: RewriteLog, casts: Casts) -> tuple[Block, Casts]:
+        inputs.append(casts)
+        return program, moved
+
+    @graph_pass(effects=())
+    def enters_casts(program: Block, log: RewriteLog, casts: Casts) -> Block:
+        inputs.append(casts)
+        with pytest.warns(DeprecationWarning):
+            log.casts = moved
+        return program
+
+    for pass_ in (gives_casts, enters_casts, gives_casts):
+        pass_(program, log=log)
+        with pytest.warns(DeprecationWarning):
+            assert log.casts == moved
+    assert inputs == [Casts()] * 3
+    with pytest.warns(DeprecationWarning):
+        log.casts = moved
+    gives_casts(program, log=log)
+    gives_casts(program, log=log)
+    assert inputs[3:] == [moved] * 2
+
+
+def test_a_class_of_the_same_name_is_another_artifact() -> None:
+    class Ranges(dict[str, int]):
+        """Not those of `ir_tools.verify.ranges`."""
+
+    @graph_pass(effects=())
+    def gives_others(program: Block, log: RewriteLog) -> tuple[Block, Ranges]:
+        return program, Ranges(a=1)
+
+    log = RewriteLog()
+    gives_others(captured(net(), X), log=log)
+    with pytest.warns(DeprecationWarning):
+        assert log.ranges == {}
+
+
+def test_the_old_names_stand_for_classes_that_are_there() -> None:
+    for name in (RANGES, CASTS, TUNING_RECORDS):
+        module, _, kind = name.rpartition(".")
+        assert getattr(importlib.import_module(module), kind).__module__ == module
 
 
 def test_casts_of_a_rewrite_log() -> None:

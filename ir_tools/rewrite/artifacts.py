@@ -5,18 +5,23 @@
             needs  {Ranges}     parameters between the log and the options
             gives  (Casts,)     what the function returns behind the Program; `Casts | None` where it may have none to give
 
-Any class will do: `Kind()` is the empty artifact, for a pass that is called without one, and `a + b` is what the bodies of
-regions gave together. An artifact that a pass fills, like a table, may be given back as it is: the same object is not added.
+Any class will do. `Kind()` is the empty artifact, for a pass that is called without one; a class that cannot be made so is an
+error then. `a + b` is what the bodies of regions gave together, and what was needed and given. An artifact that a pass fills,
+like a table, may be given back as it is: the same object is not added.
+
+In a compilation, what a pass gives goes to all later passes that need the class, instead of what earlier passes gave. A pass
+that adds to it needs and gives it.
 """
 
 from __future__ import annotations
 
+import builtins
+import functools
 import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar, overload
 
 from ir_tools.errors import PassesError
@@ -62,9 +67,17 @@ class Artifacts:
         self._by_class[type(artifact)] = artifact
 
     def give(self, artifact: Any) -> None:
-        """Add an artifact to the one of its class, if there is one."""
-        have = self._by_class.get(type(artifact))
-        self._by_class[type(artifact)] = artifact if have is None or have is artifact else have + artifact
+        """Add an artifact to the one of its class, if there is one. Raises `PassSignatureError` where the class has no sum."""
+        kind = type(artifact)
+        have = self._by_class.get(kind)
+        if have is not None and have is not artifact:
+            if not hasattr(kind, "__add__"):
+                raise PassSignatureError(
+                    f"there are two artifacts {kind.__name__}, of the blocks of a Program or needed and given, and no sum "
+                    f"of them: give {kind.__name__} a method __add__"
+                )
+            artifact = have + artifact
+        self._by_class[kind] = artifact
 
     def __contains__(self, kind: object) -> bool:
         return kind in self._by_class
@@ -80,9 +93,12 @@ class PassSignature:
     needs: tuple[type, ...]
     gives: tuple[type, ...]
 
-    def inputs(self, artifacts: Artifacts) -> list[Any]:
-        """What the pass is called with: the artifacts that there are, empty ones for the others."""
-        return [artifacts.get(kind) if kind in artifacts else kind() for kind in self.needs]
+    def inputs(self, name: str, artifacts: Artifacts) -> list[Any]:
+        """What the pass `name` is called with: the artifacts that there are, empty ones for the others.
+
+        Raises `PassSignatureError` for a class that has no empty artifact.
+        """
+        return [artifacts.get(kind) if kind in artifacts else _empty(name, kind) for kind in self.needs]
 
     def check(self, name: str, given: tuple[Any, ...]) -> None:
         """Raise `PassSignatureError` unless `given` is what the pass `name` says that it gives."""
@@ -99,9 +115,18 @@ class PassSignature:
             )
 
 
-@lru_cache(maxsize=1024)
+def _empty(name: str, kind: type) -> Any:
+    try:
+        return kind()
+    except TypeError as error:
+        raise PassSignatureError(
+            f"the pass {name} needs {kind.__name__}, it was given none, and {kind.__name__}() is none either: {error}"
+        ) from error
+
+
+@functools.lru_cache(maxsize=1024)
 def pass_signature(function: Callable[..., Any]) -> PassSignature:
-    """Read the signature of a pass. Raises `PassSignatureError` where an annotation is missing or no class.
+    """Read the signature of a pass. Raises `PassSignatureError` where an annotation is missing, unknown or no class.
 
     >>> def counts(program, log, ranges: dict, *, limit=3) -> tuple[object, set]: ...
     >>> pass_signature(counts)
@@ -109,25 +134,68 @@ def pass_signature(function: Callable[..., Any]) -> PassSignature:
     """
     signature = inspect.signature(function)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p.name for p in signature.parameters.values() if p.kind in positional][2:]
-    if not needed and "tuple" not in str(signature.return_annotation):
-        return PassSignature((), ())
-    hints = typing.get_type_hints(function)
-    result = hints.get("return")
+    needed = [p for p in signature.parameters.values() if p.kind in positional][2:]
+    names = _names_known_to(function)
+    try:
+        result = _resolved(function, "result", signature.return_annotation, names)
+    except PassSignatureError:
+        if "tuple" in str(signature.return_annotation).lower():
+            raise
+        result = None  # a Program, by a name that is imported for type checkers alone
     given = typing.get_args(result)[1:] if typing.get_origin(result) is tuple else ()
-    needs = tuple(_class_of(function, f"parameter {name}", hints.get(name)) for name in needed)
-    gives = tuple(_class_of(function, "result", hint) for hint in given)
-    return PassSignature(needs, gives)
+    return PassSignature(
+        tuple(_class_of(function, f"parameter {p.name}", p.annotation, names) for p in needed),
+        tuple(_class_of(function, "result", part, names) for part in given),
+    )
 
 
-def _class_of(function: Callable[..., Any], what: str, hint: Any) -> type:
+def _names_known_to(function: Callable[..., Any]) -> dict[str, Any]:
+    """The names that the annotations of a function may use: of its module, and of the functions around it that it uses."""
+    inner: Any = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    if not hasattr(inner, "__code__") and not hasattr(inner, "__func__"):
+        inner = type(inner).__call__  # an object that is called
+    inner = getattr(inner, "__func__", inner)
+    if not inspect.isfunction(inner):
+        return vars(builtins)
+    around = inspect.getclosurevars(inner).nonlocals
+    return {**vars(builtins), **inner.__globals__, **around}
+
+
+def _resolved(function: Callable[..., Any], what: str, hint: Any, names: dict[str, Any]) -> Any:
+    """An annotation as an object: text is read, an alias followed, `Annotated` taken off."""
+    if isinstance(hint, typing.ForwardRef):
+        hint = hint.__forward_arg__
+    if isinstance(hint, str):
+        try:
+            hint = eval(hint, dict(names))
+        except Exception as error:
+            raise PassSignatureError(
+                f"the {what} of the pass {_name(function)} is annotated {hint!r}, which cannot be read ({error}): "
+                "import or define it in the module of the pass, outside of functions and of TYPE_CHECKING"
+            ) from error
+        return _resolved(function, what, hint, names)
+    if typing.get_origin(hint) is typing.Annotated:
+        return _resolved(function, what, typing.get_args(hint)[0], names)
+    if type(hint).__name__ == "TypeAliasType":  # `type Result = ...`, of Python 3.12
+        return _resolved(function, what, hint.__value__, names)
+    return hint
+
+
+def _class_of(function: Callable[..., Any], what: str, hint: Any, names: dict[str, Any]) -> type:
     """The class of an artifact, out of `Kind` or `Kind | None`."""
+    hint = _resolved(function, what, None if hint is inspect.Parameter.empty else hint, names)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = [part for part in typing.get_args(hint) if part is not type(None)]
-        hint = parts[0] if len(parts) == 1 else hint
+        hint = _resolved(function, what, parts[0], names) if len(parts) == 1 else hint
     if not isinstance(hint, type):
         raise PassSignatureError(
-            f"the {what} of the pass {function.__name__} needs the class of an artifact as its annotation, got {hint!r}: "
+            f"the {what} of the pass {_name(function)} needs the class of an artifact as its annotation, got {hint!r}: "
             "a pass is (program, log, artifacts of a class each, *, options)"
         )
     return hint
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)

@@ -70,6 +70,15 @@ DECLARATIONS: dict[str, NumericEffects] = {
 """What passes once declared, mildest first, and the effects that it stands for."""
 
 
+DECLARED_FOR: dict[str, str] = {
+    "rounds": "reassociates",
+    "non_finite_may_become_finite": "stabilises",
+    "lowers_precision": "lower_precision",
+    "quantizes": "quantizes",
+}
+"""What a pass declared whose strongest effect, the last one of the table above, is this."""
+
+
 def declared(declares: str) -> NumericEffects:
     """The effects that a declaration stands for; raises a `DeprecationWarning`."""
     if declares not in DECLARATIONS:
@@ -81,5 +90,10 @@ def declared(declares: str) -> NumericEffects:
 
 
 def declaration(effects: Collection[str]) -> str:
-    """The mildest declaration that allows these effects."""
-    return next((name for name, allowed in DECLARATIONS.items() if allowed >= set(effects)), "quantizes")
+    """The declaration of the strongest of these effects; that of none speaks of all combinations.
+
+    >>> declaration({"rounds"}), declaration({"lowers_precision", "non_finite_may_become_finite"})
+    ('reassociates', 'lower_precision')
+    """
+    strongest = max(effects, key=NUMERIC_EFFECTS.index, default=None)  # type: ignore[arg-type]
+    return "exact" if strongest is None else DECLARED_FOR[strongest]

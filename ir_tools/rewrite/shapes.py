@@ -37,7 +37,7 @@ class Pass:
 
     `name` equals its file and its test; `effects` are what it may do to numbers; `given` are options set by the user;
     `rules` are those of a pass made of rules; `renamed` maps the old names of options, which users may still give, to the new;
-    `target` is what a lowering lowers to, None for any other pass; `reads_log_ranges`: it was made with `declares=`, when
+    `target` is what a lowering lowers to, None for any other pass; `reads_log_ranges`: it declared "lower_precision", when
     ranges were in the log, for one more release.
     """
 
@@ -53,6 +53,7 @@ class Pass:
 
     def __post_init__(self) -> None:
         old = isinstance(self.effects, str)  # what was `declares`
+        object.__setattr__(self, "reads_log_ranges", self.reads_log_ranges or str(self.effects) == "lower_precision")
         object.__setattr__(self, "effects", declared(str(self.effects)) if old else numeric_effects(self.effects))
 
     def __call__(
@@ -75,9 +76,9 @@ class Pass:
             log = journal
         if log is None:
             log = RewriteLog.skipping(skip)
-        artifacts = log.bind(artifacts)
-        inputs = pass_signature(self.function).inputs(artifacts)  # once: the blocks of a Program share them
-        return self._on(program, log, inputs, artifacts)
+        with log.working_with(artifacts) as artifacts:
+            inputs = pass_signature(self.function).inputs(self.name, artifacts)  # once: the blocks of a Program share them
+            return self._on(program, log, inputs, artifacts)
 
     def _on(self, block: B, log: RewriteLog, inputs: Sequence[Any], artifacts: Artifacts) -> B:
         """Run the function on the bodies of a block's regions, each as a block of its own, then on the block.

@@ -16,10 +16,10 @@ from ir_tools.frontends.source import Source
 from ir_tools.ir import Program
 from ir_tools.ir.dialect import short_name
 from ir_tools.ir.prepack import is_prepack
-from ir_tools.rewrite import Pass
+from ir_tools.rewrite import Artifacts, Pass
 from ir_tools.rewrite.notes import Notes
 from passes.driver.compiled_model import call_flat
-from passes.driver.instrumentation import explained, observed, placed, replayed, timed, wellformed
+from passes.driver.instrumentation import PROVIDED, explained, observed, placed, replayed, timed, wellformed
 from passes.driver.step import Hook, Step, run_steps
 from passes.driver.verification import Numerics
 from passes.lower.target import Target
@@ -75,18 +75,21 @@ class CompilationContext:
         return [arguments_for(self.source.signature, example.tensors) for example in self.source.examples]
 
     def run_passes(
-        self, program: Program, pipeline: Sequence[Pass], numerics: Numerics, outer: Sequence[Hook]
+        self,
+        program: Program,
+        pipeline: Sequence[Pass],
+        numerics: Numerics,
+        outer: Sequence[Hook],
+        handed_down: Artifacts | None = None,
     ) -> CompilationResult:
-        """Run the passes under the hooks `outer` and the usual ones."""
+        """Run the passes under the hooks `outer` and the usual ones. `handed_down` is what passes before them gave."""
         hooks = [*outer, explained(self.explain_at), observed(self.source.examples, self.observe_on), placed(self.source)]
         hooks += [] if self.tuning_records is None else [replayed(self.tuning_records)]
         hooks += [numerics.hook] if self.verify == "each" else []
         hooks += [numerics.allowing] if self.verify != "off" else []
-        program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed])
+        program, steps = run_steps(program, pipeline, [*hooks, wellformed, timed], handed_down)
         tuned = [records for step in steps if (records := step.artifacts.get(TuningRecords)) is not None]
-        notes = [note for records in tuned for note in records.notes()]
-        notes += [line for step in steps for line in step.artifacts.get(Notes, Notes()).lines]
-        return CompilationResult(program, numerics, steps, count_ops(program), tuned[-1] if tuned else None, notes)
+        return CompilationResult(program, numerics, steps, count_ops(program), tuned[-1] if tuned else None, notes_of(steps))
 
     def emitted(self, result: CompilationResult) -> CompilationResult:
         """The result with the TorchScript module of its Program, verified."""
@@ -99,6 +102,18 @@ class CompilationContext:
                 sqnr_db, max_abs_error = comparison.sqnr_db, comparison.max_abs_error
             golden = call_flat(scripted, arguments[0])
         return replace(result, scripted=scripted, golden=golden, sqnr_db=sqnr_db, max_abs_error=max_abs_error)
+
+
+def notes_of(steps: Sequence[Step]) -> list[str]:
+    """What the user should know about these steps, each line once."""
+    missing = [
+        f"{step.pass_} needs {kind.__name__}, and the passes before it gave none: it got an empty one"
+        for step in steps
+        for kind in sorted(step.missing - PROVIDED, key=lambda kind: kind.__name__)
+    ]
+    tuned = [line for step in steps for line in step.artifacts.get(TuningRecords, TuningRecords()).notes()]
+    noted = [line for step in steps for line in step.artifacts.get(Notes, Notes()).lines]
+    return list(dict.fromkeys([*missing, *tuned, *noted]))
 
 
 def count_ops(program: Program) -> dict[str, int]:

@@ -24,6 +24,9 @@ from passes.driver.step import Hook, Run, Step
 from passes.errors import InputError
 from passes.tune.tuning_record import TuningRecords
 
+PROVIDED: frozenset[type] = frozenset({Ranges, Factories, TuningRecords})
+"""The artifacts that these hooks make for a pass, from the Program that it is given."""
+
 
 def timed(run: Run) -> Run:
     """Record seconds, nodes before and after, and the rewrite log."""
@@ -36,7 +39,8 @@ def timed(run: Run) -> Run:
         step.report.nodes_after = len(after)
         step.report.rewrites = step.log.rewrites
         step.report.refusals = step.log.refusals
-        step.report.casts = step.artifacts.get(Casts)
+        read_only = Casts in step.pass_.needs - step.pass_.gives
+        step.report.casts = None if read_only else step.artifacts.get(Casts)
         return after
 
     return timed_run
@@ -116,11 +120,11 @@ def explained(where: str | None) -> Hook:
 
 
 def replayed(tuning_records: str | os.PathLike[str]) -> Hook:
-    """The tuning records of an earlier run, for a pass that needs some."""
+    """The tuning records of an earlier run, for the first pass that needs some; later ones are given what it gave."""
 
     def hook(run: Run) -> Run:
         def replaying_run(step: Step, program: Program) -> Program:
-            if TuningRecords in step.pass_.needs:
+            if TuningRecords in step.pass_.needs and TuningRecords not in step.artifacts:
                 step.artifacts.put(TuningRecords.load(tuning_records))
             return run(step, program)
 

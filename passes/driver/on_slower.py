@@ -15,8 +15,9 @@ import torch
 
 from ir_tools.errors import first_line
 from ir_tools.ir import Program
-from ir_tools.rewrite import Pass
-from passes.driver.compilation import CompilationContext, CompilationResult
+from ir_tools.ir.program import all_nodes
+from ir_tools.rewrite import Artifacts, Pass
+from passes.driver.compilation import CompilationContext, CompilationResult, notes_of
 from passes.driver.instrumentation import announced
 from passes.driver.step import Run, Step
 from passes.driver.verification import Numerics, float_dtypes
@@ -25,11 +26,13 @@ from passes.tune.speed_comparison import Candidate, Speed, asks_for_speed_compar
 
 @dataclass
 class Fork:
-    """The start of the model without the pass of `step`: the Program before that pass, and its numbers."""
+    """The start of the model without the pass of `step`: the Program before that pass, its numbers, and copies of what the
+    passes before it gave (`handed_down`), or why these cannot be copied."""
 
     step: Step
     program: Program
     numerics: Numerics
+    handed_down: Artifacts | Exception
 
 
 class Forking:
@@ -42,13 +45,24 @@ class Forking:
     def hook(self, run: Run) -> Run:
         def forking_run(step: Step, program: Program) -> Program:
             asks = self.fork is None and asks_for_speed_comparison(step.pass_)
-            before = copy.copy(self.numerics)
+            if not asks:
+                return run(step, program)
+            numerics, handed_down = copy.copy(self.numerics), _copied(step.handed_down, program)
             after = run(step, program)
-            if asks and after is not program:
-                self.fork = Fork(step, program, before)
+            if after is not program:
+                self.fork = Fork(step, program, numerics, handed_down)
             return after
 
         return forking_run
+
+
+def _copied(artifacts: Artifacts, program: Program) -> Artifacts | Exception:
+    """Copies of artifacts, into which passes may write. Nodes of the Program stay those that they are: it never changes."""
+    same = {id(part): part for part in (program, program.graph, *all_nodes(program.graph))}
+    try:
+        return copy.deepcopy(artifacts, same)
+    except Exception as error:
+        return error
 
 
 def faster(
@@ -69,7 +83,9 @@ def faster(
     at = fork.step.index
     rest = pipeline[at:]
     try:
-        other = context.run_passes(fork.program, rest, fork.numerics, [aside])
+        if isinstance(fork.handed_down, Exception):
+            raise fork.handed_down
+        other = context.run_passes(fork.program, rest, fork.numerics, [aside], fork.handed_down)
         progress(f"emitting TorchScript without {pass_.name}")
         other = context.emitted(other)
         dtype, reference = _speed_names(pass_, other.program)
@@ -83,8 +99,9 @@ def faster(
         return speed, replace(result, notes=[*result.notes, *_not_compared(rest, result.steps[at:])])
     reverted = copy.copy(fork.step)
     reverted.report = replace(fork.step.report, reverted=str(speed))
-    steps = [*result.steps[: at - 1], reverted, *other.steps]
-    return speed, replace(other, steps=steps, notes=[*other.notes, *_not_compared(rest, other.steps)])
+    before = result.steps[: at - 1]
+    notes = dict.fromkeys([*notes_of(before), *other.notes, *_not_compared(rest, other.steps)])
+    return speed, replace(other, steps=[*before, reverted, *other.steps], notes=list(notes))
 
 
 def _not_compared(passes: Sequence[Pass], steps: Sequence[Step]) -> list[str]:

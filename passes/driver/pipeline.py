@@ -9,6 +9,7 @@ import networkx as nx
 from ir_tools.frontends.source import Source
 from ir_tools.rewrite import Pass
 from passes.driver.catalogue import CATALOGUE, find_passes, lowering_to
+from passes.driver.instrumentation import PROVIDED
 from passes.errors import OptionError, PassOrderError
 from passes.lower.target import Target
 from passes.lower.targets import ATEN, AUTO, available_target, find_target
@@ -78,6 +79,17 @@ def check_order(passes: Sequence[Pass]) -> None:
             )
 
 
+def check_needs(passes: Sequence[Pass]) -> None:
+    """Raise `PassOrderError` for a pass that needs an artifact which neither the driver makes nor a pass before it gives."""
+    given = set(PROVIDED)
+    for pass_ in passes:
+        for kind in sorted(pass_.needs - given, key=lambda kind: kind.__name__):
+            later = [p.name for p in passes if kind in p.gives and p is not pass_]
+            first = f"put {' or '.join(dict.fromkeys(later))} before it" if later else "no pass of the pipeline gives it"
+            raise PassOrderError(f"{pass_.name} needs {kind.__name__}, which no pass before it gives: {first}")
+        given |= pass_.gives
+
+
 def legal_order(names: Sequence[str], rules: Iterable[tuple[str, str, str]]) -> list[str]:
     """`names` in an order that breaks none of the rules, and otherwise as given."""
     graph: nx.DiGraph = nx.DiGraph()
@@ -92,6 +104,7 @@ def plan(passes: str | Pass | Iterable[str | Pass], engine: str | Target) -> lis
     found = find_passes(passes)
     check_order(found)
     check_lowerings(found)
+    check_needs(found)
     lowering = lowering_of(found)
     if lowering is not None and wanted is not None and lowering.target is not wanted:
         stands_for = f"engine={lowering.target.name!r}"

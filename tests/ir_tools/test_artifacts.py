@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import typing
 from dataclasses import dataclass
+from typing import Any, Optional
 
 import pytest
 import torch
@@ -86,6 +89,91 @@ def test_a_parameter_without_a_class_is_an_error() -> None:
         @graph_pass(effects=())
         def gives(program: Block, log: RewriteLog) -> tuple[Block, int | str]:
             return program, 1
+
+
+Result = tuple[Block, Count]
+
+
+def by_tuple_of_typing(program: Block, log: RewriteLog) -> typing.Tuple[Block, Count]:  # noqa: UP006
+    return program, Count()
+
+
+def by_an_alias(program: Block, log: RewriteLog) -> Result:
+    return program, Count()
+
+
+def by_optional(program: Block, log: RewriteLog, start: Optional[Count]) -> tuple[Block, Optional["Count"]]:  # noqa: UP037, UP045
+    return program, start
+
+
+def by_annotated(program: Block, log: RewriteLog, start: typing.Annotated[Count, "first"]) -> typing.Annotated[Result, "it"]:
+    return program, start
+
+
+class Called:
+    def __call__(self, program: Block, log: RewriteLog, start: Count) -> Result:
+        return program, start
+
+
+def with_more(more: int, program: Block, log: RewriteLog) -> Result:
+    return program, Count(more)
+
+
+@functools.wraps(with_more)
+def wrapped(*arguments: Any) -> Any:
+    return with_more(*arguments)
+
+
+PARTIAL = functools.partial(with_more, 1)
+
+
+@pytest.mark.parametrize(
+    "function, needs",
+    [
+        (by_tuple_of_typing, set()), (by_an_alias, set()), (by_optional, {Count}), (by_annotated, {Count}),
+        (Called(), {Count}), (Called().__call__, {Count}), (PARTIAL, set()), (functools.partial(wrapped, 2), set()),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_spelling_of_a_signature_is_read(function: Any, needs: set[type]) -> None:
+    pass_ = Pass("any", function, frozenset())
+    assert pass_.needs == needs and pass_.gives == {Count}
+
+
+def test_the_pass_gives_what_its_alias_says() -> None:
+    for function in (by_tuple_of_typing, by_an_alias, by_optional, by_annotated, Called(), PARTIAL):
+        artifacts = Artifacts()
+        Pass("any", function, frozenset())(with_branches(), artifacts=artifacts)
+        assert type(artifacts[Count]) is Count
+
+
+def test_a_local_class_is_found_where_the_pass_uses_it_and_is_else_an_error() -> None:
+    class Local:
+        def __add__(self, other: Local) -> Local:
+            return self
+
+    def uses(program: Block, log: RewriteLog) -> tuple[Block, Local]:
+        return program, Local()
+
+    assert Pass("uses", uses, frozenset()).gives == {Local}
+
+    def only_names(program: Block, log: RewriteLog, local: Local) -> Block:
+        return program
+
+    def gives_one(program: Block, log: RewriteLog) -> tuple[Block, Elsewhere]:  # type: ignore[name-defined]  # noqa: F821
+        return program, None
+
+    for function, what in ((only_names, "parameter local"), (gives_one, "result")):
+        with pytest.raises(PassSignatureError, match=rf"the {what} of the pass \w+ is annotated '.*', which cannot be read"):
+            graph_pass(effects=())(function)
+
+
+def test_a_program_that_is_imported_for_type_checkers_alone_is_no_artifact() -> None:
+    def plain(program: Unknown, log: RewriteLog) -> Unknown:  # type: ignore[name-defined]  # noqa: F821
+        return program
+
+    program = with_branches()
+    assert graph_pass(effects=())(plain)(program) is program
 
 
 def test_giving_what_the_signature_does_not_say_is_an_error() -> None:

@@ -31,7 +31,7 @@ def quick() -> Iterator[Target]:
 
 def test_the_lowerings_of_the_catalogue_are_made_from_their_targets() -> None:
     assert {p.name: p.target for p in CATALOGUE.values() if p.target} == {"lower_aten": ATEN, "lower_onednn": ONEDNN}
-    assert CATALOGUE["lower_aten"].options == {} and CATALOGUE["lower_aten"].declares == "exact"
+    assert CATALOGUE["lower_aten"].options == {} and CATALOGUE["lower_aten"].is_exact
     assert CATALOGUE["lower_onednn"].options == {"variant": "measured", "records": None}
     assert find_passes("lower_aten") == [CATALOGUE["lower_aten"]]
 
