@@ -133,7 +133,7 @@ PARTIAL = functools.partial(with_more, 1)
         (by_tuple_of_typing, set()), (by_an_alias, set()), (by_optional, {Count}), (by_annotated, {Count}),
         (Called(), {Count}), (Called().__call__, {Count}), (PARTIAL, set()), (functools.partial(wrapped, 2), set()),
     ],
-    ids=str,
+    ids="tuple_of_typing alias optional annotated object bound_method partial partial_of_wrapped".split(),
 )  # fmt: skip
 def test_every_spelling_of_a_signature_is_read(function: Any, needs: set[type]) -> None:
     pass_ = Pass("any", function, frozenset())
