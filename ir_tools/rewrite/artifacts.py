@@ -36,10 +36,10 @@ class PassSignatureError(PassesError, TypeError):
 class Artifacts:
     """Artifacts, one of each class.
 
-    >>> artifacts = Artifacts({"x"})
-    >>> artifacts.give({"y"})
-    >>> artifacts[set] == {"x", "y"}, artifacts.get(dict)
-    (True, None)
+    >>> artifacts = Artifacts(["x"])
+    >>> artifacts.give(["y"])
+    >>> artifacts[list], artifacts.get(dict)
+    (['x', 'y'], None)
     """
 
     def __init__(self, *artifacts: Any):

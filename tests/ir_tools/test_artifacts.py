@@ -135,7 +135,7 @@ PARTIAL = functools.partial(with_more, 1)
     ],
     ids="tuple_of_typing alias optional annotated object bound_method partial partial_of_wrapped".split(),
 )  # fmt: skip
-def test_every_spelling_of_a_signature_is_read(function: Any, needs: set[type]) -> None:
+def test_a_signature_is_read_however_it_is_written(function: Any, needs: set[type]) -> None:
     pass_ = Pass("any", function, frozenset())
     assert pass_.needs == needs and pass_.gives == {Count}
 
