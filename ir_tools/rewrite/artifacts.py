@@ -16,6 +16,7 @@ that adds to it needs and gives it.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import inspect
 import types
@@ -159,8 +160,16 @@ def _names_known_to(function: Callable[..., Any]) -> dict[str, Any]:
     inner = getattr(inner, "__func__", inner)
     if not inspect.isfunction(inner):
         return vars(builtins)
-    around = inspect.getclosurevars(inner).nonlocals
-    return {**vars(builtins), **inner.__globals__, **around}
+    return {**vars(builtins), **inner.__globals__, **_values_around(inner)}
+
+
+def _values_around(function: Any) -> dict[str, Any]:
+    """What a function uses of those around it; without a name that is not bound yet, such as its own while it is decorated."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        with contextlib.suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
 
 
 def _resolved(function: Callable[..., Any], what: str, hint: Any, names: dict[str, Any]) -> Any:

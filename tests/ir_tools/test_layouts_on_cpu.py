@@ -175,7 +175,7 @@ def test_strides_that_say_nothing_are_never_wrong(op: Any, name: str) -> None:
 
 
 def scripted(post: Any) -> Any:
-    """A value that lies one way on one side of an if, and another way on the other, and an op on it."""
+    """A value that is channels-last on one side of an if and contiguous on the other, and an op on it."""
 
     class Sides(nn.Module):
         def __init__(self) -> None:
