@@ -15,7 +15,7 @@ equal ones have equal values whatever the symbols stand for. Fake tensors exist 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -77,6 +77,10 @@ class TensorFact(Fact):
         examples = (_example(tensor.shape), None if strides is None else _example(strides))
         sizes = None if strides is None else tuple(map(size, strides))
         return cls(tuple(map(size, tensor.shape)), tensor.dtype, tensor.device, sizes, tensor.layout, *examples)
+
+    def lying(self, strides: Sizes | None, example_strides: tuple[int, ...] | None = None) -> TensorFact:
+        """The same tensor with other strides; with none, how it lies in memory is not known."""
+        return replace(self, strides=strides, example_strides=example_strides)
 
     @property
     def rank(self) -> int:
@@ -215,10 +219,6 @@ def device(value: Any) -> torch.device | None:
     return None if known is None else known.device
 
 
-def has_symbols(value: Any) -> bool:
-    return isinstance(value, TensorFact) and value.has_symbols
-
-
 def holds_always(condition: Any) -> bool | None:
     """What a (symbolic) condition is for all values of its symbols; None when it depends on them."""
     if isinstance(condition, ScalarFact):
@@ -292,8 +292,12 @@ def memory_format(value: Any) -> torch.memory_format | None:
     return next((f for f in formats if is_contiguous_in(known, f)), None)
 
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The memory format that has channels innermost, by rank."""
+
+
 def channels_last_of(rank: int) -> list[torch.memory_format]:
-    return {4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(rank, [])
+    return [CHANNELS_LAST[rank]] if rank in CHANNELS_LAST else []
 
 
 def is_contiguous_in(known: TensorFact, format: torch.memory_format) -> bool | None:

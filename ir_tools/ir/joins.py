@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -39,7 +38,7 @@ def join(mode: InferenceMode, one: Fact, other: Fact, free: set[Any] | None = No
         return UNKNOWN
     differ = [a not in free and a != b for a, b in zip(one.shape, other.shape, strict=True)]
     if not any(differ):
-        return one if one.strides is None or same_layout(one, other) else _with_strides(one, None)
+        return one if one.strides is None or same_layout(one, other) else one.lying(None)
     shape = tuple(mode.unknown_size(free) if new else a for a, new in zip(one.shape, differ, strict=True))
     dense = is_contiguous(one) and is_contiguous(other)
     return TensorFact(shape, one.dtype, one.device, contiguous_strides(shape) if dense else None, one.layout)
@@ -52,10 +51,6 @@ def fresh(mode: InferenceMode, known: Fact, free: set[Any]) -> Fact:
     shape = tuple(mode.unknown_size(set()) if n in free else n for n in known.shape)
     strides = contiguous_strides(shape) if is_contiguous(known) else None
     return TensorFact(shape, known.dtype, known.device, strides, known.layout)
-
-
-def _with_strides(known: TensorFact, strides: Any) -> TensorFact:
-    return replace(known, strides=strides, example_strides=strides)
 
 
 class Elements(Fact):
@@ -105,7 +100,7 @@ def settle(nodes: Iterable[fx.Node]) -> None:
         if not isinstance(known, Elements):
             return known
         inside = known.known
-        return ListFact(_with_strides(inside, None) if isinstance(inside, TensorFact) else inside)
+        return ListFact(inside.lying(None) if isinstance(inside, TensorFact) else inside)
 
     for node in nodes:
         if isinstance(fact(node), (Elements, TupleFact)):

@@ -116,7 +116,7 @@ def layout_on_cpu(target: Any, args: tuple, result: Fact) -> Fact:
     if result.has_symbols or any(o.has_symbols for o in operands):
         # A size that is 1 when the file runs changes what these make of layouts that are not contiguous.
         known = all(is_contiguous(o) for o in operands) or name not in (*ON_CPU, "aten::flatten")
-        return result if known else replace(result, strides=None, example_strides=None)
+        return result if known else result.lying(None)
     with without_modes():
         if name in ON_CPU:
             strides = ON_CPU[name](args, result)
@@ -126,7 +126,7 @@ def layout_on_cpu(target: Any, args: tuple, result: Fact) -> Fact:
             lies = replace(result, strides=strides)
             if _is_ambiguous(lies) or _order_is_open(target, operands, result):
                 strides = None
-    return result if strides == result.strides else replace(result, strides=strides, example_strides=strides)
+    return result if strides == result.strides else result.lying(strides, strides)
 
 
 def _ignores_formats(target: Any, args: tuple, operands: list[TensorFact], result: TensorFact) -> bool:

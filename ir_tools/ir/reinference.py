@@ -34,8 +34,6 @@ from ir_tools.ir.inference_mode import InferenceMode
 from ir_tools.ir.regions import Body, bodies, inputs_of, is_region, region_loop, with_bodies
 from ir_tools.ir.shape_inference import FactError, compute_fact
 
-NO_STRIDES: dict[str, Any] = {"strides": None, "example_strides": None}
-
 
 class Stale:
     """The nodes of a graph whose operands changed since their facts were inferred."""
@@ -102,7 +100,7 @@ def _kept(old: Fact, new: Fact, inherited: set[Any], more: bool) -> Fact:
         )  # fmt: skip
         if sizes == new.shape:
             return new
-        return replace(old if not more else new, shape=sizes, **_strides_over(new, sizes, inherited))
+        return replace(new if more else old, shape=sizes).lying(*_strides_over(new, sizes, inherited))
     if not more and new is UNKNOWN:
         return _without_strides(old)
     if not more or (isinstance(old, ScalarFact) and isinstance(new, ScalarFact) and _symbols_of(new) - inherited):
@@ -113,19 +111,19 @@ def _kept(old: Fact, new: Fact, inherited: set[Any], more: bool) -> Fact:
 def _without_strides(known: Fact) -> Fact:
     if isinstance(known, TupleFact):
         return TupleFact(tuple(map(_without_strides, known.parts)))
-    return replace(known, **NO_STRIDES) if isinstance(known, TensorFact) else known
+    return known.lying(None) if isinstance(known, TensorFact) else known
 
 
-def _strides_over(new: TensorFact, sizes: Sizes, inherited: set[Any]) -> dict[str, Any]:
-    """The strides of `new`, with `sizes` in place of its own; unknown where another symbol is left in them."""
+def _strides_over(new: TensorFact, sizes: Sizes, inherited: set[Any]) -> tuple[Sizes | None, tuple[int, ...] | None]:
+    """The strides of `new`, and of its example, with `sizes` for its own; unknown where another symbol is left in them."""
     if new.strides is None:
-        return NO_STRIDES
+        return None, None
     swaps = {n: s for n, s in zip(new.shape, sizes, strict=True) if n != s}
     strides = tuple(s if isinstance(s, int) else s.xreplace(swaps) for s in new.strides)
     strides = tuple(int(s) if getattr(s, "is_number", False) else s for s in strides)
     if _symbols_in(strides) - inherited - _symbols_in(sizes):
-        return NO_STRIDES
-    return {"strides": strides, "example_strides": new.example_strides}
+        return None, None
+    return strides, new.example_strides
 
 
 def _symbols_of(known: Fact) -> set[Any]:
@@ -184,13 +182,12 @@ def _with_strides_of(known: Fact, others: Sequence[Any]) -> Fact:
         return known
     tensors = [o for o in others if isinstance(o, TensorFact)]
     if not tensors or any(isinstance(o, Fact) and o is UNKNOWN for o in others):
-        return replace(known, **NO_STRIDES)
+        return known.lying(None)
     first = tensors[0]
     if first.shape == known.shape and all(o.shape == first.shape and same_layout(first, o) for o in tensors[1:]):
-        return replace(known, strides=first.strides, example_strides=first.example_strides)
+        return known.lying(first.strides, first.example_strides)
     dense = all(o.rank == known.rank and is_contiguous(o) for o in tensors)  # of sizes that differ
-    strides = contiguous_strides(known.shape) if dense else None
-    return replace(known, strides=strides, example_strides=None)
+    return known.lying(contiguous_strides(known.shape) if dense else None)
 
 
 def _body_again(mode: InferenceMode, body: Body, given: Sequence[Fact]) -> Body:

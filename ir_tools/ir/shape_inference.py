@@ -165,7 +165,7 @@ def _common(one: Fact, other: Fact) -> Fact:
         others = other.parts if isinstance(other, TupleFact) else [UNKNOWN] * len(one)
         return TupleFact(tuple(map(_common, one.parts, others)))
     if isinstance(one, TensorFact) and (not isinstance(other, TensorFact) or one.strides != other.strides):
-        return replace(one, strides=None, example_strides=None)
+        return one.lying(None)
     return one
 
 
@@ -255,7 +255,7 @@ def _has_symbols(known: Any) -> bool:
         return any(map(_has_symbols, known.parts))
     if isinstance(known, TensorFact):
         return known.has_symbols
-    return isinstance(known, SYMBOLS) or (isinstance(known, ScalarFact) and not known.is_known)
+    return _is_symbol(known)
 
 
 def _leaves(value: Any) -> Iterable[Any]:

@@ -74,12 +74,18 @@ def test_a_fact_that_does_not_follow_is_noticed() -> None:
     assert line.startswith("max_pool2d: the fact says float32[2, 8, 7, 7] at [392, 49, 7, 1], running gives")
 
 
-def test_only_the_cone_of_a_change_is_inferred_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the ops that are inferred again, in order."""
+    names: list[str] = []
+    infer = shape_inference.compute_fact
+    monkeypatch.setattr(reinference, "compute_fact", lambda m, t, a, k: names.append(short_name(t)) or infer(m, t, a, k))
+    return names
+
+
+def test_only_the_cone_of_a_change_is_inferred_again(seen: list[str]) -> None:
     model = Model(lambda m, x: (x.exp().sin().cos(), x.relu().tanh().neg())).eval()
     program = captured(model, IMAGE)
-    seen: list[str] = []
-    infer = shape_inference.compute_fact
-    monkeypatch.setattr(reinference, "compute_fact", lambda m, t, a, k: seen.append(short_name(t)) or infer(m, t, a, k))
     after = in_channels_last(program, "exp")
     assert seen == ["sin", "cos"]
     assert [facts.memory_format(n) for n in (*named(after, "cos"), *named(after, "neg"))] == [
@@ -94,11 +100,8 @@ def test_only_the_cone_of_a_change_is_inferred_again(monkeypatch: pytest.MonkeyP
     assert seen == [], "a value with the same fact changes nothing behind it"
 
 
-def test_the_change_stops_where_facts_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_change_stops_where_facts_are_what_they_were(seen: list[str]) -> None:
     program = captured(Model(lambda m, x: x.exp().sum((2, 3)).sin().cos()).eval(), IMAGE)
-    seen: list[str] = []
-    infer = shape_inference.compute_fact
-    monkeypatch.setattr(reinference, "compute_fact", lambda m, t, a, k: seen.append(short_name(t)) or infer(m, t, a, k))
     in_channels_last(program, "exp")
     assert seen == ["sum"]
 
@@ -139,11 +142,13 @@ class Branches(nn.Module):
         return y.sin()
 
 
-class Rounds(nn.Module):
+class Convolves(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
+
+class Rounds(Convolves):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)
         n = int(x.abs().sum() > 0) + 1
@@ -152,12 +157,8 @@ class Rounds(nn.Module):
         return y.sin()
 
 
-class BackToContiguous(nn.Module):
+class BackToContiguous(Convolves):
     """The loop starts channels-last (behind the lowering) and goes on contiguous."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)

@@ -13,19 +13,12 @@ from typing import Any
 import torch
 
 from ir_tools.ir.dialect import aten, conv_act, linear_act
+from ir_tools.ir.facts import CHANNELS_LAST
 from ir_tools.ir.prepack import prepack_conv, prepack_linear
 from ir_tools.rewrite import Call, Value
 from ir_tools.rewrite.decompositions import CONVOLUTIONS, activated, finished
 from passes.lower.kernel_provider import KernelProvider
-from passes.lower.variants.workload import (
-    CHANNELS_LAST,
-    by,
-    dtype_name,
-    have_example_sizes,
-    lies_channels_last,
-    line,
-    spread_like,
-)
+from passes.lower.variants.workload import by, dtype_name, have_example_sizes, lies_channels_last, line, spread_like
 
 mkldnn = torch.ops.mkldnn
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+from ir_tools.ir.facts import CHANNELS_LAST
 
 
 def have_example_sizes(*values) -> bool:
