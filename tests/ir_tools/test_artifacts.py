@@ -157,6 +157,13 @@ def test_a_local_class_is_found_where_the_pass_uses_it_and_is_else_an_error() ->
 
     assert Pass("uses", uses, frozenset()).gives == {Local}
 
+    @graph_pass(effects=())
+    def uses_what_follows(program: Block, log: RewriteLog) -> tuple[Block, Local]:
+        return program, Local() if later else None
+
+    later: list[int] = []
+    assert uses_what_follows.gives == {Local}
+
     def only_names(program: Block, log: RewriteLog, local: Local) -> Block:
         return program
 
